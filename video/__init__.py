@@ -1,0 +1,1 @@
+"""Frames, Video-LLaVA and video question answering, one floor above `fastervlm`."""
