@@ -1,0 +1,114 @@
+"""What every vision encoder gives: patches scored by the [CLS] token, and their features on demand.
+
+Dims: B batch, M heads, N patches, K kept patches, C tower width, d head width. Source: FasterVLM, arXiv 2412.01818.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from encoders.errors import UserError, UserTypeError
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPatches:
+    """A batch of images, stopped inside the feature block: scored already, its features not computed yet.
+
+    Attributes:
+        cls_attention: (B, M, N) float32, the softmax over 1 + N keys of the [CLS] query of the feature block. The column
+            of [CLS] itself is dropped and nothing is renormalised, so a row sums to less than 1.
+        grid: rows and columns of the patches; rows * columns == N.
+        image_key: (B,) int64, see `image_key`.
+        finish: runs the rest of the feature block for the patches at an index (B, K), or for all patches at None.
+    """
+
+    cls_attention: Tensor
+    grid: tuple[int, int]
+    image_key: Tensor
+    finish: Callable[[Tensor | None], Tensor] = field(repr=False)
+
+    @property
+    def scores(self) -> Tensor:
+        """(B, N) float32: the attention each patch gets from [CLS], a plain mean over the heads."""
+        return self.cls_attention.mean(dim=1)
+
+    def features(self, index: Tensor | None = None) -> Tensor:
+        """Output of the feature block for the patches at `index` only.
+
+        Args:
+            index: (B, K) patch positions 0..N-1, in the order wanted; all patches without it.
+
+        Returns:
+            (B, K, C), or (B, N, C) without an index; equal to the whole tower's output, indexed afterwards.
+        """
+        if index is not None:
+            self._check(index)
+        return self.finish(index)
+
+    def _check(self, index: Tensor) -> None:
+        if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+            raise UserTypeError(f"An index holds whole numbers, patch positions, but this one is {index.dtype}.")
+        batch = len(self.cls_attention)
+        if index.dim() != 2 or len(index) != batch:
+            raise UserError(f"An index of shape ({batch}, K) is needed for {batch} images, not {tuple(index.shape)}.")
+
+
+class VisionEncoder(Protocol):
+    """A vision tower that can stop inside its feature block; what `encoders.wrap` returns."""
+
+    def __call__(self, pixel_values: Tensor, *, interpolate_pos_encoding: bool = False) -> ScoredPatches:
+        """Score the patches of a batch of images.
+
+        Args:
+            pixel_values: (B, 3, H, W), preprocessed for the tower.
+            interpolate_pos_encoding: stretch the position table for pictures of another size than the tower's own.
+        """
+        ...
+
+
+def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Attention of the [CLS] query alone, in float32 whatever the tower's dtype: one row, never an N x N map.
+
+    Args:
+        query: (B, M, 1, d), the [CLS] row.
+        key: (B, M, T, d), all T tokens.
+        scale: what the dot products are multiplied by.
+
+    Returns:
+        (B, M, T) float32, each row summing to 1.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        logits = torch.matmul(query.float(), key.float().transpose(-1, -2)) * scale
+        return logits.softmax(dim=-1).squeeze(-2)
+
+
+def gather_rows(x: Tensor, index: Tensor | None) -> Tensor:
+    """Rows of x (B, N, C) at index (B, K), as (B, K, C); x itself without an index."""
+    if index is None:
+        return x
+    positions = index.to(x.device, torch.long).unsqueeze(-1)
+    return x.gather(1, positions.expand(-1, -1, x.shape[-1]))
+
+
+def image_key(pixel_values: Tensor) -> Tensor:
+    """An exact integer key of each image: the sum of the bits of its pixels.
+
+    It does not depend on the other images of a batch nor on the order of summation, and it never waits for the device. A
+    seeded random method draws by it, so that an image keeps the same patches alone and in any batch.
+
+    Args:
+        pixel_values: (B, ...) of any dtype.
+
+    Returns:
+        (B,) int64.
+    """
+    pixels = pixel_values.detach()
+    bits = pixels.view(_BITS[pixels.element_size()]) if pixels.is_floating_point() else pixels
+    return bits.flatten(1).sum(dim=1, dtype=torch.int64)
