@@ -44,8 +44,13 @@ def pixels(images: list[np.ndarray]) -> Tensor:
     return (batch - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def hidden_states(tower: CLIPVisionModel, pixel_values: Tensor, offset: tuple[int, int] = (0, 0)) -> list[Tensor]:
-    """Hidden states (B, 1 + n * n, C) before each block and after the last, for a window of the position table at `offset`."""
+def hidden_states(
+    tower: CLIPVisionModel, pixel_values: Tensor, offset: tuple[int, ...] = (0, 0), depth: int | None = None
+) -> list[Tensor]:
+    """Hidden states (B, 1 + n * n, C) before each of the first `depth` blocks and after the last of them.
+
+    A picture smaller than the tower's sees the window of the position table that begins at `offset` (row, column).
+    """
     side = pixel_values.shape[-1] // CELL
     rows = torch.arange(offset[0], offset[0] + side)
     columns = torch.arange(offset[1], offset[1] + side)
@@ -54,7 +59,7 @@ def hidden_states(tower: CLIPVisionModel, pixel_values: Tensor, offset: tuple[in
     patches = tower.embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
     cls = tower.embeddings.class_embedding.expand(len(patches), 1, -1)
     states = [tower.pre_layrnorm(torch.cat((cls, patches), dim=1) + positions)]
-    for layer in tower.encoder.layers:
+    for layer in tower.encoder.layers[:depth]:
         states.append(layer(states[-1], None))
     return states
 
