@@ -1,0 +1,37 @@
+"""Rank the patch tokens of a CLIP image by the attention its [CLS] token pays them, and keep the best K.
+
+model, processor = fastervlm.load("llava-hf/llava-1.5-7b-hf")
+with fastervlm.prune(model, keep=58):
+    model.generate(**processor(images=image, text=prompt, return_tensors="pt").to(model.device))
+"""
+
+from encoders import ScoredPatches, UserError, UserTypeError, VisionEncoder, wrap
+from fastervlm.budget import TokenBudget
+from fastervlm.kept import KeptTokens
+from fastervlm.load import load
+from fastervlm.methods import METHODS, ClsAttention, Method, RandomTokens, UniformGrid
+from fastervlm.overlay import overlay
+from fastervlm.prune import PruneHandle, prune
+from fastervlm.trace import ImageTrace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "ClsAttention",
+    "ImageTrace",
+    "KeptTokens",
+    "Method",
+    "PruneHandle",
+    "RandomTokens",
+    "ScoredPatches",
+    "TokenBudget",
+    "UniformGrid",
+    "UserError",
+    "UserTypeError",
+    "VisionEncoder",
+    "load",
+    "overlay",
+    "prune",
+    "wrap",
+]

@@ -1,0 +1,38 @@
+"""Which patches of each picture were kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class KeptTokens:
+    """The patches a method kept.
+
+    Attributes:
+        index: (B, K) int64 patch positions, ascending in each row: kept tokens stay in raster order.
+        num_patches: N, how many there were.
+    """
+
+    index: Tensor
+    num_patches: int
+
+    @classmethod
+    def top(cls, scores: Tensor, k: int) -> KeptTokens:
+        """The `k` highest of scores (B, N) in each row; of equal scores the earlier patch is kept."""
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        return cls(order[:, :k].sort(dim=1).values, scores.shape[1])
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, N) bool, true where a patch was kept."""
+        empty = torch.zeros(len(self.index), self.num_patches, dtype=torch.bool, device=self.index.device)
+        return empty.scatter_(1, self.index, True)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The kept rows of x (B, N, ...), as (B, K, ...)."""
+        index = self.index.to(x.device)
+        return x[torch.arange(len(index), device=x.device)[:, None], index]

@@ -1,0 +1,71 @@
+"""LLaVA-1.5 (`LlavaForConditionalGeneration`): one picture, one flat run of visual tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from encoders import UserError, wrap
+from fastervlm.budget import TokenBudget
+from fastervlm.kept import KeptTokens
+from fastervlm.methods import Method
+from fastervlm.trace import ImageTrace
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """The pictures of one call, pruned and projected.
+
+    Attributes:
+        features: for each picture (T_i, D), what stands at its placeholders.
+        keep: for each picture (N_i,) bool, which of its placeholders stay; T_i of them are true.
+        trace: for each picture, what was kept.
+    """
+
+    features: list[Tensor]
+    keep: list[Tensor]
+    trace: list[ImageTrace]
+
+
+class Llava:
+    """How a LLaVA-1.5 model encodes pictures under pruning."""
+
+    inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+
+    @staticmethod
+    def check(model: Any) -> None:
+        """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
+        wrap(model.model.vision_tower, select_layer=model.config.vision_feature_layer)
+        _check_strategy(model.config.vision_feature_select_strategy)
+
+    @staticmethod
+    def encode(model: Any, budget: TokenBudget, method: Method, call: dict[str, Any]) -> Encoded:
+        """Score, choose, and only then finish and project the kept patches of `call["pixel_values"]` (B, 3, H, W)."""
+        layer = call.get("vision_feature_layer")
+        _check_strategy(call.get("vision_feature_select_strategy") or model.config.vision_feature_select_strategy)
+        tower = wrap(model.model.vision_tower, select_layer=model.config.vision_feature_layer if layer is None else layer)
+        pixel_values = call["pixel_values"]
+        patches = tower(pixel_values)
+        rows, columns = patches.grid
+        kept = method(patches, budget.resolve(rows * columns))
+        _check_kept(kept, len(pixel_values))
+        features = model.model.multi_modal_projector(patches.features(kept.index))
+        trace = [
+            ImageTrace(scores, index, patches.grid) for scores, index in zip(patches.scores.detach(), kept.index, strict=True)
+        ]
+        return Encoded(list(features), list(kept.mask), trace)
+
+
+def _check_strategy(strategy: str) -> None:
+    if strategy != "default":
+        raise UserError(
+            f"vision_feature_select_strategy={strategy!r} also feeds the [CLS] token to the language model, where fastervlm "
+            "prunes patches only; use 'default'."
+        )
+
+
+def _check_kept(kept: KeptTokens, pictures: int) -> None:
+    if not isinstance(kept, KeptTokens) or kept.index.dim() != 2 or len(kept.index) != pictures:
+        raise UserError(f"A method must return KeptTokens with an index of shape ({pictures}, K) for {pictures} pictures.")

@@ -1,0 +1,45 @@
+"""Methods that choose which patches to keep, before the language model sees any.
+
+A method is a small frozen dataclass, called with the scored patches and the number to keep. To add one, write it in a file
+of its own and name it in METHODS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from encoders import ScoredPatches, UserError
+from fastervlm.kept import KeptTokens
+from fastervlm.methods.baselines import RandomTokens, UniformGrid
+from fastervlm.methods.cls_attention import ClsAttention
+
+__all__ = ["METHODS", "ClsAttention", "Method", "RandomTokens", "UniformGrid", "get_method"]
+
+Method = Callable[[ScoredPatches, int], KeptTokens]
+
+METHODS: dict[str, Method] = {
+    "cls": ClsAttention(),
+    "cls-lowest": ClsAttention(lowest=True),
+    "random": RandomTokens(),
+    "grid": UniformGrid(),
+}
+
+
+def get_method(method: str | Method, **settings: Any) -> Method:
+    """The method of a name in METHODS, with `settings` in place of its defaults; a method itself is passed through.
+
+    Raises:
+        UserError: no method has that name, or it has no such setting.
+    """
+    if not isinstance(method, str):
+        if not callable(method):
+            raise UserError(f"method={method!r} is neither a name nor a method; the names are {', '.join(METHODS)}.")
+        return method
+    if method not in METHODS:
+        raise UserError(f"There is no method named {method!r}; choose one of {', '.join(METHODS)}.")
+    try:
+        return replace(METHODS[method], **settings) if settings else METHODS[method]  # type: ignore[type-var]
+    except TypeError as error:
+        raise UserError(f"The method {method!r} has no setting {', '.join(settings)}.") from error

@@ -1,0 +1,58 @@
+"""Choices that look at no content: what every ranking has to beat."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from encoders import ScoredPatches
+from fastervlm.kept import KeptTokens
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """Keep patches drawn uniformly without replacement.
+
+    The draw is a hash of the seed, the picture's own pixels and the patch: a picture keeps the same patches alone, in any
+    batch, on any device and in any thread, and other pictures or seeds get other draws.
+    """
+
+    seed: int = 0
+
+    def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
+        """Keep `k` patches of each picture."""
+        rows, columns = patches.grid
+        patch = torch.arange(rows * columns, device=patches.image_key.device)
+        return KeptTokens.top(_hash(_hash(patches.image_key[:, None] + _hash(patch + 1)) + self.seed), k)
+
+
+def _hash(x: Tensor) -> Tensor:
+    """A 64-bit mixing of int64 values: multiply and xor-shift rounds, wrapping around as the hardware does."""
+    for multiplier, shift in ((-0x40A7B892E31B1A47, 30), (-0x6B2FB644ECCEEE15, 27), (0x1E3779B97F4A7C15, 31)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * multiplier
+    return x ^ ((x >> 32) & 0xFFFFFFFF)
+
+
+@dataclass(frozen=True)
+class UniformGrid:
+    """Keep patches on an even lattice: exactly `k`, in rows as even as the numbers allow."""
+
+    def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
+        """Keep `k` patches, the same in each picture."""
+        rows, columns = patches.grid
+        index = torch.tensor(lattice(rows, columns, k), device=patches.cls_attention.device)
+        return KeptTokens(index.expand(len(patches.cls_attention), -1), rows * columns)
+
+
+def lattice(rows: int, columns: int, k: int) -> list[int]:
+    """`k` distinct raster positions spread evenly over `rows` x `columns`, ascending."""
+    lines = min(rows, k, max(math.ceil(k / columns), round(math.sqrt(k * rows / columns))))
+    chosen: list[int] = []
+    for line in range(lines):
+        row = (2 * line + 1) * rows // (2 * lines)
+        count = k * (line + 1) // lines - k * line // lines
+        chosen += [row * columns + (2 * i + 1) * columns // (2 * count) for i in range(count)]
+    return chosen

@@ -1,0 +1,137 @@
+"""`prune`: a stock transformers model that keeps the best visual tokens only, and forgets it again when told to."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import MethodType, TracebackType
+from typing import Any, Literal
+
+from torch import nn
+
+from encoders import UserError, UserTypeError
+from fastervlm import generation
+from fastervlm.budget import TokenBudget
+from fastervlm.llava import Llava
+from fastervlm.methods import Method, get_method
+from fastervlm.trace import ImageTrace
+
+# How each kind of model encodes its pictures, by the name of its class or of a class it derives from.
+FAMILIES: dict[str, type[Llava]] = {"LlavaForConditionalGeneration": Llava}
+
+_HANDLE = "_fastervlm_handle"
+
+
+def prune(
+    model: nn.Module,
+    keep: int | float | TokenBudget,
+    *,
+    method: str | Method = "cls",
+    anyres: Literal["native", "paper"] = "native",
+    positions: Literal["compact", "original"] = "compact",
+) -> PruneHandle:
+    """Let only the best visual tokens of each picture reach the projector and the language model of `model`.
+
+    It acts at once and on this instance alone. `model.generate(**processor(...))` and `model(...)` then work as before, in
+    every mode of generation; sequences come back with the unpruned prompt in front. Logits, hidden states and KV cache have
+    the pruned length. Source: FasterVLM, arXiv 2412.01818.
+
+    Args:
+        model: a `LlavaForConditionalGeneration`, with whatever attention backend, dtype or device map.
+        keep: how many visual tokens to keep of each picture: a count (58), a fraction (0.1) or a `TokenBudget`.
+        method: which ones: a name in `fastervlm.methods.METHODS` or a method.
+        anyres: how pictures cut into crops are laid out; no matter for models with one crop.
+        positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
+
+    Returns:
+        A handle; `handle.remove()` undoes it exactly, and so does leaving `with prune(...)`.
+
+    Raises:
+        UserError: the budget, the method or a setting cannot be used, the tower has no [CLS] token, or the model is pruned
+            already.
+        UserTypeError: the model is of a kind that is not supported.
+    """
+    budget = TokenBudget.of(keep)
+    _check_choice("anyres", anyres, ("native", "paper"))
+    _check_choice("positions", positions, ("compact", "original"))
+    family = _family(model)
+    if _HANDLE in model.__dict__:
+        raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
+    family.check(model)
+    return PruneHandle(model, family, budget, get_method(method), positions)
+
+
+class PruneHandle:
+    """Undoes a pruning, like torch's `RemovableHandle`, and tells what the last call kept.
+
+    Attributes:
+        budget: the token budget in force.
+        method: the method in force.
+        positions: "compact" or "original".
+        trace: one `ImageTrace` for each picture of the last call with pictures, in the order of `pixel_values`.
+    """
+
+    def __init__(self, model: nn.Module, family: type[Llava], budget: TokenBudget, method: Method, positions: str) -> None:
+        self.model: Any = model
+        self.family = family
+        self.budget = budget
+        self.method = method
+        self.positions = positions
+        self.trace: list[ImageTrace] = []
+        self.originals = {name: model.__dict__.get(name) for name in ("generate", "forward")}
+        model.__dict__[_HANDLE] = self
+        model.__dict__["generate"] = _bound(model, "generate", generation.generate)
+        model.__dict__["forward"] = _bound(model, "forward", generation.forward)
+
+    def original(self, name: str) -> Callable[..., Any]:
+        """The model's own method of that name."""
+        own = self.originals[name]
+        return own if own is not None else getattr(type(self.model), name).__get__(self.model)
+
+    def remove(self) -> None:
+        """Give the model its own methods back; a second call does nothing."""
+        if self.model.__dict__.get(_HANDLE) is not self:
+            return
+        for name, own in self.originals.items():
+            del self.model.__dict__[name]
+            if own is not None:
+                self.model.__dict__[name] = own
+        del self.model.__dict__[_HANDLE]
+
+    def __enter__(self) -> PruneHandle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        state = "active" if self.model.__dict__.get(_HANDLE) is self else "removed"
+        return f"PruneHandle({type(self.model).__name__}, {self.budget}, {self.method!r}, {state})"
+
+
+def _bound(model: nn.Module, name: str, function: Callable[..., Any]) -> MethodType:
+    """`function(handle, call)` as a method of this instance, with the signature of the method it stands for.
+
+    The handle is looked up on the instance at each call, so that a deep copy of the model uses its own.
+    """
+    stock = getattr(type(model), name)
+    names = list(inspect.signature(stock).parameters)[1:]
+
+    @functools.wraps(stock)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(self.__dict__[_HANDLE], {**dict(zip(names, args, strict=False)), **kwargs})
+
+    return MethodType(method, model)
+
+
+def _family(model: object) -> type[Llava]:
+    for cls in type(model).__mro__:
+        if cls.__name__ in FAMILIES:
+            return FAMILIES[cls.__name__]
+    raise UserTypeError(f"A {type(model).__name__} cannot be pruned; supported models are {', '.join(FAMILIES)}.")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
