@@ -88,7 +88,7 @@ def _shorten(handle: PruneHandle, call: Call, *, from_mask: bool) -> Splice:
     for name in handle.family.inputs:
         call.pop(name, None)
     call["input_ids"] = splice.short_ids
-    call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=encoded.features)}
+    call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=encoded.features)}  # type: ignore[arg-type]
     if mask is not None or bool(splice.filler.any()):
         call["attention_mask"] = splice.short_mask
     if positions is not None:

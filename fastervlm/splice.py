@@ -73,8 +73,8 @@ class Splice:
 
     def repeat(self, times: int) -> Splice:
         """The same with each row `times` times, as generation expands a batch for beams and several answers."""
-        parts = (self.ids, self.mask, self.order, self.filler)
-        return Splice(*(part.repeat_interleave(times, dim=0) for part in parts), self.pad)
+        ids, mask, order, filler = (x.repeat_interleave(times, dim=0) for x in (self.ids, self.mask, self.order, self.filler))
+        return Splice(ids, mask, order, filler, self.pad)
 
     def for_rows(self, rows: int) -> Splice:
         """The same for a batch of `rows` rows that came from this one."""

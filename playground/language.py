@@ -60,6 +60,7 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
 
 
 def llava_config() -> LlavaConfig:
+    """The tiny LLaVA: 24 x 24 visual tokens, a Llama of four blocks, 1.7 million parameters in all."""
     text = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
@@ -86,6 +87,7 @@ class LanguageTask(nn.Module):
         self.language = LlamaForCausalLM(config.text_config)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """The loss on a batch of `Questions.batch`, and the share of right answers with all or with some visual tokens."""
         with torch.no_grad():
             patches = hidden_states(self.tower, batch["pixel_values"], tuple(batch["offset"].tolist()), depth=3)[-1][:, 1:]
         kept = batch["kept"]

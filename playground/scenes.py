@@ -67,7 +67,7 @@ class Scene:
     signs: list[tuple[str, str]] = field(default_factory=list)
     patterns: tuple[str, str] = ("plain", "plain")
 
-    def facts(self) -> set[tuple[str, object]]:
+    def facts(self) -> set[tuple[str, int] | tuple[str, str]]:
         """The members of FACTS that hold."""
         return {*self.boxes, *self.shapes, *self.signs}
 

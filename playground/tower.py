@@ -27,6 +27,7 @@ _FACT = {fact: i for i, fact in enumerate(FACTS)}
 
 
 def vision_config() -> CLIPVisionConfig:
+    """The tiny tower: 192 x 192 pixels, 24 x 24 patches, four blocks."""
     return CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=3 * WIDTH,
@@ -83,6 +84,7 @@ class TowerTask(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """The sum of the losses on a batch of `make_batch`, and its parts to show."""
         states = hidden_states(self.tower, batch["pixel_values"], tuple(batch["offset"].tolist()))
         mid = self.norm(states[-2])
         cls = self.tower.post_layernorm(states[-1][:, 0])

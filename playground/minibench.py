@@ -1,0 +1,78 @@
+"""The mini benchmark: fresh scenes and questions in TextVQA's own file layout, drawn by seed.
+
+`python -m playground.minibench` writes 400 pictures and 800 questions, none of which the tiny model was trained on:
+
+    OUT/llava_textvqa_val_v051_ocr.jsonl   the questions, as LLaVA's evaluation reads them
+    OUT/TextVQA_0.5.1_val.json             the annotations, ten answers each
+    OUT/train_images/*.png                 the pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from playground.language import INSTRUCTION
+from playground.scenes import draw, questions
+
+OUT = Path(__file__).parent / "data" / "eval" / "textvqa-mini"
+QUESTIONS = "llava_textvqa_val_v051_ocr.jsonl"
+ANNOTATIONS = "TextVQA_0.5.1_val.json"
+IMAGES = "train_images"
+# The first word of every seed of a benchmark scene; training counts its seeds from the --seed it is given, 0.
+_BENCHMARK = 20_250
+_ASKED = ("number", "sign", "colour", "shape", "exists")
+
+
+def main() -> None:
+    """Write the benchmark where it is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--pictures", type=int, default=400, help="pictures; each gets two questions")
+    arguments = parser.parse_args()
+    write(arguments.out, arguments.pictures)
+    print(f"Wrote {2 * arguments.pictures} questions over {arguments.pictures} pictures to {arguments.out}.")
+
+
+def write(out: Path, pictures: int) -> None:
+    """Write the benchmark; the question file comes last, so that its presence means that all is there."""
+    (out / IMAGES).mkdir(parents=True, exist_ok=True)
+    asked, annotations = [], []
+    for number in range(pictures):
+        rng = np.random.default_rng((_BENCHMARK, number))
+        scene = draw(rng)
+        name = f"{rng.integers(1 << 62):016x}"
+        Image.fromarray(scene.image).save(out / IMAGES / f"{name}.png")
+        for kind, question, answer in _choose(number, questions(rng, scene)):
+            text = f"{question}\n{INSTRUCTION}"
+            asked.append({"question_id": name, "image": f"{name}.png", "text": text, "category": kind})
+            about = {"question_id": len(annotations), "image_id": name, "question": question, "answers": [answer] * 10}
+            annotations.append(about)
+    _replace(out / ANNOTATIONS, json.dumps({"dataset_type": "val", "dataset_name": "textvqa-mini", "data": annotations}))
+    _replace(out / QUESTIONS, "".join(json.dumps(row) + "\n" for row in asked))
+
+
+def _choose(number: int, asked: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Two questions about picture `number`: the types in turn, and on every eighth picture one about a wall."""
+    wanted = [_ASKED[2 * number % 5], "pattern" if number % 8 == 0 else _ASKED[(2 * number + 1) % 5]]
+    chosen = []
+    for kind in wanted:
+        fitting = [row for row in asked if row[0] == kind and row not in chosen]
+        others = [row for row in asked if row[0] != "pattern" and row not in chosen]
+        chosen.append((fitting or others)[0])
+    return chosen
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+if __name__ == "__main__":
+    main()
