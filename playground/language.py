@@ -7,6 +7,8 @@ that the model bears short sequences; the subsets use no saliency and favour no 
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -84,7 +86,7 @@ class LanguageTask(nn.Module):
         config = llava_config()
         self.tower = tower.tower.requires_grad_(False)
         self.projector = LlavaMultiModalProjector(config)
-        self.language = LlamaForCausalLM(config.text_config)
+        self.language = LlamaForCausalLM(cast(LlamaConfig, config.text_config))
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """The loss on a batch of `Questions.batch`, and the share of right answers with all or with some visual tokens."""
@@ -94,7 +96,7 @@ class LanguageTask(nn.Module):
         patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1]))
         visual = self.projector(patches)
         words = self.language.get_input_embeddings()(batch["ids"])
-        head = batch["head"].item()
+        head = int(batch["head"])
         embeds = torch.cat((words[:, :head], visual.to(words.dtype), words[:, head:]), dim=1)
         mask, positions = _packed_mask(batch["segment"], head, kept.shape[1])
         hidden = self.language.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).last_hidden_state
