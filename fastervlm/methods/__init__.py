@@ -34,6 +34,8 @@ def get_method(method: str | Method, **settings: Any) -> Method:
         UserError: no method has that name, or it has no such setting.
     """
     if not isinstance(method, str):
+        if isinstance(method, type):
+            raise UserError(f"method={method.__name__} is a class; make one of it: {method.__name__}().")
         if not callable(method):
             raise UserError(f"method={method!r} is neither a name nor a method; the names are {', '.join(METHODS)}.")
         return method
