@@ -1,0 +1,99 @@
+"""The slow plain way to what pruning must give: full attention maps, indexing afterwards, one row at a time, no cache."""
+
+import copy
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tests import tiny
+
+IMAGE_ID, END_ID = 3, 2  # of the tiny tokenizer
+LAYER = -2
+
+
+def pictures(count, seed=0):
+    """PIL pictures of noise and of several shapes, each unlike the others."""
+    rng = np.random.default_rng(seed)
+    shapes = [(40, 50, 3), (32, 32, 3), (64, 33, 3), (20, 90, 3)]
+    return [Image.fromarray(rng.integers(0, 255, shapes[i % 4], dtype=np.uint8)) for i in range(count)]
+
+
+def inputs(texts, side="left", seed=0):
+    """What the processor makes of texts with `<image>` in them, padded on a side; a picture for each `<image>`."""
+    processor = tiny.processor()
+    processor.tokenizer.padding_side = side
+    count = sum(text.count("<image>") for text in texts)
+    return dict(processor(images=pictures(count, seed) or None, text=texts, padding=True, return_tensors="pt"))
+
+
+def rows(batch):
+    """The rows of a batch without their pads: (ids, pixel_values of the row's own pictures)."""
+    first = 0
+    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+        ids = ids[mask.bool()]
+        count = int((ids == IMAGE_ID).sum()) // tiny.PATCHES
+        yield ids.tolist(), (batch["pixel_values"][first : first + count] if count else None)
+        first += count
+
+
+class Plain:
+    """A model that is pruned by hand. It copies the model it is given, which must not be pruned, and attends eagerly."""
+
+    def __init__(self, model, keep, layer=LAYER, positions="compact"):
+        self.model = copy.deepcopy(model).eval()
+        self.model.set_attn_implementation("eager")
+        self.keep, self.layer, self.positions = keep, layer, positions
+
+    def scores(self, pixel_values):
+        """(B, N): the [CLS] row of the feature block's whole map, a mean over heads; of several layers the deepest counts."""
+        tower = self.model.model.vision_tower
+        maps = tower(pixel_values, output_attentions=True).attentions
+        deepest = max(x % (len(maps) + 1) for x in self._layers()) - 1
+        return maps[deepest][:, :, 0, 1:].mean(1)
+
+    def index(self, pixel_values):
+        """(B, K), ascending."""
+        return self.scores(pixel_values).topk(self.keep).indices.sort().values
+
+    def visual(self, pixel_values):
+        """(B, K, D): all patches projected, then those kept."""
+        states = self.model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+        features = self.model.model.multi_modal_projector(torch.cat([states[x][:, 1:] for x in self._layers()], dim=-1))
+        return torch.stack([x[index] for x, index in zip(features, self.index(pixel_values), strict=True)])
+
+    def columns(self, ids, pixel_values):
+        """The columns of a row that stay, ascending."""
+        kept = [] if pixel_values is None else [set(x.tolist()) for x in self.index(pixel_values)]
+        columns, seen = [], 0
+        for column, token in enumerate(ids):
+            if token == IMAGE_ID and seen < len(kept) * tiny.PATCHES:
+                picture, patch = divmod(seen, tiny.PATCHES)
+                seen += 1
+                if patch not in kept[picture]:
+                    continue
+            columns.append(column)
+        return columns
+
+    def logits(self, ids, pixel_values):
+        """(L, V) for one row without pads; what is generated may stand behind the prompt."""
+        columns = self.columns(ids, pixel_values)
+        short = torch.tensor([ids[column] for column in columns])
+        embeds = self.model.get_input_embeddings()(short).clone()
+        if pixel_values is not None:
+            visual = self.visual(pixel_values).flatten(0, 1)
+            embeds[(short == IMAGE_ID).nonzero().flatten()[: len(visual)]] = visual
+        places = torch.tensor([columns if self.positions == "original" else list(range(len(columns)))])
+        hidden = self.model.model.language_model(inputs_embeds=embeds[None], position_ids=places, use_cache=False)
+        return self.model.lm_head(hidden.last_hidden_state)[0]
+
+    @torch.no_grad()
+    def greedy(self, ids, pixel_values, count):
+        """`count` tokens, each the most likely after all before it; stops at the end token."""
+        new = []
+        while len(new) < count and END_ID not in new:
+            new.append(int(self.logits(ids + new, pixel_values)[-1].argmax()))
+        return new
+
+    def _layers(self):
+        return [self.layer] if isinstance(self.layer, int) else self.layer
