@@ -138,11 +138,16 @@ class Questions:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def batch(self, seed: tuple[int, ...], size: int, grid: int, whole: float, per_picture: int = 6) -> dict[str, Tensor]:
-        """Packed questions about `size` pictures; with probability `whole` all visual tokens are kept, else a random subset."""
+    def batch(
+        self, seed: tuple[int, ...], size: int, grid: int, whole: float, per_picture: int = 6, tail: str = TAIL
+    ) -> dict[str, Tensor]:
+        """Packed questions about `size` pictures, each followed by `tail`.
+
+        With probability `whole` all visual tokens are kept, else a random subset.
+        """
         rng = np.random.default_rng(seed)
         scenes = [draw(rng, grid) for _ in range(size)]
-        rows = [self._pack(questions(rng, scene)[:per_picture]) for scene in scenes]
+        rows = [self._pack(questions(rng, scene)[:per_picture], tail) for scene in scenes]
         length = max(len(row[0]) for row in rows)
         ids, target, segment = (
             torch.tensor([values + [fill] * (length - len(values)) for values in column])
@@ -162,13 +167,13 @@ class Questions:
             "segment": segment,
         }
 
-    def _pack(self, asked: list[tuple[str, str, str]]) -> tuple[list[int], list[int], list[int]]:
+    def _pack(self, asked: list[tuple[str, str, str]], tail: str) -> tuple[list[int], list[int], list[int]]:
         """Ids, next-token targets (-1 outside answers) and segment numbers of one picture's questions."""
         ids: list[int] = []
         target: list[int] = []
         segment: list[int] = []
         for number, (_, question, answer) in enumerate(asked):
-            prompt, reply = self._ids(f"\n{question}{TAIL}"), [*self._ids(f" {answer}"), 2]
+            prompt, reply = self._ids(f"\n{question}{tail}"), [*self._ids(f" {answer}"), 2]
             ids += prompt + reply[:-1]
             target += [-1] * (len(prompt) - 1) + reply
             segment += [number] * (len(prompt) + len(reply) - 1)
@@ -176,10 +181,15 @@ class Questions:
 
 
 def phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float = 1.0) -> list[Phase]:
-    """Windows of 12 x 12 patches first, then whole pictures in two cosine cycles."""
+    """Small windows and bare questions until looking things up is learned, then the whole prompt, then whole pictures."""
     data = Questions(tokenizer)
+
+    def small(step: int) -> dict[str, Tensor]:
+        return data.batch((seed, 3, step), 32, GRID // 3, 1.0, 12, " ASSISTANT:")
+
     return [
-        Phase("language, windows", int(1200 * scale), 2e-3, lambda step: data.batch((seed, 3, step), 24, GRID // 2, 0.6)),
-        Phase("language, whole pictures", int(600 * scale), 1.5e-3, lambda step: data.batch((seed, 4, step), 16, GRID, 0.3)),
-        Phase("language, last cycle", int(500 * scale), 1e-3, lambda step: data.batch((seed, 5, step), 16, GRID, 0.3)),
+        Phase("language, small windows", int(1200 * scale), 2e-3, small),
+        Phase("language, windows", int(400 * scale), 1.5e-3, lambda step: data.batch((seed, 4, step), 24, GRID // 2, 0.6)),
+        Phase("language, whole pictures", int(450 * scale), 1.5e-3, lambda step: data.batch((seed, 5, step), 16, GRID, 0.3)),
+        Phase("language, last cycle", int(450 * scale), 1e-3, lambda step: data.batch((seed, 6, step), 16, GRID, 0.3)),
     ]
