@@ -1,0 +1,238 @@
+"""The command line: `fastervlm`, or `python -m fastervlm.cli`.
+
+Each command is a thin layer over a library call; heavy imports wait until a command runs. Other packages add commands by
+an entry point in the group `fastervlm.commands` that is a function or a typer app.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from encoders.errors import UserError
+
+app = typer.Typer(
+    help="Prune the visual tokens of a CLIP vision-language model by the attention of its [CLS] token, and measure it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The benchmark, for example textvqa.")]
+ModelPath = Annotated[str, typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub.")]
+QuestionFile = Annotated[Path, typer.Option(help="Questions, one JSON object a line.")]
+ImageFolder = Annotated[Path, typer.Option(help="Folder of the pictures named in the question file.")]
+AnnotationFile = Annotated[Path, typer.Option(help="The right answers.")]
+BatchSize = Annotated[int, typer.Option(help="Questions answered at a time.")]
+Limit = Annotated[int | None, typer.Option(help="Take only the first questions.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; chosen for the device if left out.")]
+Device = Annotated[str | None, typer.Option(help="For example cpu or cuda; chosen if left out.")]
+ConvMode = Annotated[
+    str | None, typer.Option(help="Prompt template: vicuna_v1, or chat for the processor's own; chat if there is one.")
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest answer.")]
+AspectRatio = Annotated[
+    str, typer.Option("--image-aspect-ratio", help="pad to a square, or square: leave it to the processor.")
+]
+
+
+@app.command("eval")
+def eval_(
+    task: TaskName,
+    *,
+    model: ModelPath,
+    question_file: QuestionFile,
+    image_folder: ImageFolder,
+    answers_file: Annotated[Path, typer.Option(help="Where the answers go (.jsonl).")],
+    annotation_file: Annotated[Path | None, typer.Option(help="The right answers; without them there is no score.")] = None,
+    visual_token_num: Annotated[
+        str | None, typer.Option(help="Visual tokens kept: a count (58) or a fraction (0.1); all if left out.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="cls, cls-lowest, random or grid.")] = "cls",
+    seed: Annotated[int, typer.Option(help="Of a random method and of sampling.")] = 0,
+    batch_size: BatchSize = 16,
+    limit: Limit = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    conv_mode: ConvMode = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_new_tokens: MaxNewTokens = 128,
+    image_aspect_ratio: AspectRatio = "pad",
+    overlay: Annotated[Path | None, typer.Option(help="Save a picture of what was kept for the first question.")] = None,
+) -> None:
+    """Answer a benchmark's questions and score the answers."""
+    from fastervlm.eval import get_task
+    from fastervlm.eval.overlay import save_overlay
+    from fastervlm.eval.runner import evaluate
+    from fastervlm.eval.settings import Settings, seeded
+    from fastervlm.eval.subject import Subject
+
+    settings = Settings(
+        task=get_task(task),
+        question_file=question_file,
+        image_folder=image_folder,
+        answers_file=answers_file,
+        annotation_file=annotation_file,
+        keep=None if visual_token_num is None else _number(visual_token_num),
+        method=seeded(method, seed),
+        batch_size=batch_size,
+        limit=limit,
+        conv_mode=conv_mode,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        image_aspect_ratio=image_aspect_ratio,
+        seed=seed,
+    )
+    if overlay and (settings.keep is None or overlay.suffix != ".png"):
+        raise UserError("--overlay saves what pruning kept; give it a .png file, and --visual-token-num as well.")
+    subject = Subject(model, dtype, device)
+    with _resumable():
+        protocol, score = evaluate(subject, settings)
+    print("\n".join([*(score.lines() if score else ["No score."]), *_speed_lines(protocol)]))
+    print(f"Answers: {answers_file}")
+    if overlay:
+        save_overlay(subject, settings, overlay)
+        print(f"Picture of the kept tokens: {overlay}")
+    _report_failures(protocol["failed"], protocol["failures"])
+
+
+@app.command()
+def score(
+    task: TaskName,
+    *,
+    annotation_file: AnnotationFile,
+    result_file: Annotated[Path, typer.Option(help="The answers (.jsonl).")],
+    json: Annotated[Path | None, typer.Option(help="Write the score to this file as well.")] = None,
+) -> None:
+    """Score answers that are on disk."""
+    from fastervlm.eval import get_task
+    from fastervlm.eval.answers import read_answers, writable_folder
+    from fastervlm.report import write_json
+
+    if json:
+        writable_folder(json.parent)
+    result = get_task(task).score(read_answers(result_file), annotation_file)
+    print("\n".join(result.lines()))
+    if json:
+        write_json(json, result.summary())
+
+
+@app.command()
+def compare(
+    *,
+    model: ModelPath,
+    question_file: QuestionFile,
+    image_folder: ImageFolder,
+    annotation_file: AnnotationFile,
+    out_dir: Annotated[Path, typer.Option(help="Where answers, table and plot go.")],
+    task: Annotated[str, typer.Option(help="The benchmark.")] = "textvqa",
+    visual_token_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "576,288,144,58,29",
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "cls,random,grid",
+    seeds: Annotated[int, typer.Option(help="Runs of a random method.")] = 3,
+    blind: Annotated[bool, typer.Option("--blind", help="Add the floor: every picture replaced by grey.")] = False,
+    batch_size: BatchSize = 16,
+    limit: Limit = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    conv_mode: ConvMode = None,
+    max_new_tokens: MaxNewTokens = 128,
+    image_aspect_ratio: AspectRatio = "pad",
+) -> None:
+    """Table and plot of accuracy and time to first token over visual tokens and methods."""
+    from fastervlm.eval import get_task
+    from fastervlm.eval.compare import compare as run
+    from fastervlm.eval.settings import Settings
+    from fastervlm.eval.subject import Subject
+    from fastervlm.report import print_table
+
+    settings = Settings(
+        task=get_task(task),
+        question_file=question_file,
+        image_folder=image_folder,
+        answers_file=out_dir / "all.jsonl",
+        annotation_file=annotation_file,
+        batch_size=batch_size,
+        limit=limit,
+        conv_mode=conv_mode,
+        max_new_tokens=max_new_tokens,
+        image_aspect_ratio=image_aspect_ratio,
+    )
+    budgets = [_number(text) for text in visual_token_num.split(",")]
+    names = methods.split(",")
+    with _resumable():
+        comparison = run(
+            Subject(model, dtype, device), settings, budgets=budgets, methods=names, out_dir=out_dir, seeds=seeds, blind=blind
+        )
+    print_table(*comparison.table())
+    print(f"Table, numbers and plot: {out_dir}/compare.md, compare.json, compare.png")
+    _report_failures(comparison.failed)
+
+
+def _number(text: str) -> int | float:
+    """A token budget as typed."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise UserError(f"--visual-token-num is {text!r}; give a count such as 58 or a fraction such as 0.1.")
+
+
+def _speed_lines(protocol: dict[str, Any]) -> list[str]:
+    first, rate = protocol["mean_time_to_first_token_s"], protocol["samples_per_second"]
+    kept = f"Visual tokens: {protocol['visual_token_num']} of {protocol['visual_tokens_unpruned']}"
+    if rate is None:
+        return [kept]
+    return [
+        kept,
+        f"Speed: {rate:.1f} samples/s, {1000 * first:.1f} ms to the first token of a batch of {protocol['batch_size']}",
+    ]
+
+
+def _report_failures(failed: int, failures: list[dict[str, Any]] | None = None) -> None:
+    """Name what failed and end with exit code 1, if anything did."""
+    if not failed:
+        return
+    for failure in failures or []:
+        print(f"fastervlm: question {failure['question_id']}: {failure['image']} {failure['reason']}", file=sys.stderr)
+    print(f"fastervlm: {failed} questions failed and are not in the score; the next run tries them again.", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("fastervlm: stopped; the same command goes on where this one stopped.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def add_commands() -> None:
+    """Register the commands of other packages."""
+    for point in entry_points(group="fastervlm.commands"):
+        command = point.load()
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=point.name)
+        else:
+            app.command(point.name)(command)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    add_commands()
+    try:
+        app(prog_name="fastervlm")
+    except UserError as error:
+        print(f"fastervlm: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Answers on disk: the journal of a run in progress, the finished answers, the protocol beside them.
+
+For answers in `OUT.jsonl` the journal is `OUT.jsonl.partial` and the protocol `OUT.protocol.json`. The journal's first line
+is the run's identity; each further line is one question, by its line in the question file. Every step can be repeated: a
+run that is killed at any moment goes on from the journal, and its end (answers, protocol, journal removed) is done over.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import UserError
+from fastervlm.eval.questions import read_jsonl
+from fastervlm.eval.task import Answer
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One question in the journal: its answer or why it failed; `seconds` is its share of the time its batch took."""
+
+    line: int
+    text: str | None = None
+    failure: str | None = None
+    seconds: float = 0.0
+    first_token: float | None = None
+
+
+class Journal:
+    """The questions of a run answered so far; opening it reads what an earlier, interrupted run left.
+
+    Only one process at a time can hold it. `entries` are by line of the question file.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.entries: dict[int, Entry] = {}
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise UserError(f"Another run is writing {path} at this moment; wait until it ends or stop it.") from None
+        try:
+            self._resume(identity)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why questions failed, by line."""
+        return {line: entry.failure for line, entry in sorted(self.entries.items()) if entry.failure is not None}
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Write down a batch of questions."""
+        entries = list(entries)
+        self._write(*(asdict(entry) for entry in entries))
+        self.entries.update((entry.line, entry) for entry in entries)
+
+    def _write(self, *records: dict[str, Any]) -> None:
+        self._file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+        self._file.flush()
+
+    def _resume(self, identity: dict[str, Any]) -> None:
+        self._file.seek(0)
+        whole, cut, _ = self._file.read().rpartition(b"\n")
+        if not cut:
+            self._file.truncate(0)
+            self._write({"identity": identity})
+            return
+        head, *lines = whole.split(b"\n")
+        refuse_difference(self.path, _identity_in(head, self.path), identity)
+        end = len(head) + 1
+        for line in lines:
+            try:
+                entry = Entry(**json.loads(line))
+            except (ValueError, TypeError):
+                break
+            self.entries[entry.line] = entry
+            end += len(line) + 1
+        self._file.truncate(end)
+
+
+def _identity_in(head: bytes, path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(head)["identity"])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is not the journal of an evaluation; move it away or choose another --answers-file.") from None
+
+
+def refuse_difference(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    """A `UserError` that names what differs, if the file at `path` belongs to a run with another identity."""
+    different = [
+        f"{key} is {there.get(key)!r} there and {value!r} now" for key, value in now.items() if there.get(key) != value
+    ]
+    if different:
+        raise UserError(
+            f"{path} belongs to another run: {'; '.join(different)}; choose another --answers-file or remove that file."
+        )
+
+
+def writable_folder(folder: Path) -> None:
+    """Make a folder if it is not there; a `UserError` if nothing can be written into it."""
+    folder = folder.absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The output folder {folder} cannot be made: {error.strerror}.") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"The output folder {folder} is not writable; choose another one.")
+
+
+def protocol_file(answers_file: Path) -> Path:
+    """Where the protocol of an answers file lies."""
+    return answers_file.with_suffix(".protocol.json")
+
+
+def journal_file(answers_file: Path) -> Path:
+    """Where the journal of an answers file lies while its run is not complete."""
+    return answers_file.with_name(answers_file.name + ".partial")
+
+
+def finished_protocol(answers_file: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The protocol of answers that are complete, None if there is something left to do.
+
+    Raises:
+        UserError: The answers are not this run's.
+    """
+    if not answers_file.exists():
+        return None
+    protocol = protocol_file(answers_file)
+    in_progress = journal_file(answers_file).exists()
+    if protocol.exists():
+        found = read_protocol(protocol)
+        refuse_difference(answers_file, found, identity)
+        return None if in_progress else found
+    if in_progress:
+        return None
+    raise UserError(
+        f"{answers_file} exists and no protocol beside it says whose it is; choose another --answers-file or remove it."
+    )
+
+
+def read_protocol(path: Path) -> dict[str, Any]:
+    """The protocol at `path`."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        raise UserError(f"{path} is not a protocol of an evaluation; remove it and its answers file, and run again.") from None
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """The answers of a file in the schema of the LLaVA scripts."""
+    answers = []
+    for line, record in read_jsonl(path):
+        if not isinstance(record.get("prompt"), str) or not isinstance(record.get("text"), str) or "question_id" not in record:
+            raise UserError(f"{path}, line {line}: an answer needs 'question_id', 'prompt' and 'text'.")
+        answers.append(record)
+    return answers
+
+
+def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+    """Write an answers file, whole or not at all."""
+    _replace(path, "".join(json.dumps(answer) + "\n" for answer in answers))
+
+
+def write_protocol(path: Path, protocol: dict[str, Any]) -> None:
+    """Write a protocol, whole or not at all."""
+    _replace(path, json.dumps(protocol, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".new")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

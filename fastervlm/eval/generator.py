@@ -1,0 +1,62 @@
+"""Batches of prepared questions in, answers out."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+import fastervlm
+from fastervlm.eval.pictures import Batch
+from fastervlm.eval.settings import Settings
+from fastervlm.eval.subject import Subject
+from fastervlm.measure import FirstTokenClock
+
+
+class Generator:
+    """One call answers one batch; `clock.seconds` is then its time to the first token."""
+
+    def __init__(self, subject: Subject, settings: Settings) -> None:
+        self.model, self.processor, self.settings = subject.model, subject.processor, settings
+        self.device: torch.device = subject.model.device
+        self.clock = FirstTokenClock(self.device)
+        self.cold = True
+
+    def __call__(self, batch: Batch) -> list[str]:
+        """The answers to the batch's questions, none if every picture failed."""
+        if batch.inputs is None:
+            return []
+        temperature = self.settings.temperature or None
+        if temperature:
+            torch.manual_seed(self.settings.seed + batch.questions[0].line)
+        ids = self._generate(batch, self.settings.max_new_tokens, temperature)
+        texts = self.processor.batch_decode(ids, skip_special_tokens=True)
+        return [self.settings.task.post_process(text) for text in texts]
+
+    def warm_up(self, batch: Batch) -> None:
+        """One token that nobody times: the first call of a process also sets up the device's libraries."""
+        self._generate(batch, 1, None)
+        self.cold = False
+
+    def _generate(self, batch: Batch, max_new_tokens: int, temperature: float | None) -> torch.Tensor:
+        """The new token ids (B, T); greedy without a temperature."""
+        self.clock.start()
+        inputs = batch.inputs.to(self.device, self.model.dtype)
+        ids = self.model.generate(
+            **inputs,
+            do_sample=temperature is not None,
+            temperature=temperature,
+            top_p=None,
+            top_k=None,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+            stopping_criteria=[self.clock],
+        )
+        return ids[:, inputs["input_ids"].shape[1] :]
+
+
+def pruned(model: Any, settings: Settings) -> Any:
+    """A context in which the model is pruned as the settings say; gives the handle, None without pruning."""
+    return nullcontext() if settings.keep is None else fastervlm.prune(model, settings.keep, method=settings.pruner)

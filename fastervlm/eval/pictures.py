@@ -1,0 +1,129 @@
+"""Pictures on their way to the model: opened safely, made square, processed in threads ahead of the model."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fastervlm.eval.task import Question
+
+ASPECT_RATIOS = ("pad", "square")
+WORKERS = 4
+LONGEST_SIDE = 4096
+MOST_STRETCHED = 100
+GREY = (127, 127, 127)
+
+
+class BadPicture(Exception):
+    """A picture that cannot be used; the message says why, in words that follow the picture's name."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions ready for the model; `inputs` is what the processor returned, None if every picture failed."""
+
+    questions: list[Question]
+    inputs: Any
+    failures: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a question becomes model inputs: `ask` writes the whole prompt, `blind` replaces each picture by flat grey."""
+
+    ask: Callable[[Question], str]
+    image_aspect_ratio: str = "pad"
+    blind: bool = False
+
+    def __call__(self, questions: Sequence[Question], processor: Any) -> Batch:
+        """Open and process the pictures; a question whose picture fails is left out and its reason kept."""
+        good, pictures, failures = [], [], {}
+        for question in questions:
+            try:
+                pictures.append(self.picture(question, processor))
+                good.append(question)
+            except BadPicture as error:
+                failures[question.line] = str(error)
+        if not good:
+            return Batch(good, None, failures)
+        prompts = [self.ask(question) for question in good]
+        return Batch(good, processor(images=pictures, text=prompts, padding=True, return_tensors="pt"), failures)
+
+    def picture(self, question: Question, processor: Any) -> Image.Image:
+        """The picture as the processor gets it."""
+        picture = open_picture(question)
+        if self.image_aspect_ratio == "pad":
+            picture = pad_to_square(picture, processor.image_processor.image_mean)
+        elif max(picture.size) > MOST_STRETCHED * min(picture.size):
+            raise BadPicture(f"is {picture.width} x {picture.height}, too narrow to be cropped; pad it")
+        return Image.new("RGB", picture.size, GREY) if self.blind else picture
+
+
+def open_picture(question: Question) -> Image.Image:
+    """The whole picture in RGB, or `BadPicture`."""
+    try:
+        with Image.open(question.image) as picture:
+            if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
+                raise BadPicture(f"has {picture.width} x {picture.height} pixels, more than is safe to open")
+            return picture.convert("RGB")
+    except FileNotFoundError:
+        raise BadPicture("is missing") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadPicture("has more pixels than is safe to open") from None
+    except BadPicture:
+        raise
+    except Exception as error:  # a decoder may raise anything on bad bytes
+        reason = "is empty" if question.image.is_file() and not question.image.stat().st_size else "cannot be read as a picture"
+        raise BadPicture(f"{reason} ({type(error).__name__})") from None
+
+
+def pad_to_square(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """The picture centred on a square of the processor's mean colour, as LLaVA-1.5 was trained.
+
+    A picture with a side above 4096 pixels is first scaled down to it, so that the square stays below 50 MB.
+    """
+    if max(picture.size) > LONGEST_SIDE:
+        scale = LONGEST_SIDE / max(picture.size)
+        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    width, height = picture.size
+    if width == height:
+        return picture
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), tuple(int(255 * channel) for channel in mean))
+    square.paste(picture, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def prepared(batches: Iterable[Sequence[Question]], preparation: Preparation, processor: Any) -> Generator[Batch, None, None]:
+    """The batches in order, prepared in threads a few batches ahead of the one handed out.
+
+    Each thread has its own copy of the processor (fast tokenizers are not safe to share) and runs torch on one core:
+    several threads that each ask for all cores stand in each other's and the model's way.
+    """
+    own = threading.local()
+    cores = torch.get_num_threads()
+
+    def set_up() -> None:
+        own.processor = copy.deepcopy(processor)
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(WORKERS, initializer=set_up)
+    waiting = deque()
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(lambda questions: preparation(questions, own.processor), batch))
+            if len(waiting) > WORKERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)

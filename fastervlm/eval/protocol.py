@@ -1,0 +1,67 @@
+"""What a run writes down about itself besides its identity: circumstances, results, speed."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from fastervlm.eval.answers import Journal
+from fastervlm.eval.settings import Settings
+from fastervlm.eval.subject import Subject
+from fastervlm.eval.task import Question
+
+
+def circumstances(subject: Subject, settings: Settings) -> dict[str, Any]:
+    """What the answers do not depend on, and whoever repeats the run wants to know."""
+    packages = {name: _version(name) for name in ("torch", "transformers", "fastervlm")}
+    return {
+        "command": shlex.join(sys.argv),
+        "model_path": subject.path,
+        "budget": settings.keep,
+        "visual_tokens_unpruned": subject.num_visual_tokens,
+        "device": _device_name(subject.model.device),
+        "batch_size": settings.batch_size,
+        "versions": {"python": platform.python_version(), **packages},
+        "question_file": str(settings.question_file),
+        "image_folder": str(settings.image_folder),
+    }
+
+
+def results(questions: list[Question], journal: Journal) -> dict[str, Any]:
+    """How many questions were answered, which failed, and how fast it went.
+
+    `samples_per_second` counts the time from batch to batch, waiting for pictures included, without loading the model;
+    `mean_time_to_first_token_s` is the mean over questions of the time of the batch each was in.
+    """
+    answered = [entry for entry in journal.entries.values() if entry.text is not None]
+    seconds = sum(entry.seconds for entry in answered)
+    waits = [entry.first_token for entry in answered if entry.first_token is not None]
+    failures = journal.failures
+    return {
+        "questions": len(questions),
+        "answered": len(answered),
+        "failed": len(failures),
+        "failures": [_failure(question, failures[question.line]) for question in questions if question.line in failures],
+        "samples_per_second": len(answered) / seconds if seconds else None,
+        "mean_time_to_first_token_s": sum(waits) / len(waits) if waits else None,
+    }
+
+
+def _failure(question: Question, reason: str) -> dict[str, Any]:
+    return {"line": question.line, "question_id": question.question_id, "image": str(question.image), "reason": reason}
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,69 @@
+"""Reading question files: one JSON object a line, checked whole before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import UserError
+from fastervlm.eval.task import Question
+
+IMAGE_TOKEN = "<image>"
+
+
+def read_questions(question_file: Path, image_folder: Path) -> list[Question]:
+    """The questions of a LLaVA question file (`question_id`, `image`, `text`), in the file's order."""
+    if not image_folder.is_dir():
+        raise UserError(f"The image folder {image_folder} does not exist; give the folder that holds the pictures.")
+    folder = image_folder.resolve()
+    questions = [_question(record, line, question_file, folder) for line, record in read_jsonl(question_file)]
+    if not questions:
+        raise UserError(f"The question file {question_file} holds no question.")
+    return questions
+
+
+def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON Lines file with their line numbers, from 1; empty lines are skipped."""
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    return [(number, _parse(line, path, number)) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        raise UserError(f"{path}, line {number}: this is not valid JSON; each line must be one JSON object.") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path}, line {number}: this is not a JSON object; each line must be one.")
+    return record
+
+
+def _question(record: dict[str, Any], line: int, path: Path, folder: Path) -> Question:
+    question_id, text = record.get("question_id"), record.get("text")
+    if not isinstance(question_id, str | int):
+        raise UserError(f"{path}, line {line}: 'question_id' must be a text or a number.")
+    if not isinstance(text, str):
+        raise UserError(f"{path}, line {line}: 'text' with the question is missing.")
+    if IMAGE_TOKEN in text:
+        raise UserError(
+            f"{path}, line {line}: the question holds {IMAGE_TOKEN}; remove it, the prompt template places the picture."
+        )
+    image = record.get("image")
+    if not isinstance(image, str) or not image:
+        raise UserError(f"{path}, line {line}: the question has no image; 'image' must name a file in the image folder.")
+    return Question(line, question_id, text, _inside(folder, image, f"{path}, line {line}"))
+
+
+def _inside(folder: Path, image: str, where: str) -> Path:
+    """The picture's path; refused if it leaves the image folder by an absolute path, `..` or a link."""
+    try:
+        inside = not Path(image).is_absolute() and (folder / image).resolve().is_relative_to(folder)
+    except (ValueError, OSError, RuntimeError):
+        inside = False
+    if not inside:
+        raise UserError(f"{where}: the image path {image!r} leads out of the image folder; only pictures inside it are read.")
+    return folder / image

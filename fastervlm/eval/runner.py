@@ -1,0 +1,131 @@
+"""One loop for every benchmark: questions in, answers, score and protocol out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from fastervlm.eval.answers import (
+    Entry,
+    Journal,
+    finished_protocol,
+    journal_file,
+    protocol_file,
+    read_answers,
+    writable_folder,
+    write_answers,
+    write_protocol,
+)
+from fastervlm.eval.generator import Generator, pruned
+from fastervlm.eval.pictures import Batch, Preparation, prepared
+from fastervlm.eval.prompts import conversation
+from fastervlm.eval.protocol import circumstances, results
+from fastervlm.eval.settings import Settings, answer_to, identity_of
+from fastervlm.eval.subject import Subject, hash_files
+from fastervlm.eval.task import Question, Score
+from fastervlm.measure import Stopwatch
+
+console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+def evaluate(subject: Subject, settings: Settings) -> tuple[dict[str, Any], Score | None]:
+    """Answer every question of the file, score the answers, and return the protocol and the score.
+
+    Goes on where an interrupted run with the same identity stopped; answers that are complete are only scored again.
+    Questions whose picture fails are named in the protocol (`failures`), left out of the answers file and tried again by
+    the next run. Everything that can be checked without the model is checked before it is loaded.
+    """
+    questions = checked_questions(settings)
+    identity = identity_of(subject, settings)
+    protocol = finished_protocol(settings.answers_file, identity)
+    if protocol is None:
+        protocol = _run(subject, settings, questions, identity)
+    else:
+        console.print(f"{settings.answers_file} is complete; it is only scored again.")
+    return _scored(settings, protocol)
+
+
+def checked_questions(settings: Settings) -> list[Question]:
+    """The questions to ask; a `UserError` if a file is wrong, an annotation is missing or the answers cannot be written."""
+    questions = settings.task.questions(settings.question_file, settings.image_folder)[: settings.limit]
+    if settings.annotation_file is not None:
+        settings.task.score([answer_to(question, "", {}) for question in questions], settings.annotation_file)
+    writable_folder(settings.answers_file.parent)
+    return questions
+
+
+def _run(subject: Subject, settings: Settings, questions: list[Question], identity: dict[str, Any]) -> dict[str, Any]:
+    """Answer what is not answered yet and publish the whole; each step of the end may be repeated after a kill."""
+    out = settings.answers_file
+    with Journal(journal_file(out), identity) as journal:
+        console.print(f"Answers go to {out}; until the run is complete they collect in {journal.path.name} beside it.")
+        _answer_all(subject, settings, questions, journal)
+        texts = {line: entry.text for line, entry in journal.entries.items() if entry.text is not None}
+        protocol = {**identity, **circumstances(subject, settings), **results(questions, journal)}
+        write_answers(out, [answer_to(q, texts[q.line], identity) for q in questions if q.line in texts])
+        write_protocol(protocol_file(out), protocol)
+        if not journal.failures:
+            journal.path.unlink(missing_ok=True)
+    return protocol
+
+
+def _answer_all(subject: Subject, settings: Settings, questions: list[Question], journal: Journal) -> None:
+    failed = journal.failures
+    left = [question for question in questions if question.line not in journal.entries or question.line in failed]
+    batches = [left[start : start + settings.batch_size] for start in range(0, len(left), settings.batch_size)]
+    ask = conversation(subject.processor, settings.conv_mode)
+    preparation = Preparation(lambda question: ask(settings.task.prompt(question)), settings.image_aspect_ratio, settings.blind)
+    generator = Generator(subject, settings)
+    with (
+        pruned(subject.model, settings),
+        _progress(len(questions), len(questions) - len(left)) as advance,
+        closing(prepared(batches, preparation, subject.processor)) as ready,
+    ):
+        watch = Stopwatch(generator.device)
+        for batch in ready:
+            if generator.cold and batch.inputs is not None:
+                generator.warm_up(batch)
+                watch.lap()
+            journal.add(_entries(batch, generator(batch), watch.lap(), generator.clock.seconds))
+            advance(len(batch.failures) + len(batch.questions))
+
+
+def _entries(batch: Batch, texts: list[str], seconds: float, first_token: float | None) -> list[Entry]:
+    failed = [Entry(line, failure=reason) for line, reason in batch.failures.items()]
+    share = seconds / max(1, len(texts))
+    answered = zip(batch.questions, texts, strict=True)
+    return failed + [Entry(q.line, text=text, seconds=share, first_token=first_token) for q, text in answered]
+
+
+def _scored(settings: Settings, protocol: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:
+    """The protocol with the score of the answers on disk, written again; without annotations there is no score."""
+    path, score = settings.annotation_file, None
+    if path is not None and protocol["answered"]:
+        score = settings.task.score(read_answers(settings.answers_file), path)
+        scored = {"annotation_file": str(path), "annotation_file_sha256": hash_files([path]), "score": score.summary()}
+        protocol = {**protocol, **scored}
+        write_protocol(protocol_file(settings.answers_file), protocol)
+    return protocol, score
+
+
+class _Rate(ProgressColumn):
+    """Questions a second."""
+
+    def render(self, task: Task) -> Text:
+        """The column's text."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f}/s" if speed else "-/s")
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar with rate and time left; gives the function that moves it on."""
+    columns = (TextColumn("questions"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("questions", total=total, completed=done)
+        yield lambda number: progress.advance(bar, number)

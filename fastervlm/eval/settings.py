@@ -1,0 +1,126 @@
+"""The settings of a run, and the identity that settings and model together give its answers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fastervlm
+from encoders.errors import UserError
+from fastervlm.eval.pictures import ASPECT_RATIOS
+from fastervlm.eval.prompts import CONV_MODES, conversation
+from fastervlm.eval.subject import Subject, hash_files
+from fastervlm.eval.task import Answer, Question, Task
+from fastervlm.methods import Method, get_method
+
+ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+LEAST = {"batch_size": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that is chosen about a run besides the model; `keep` None leaves the model unpruned.
+
+    `limit` takes only the first questions, `blind` replaces each picture by flat grey, `seed` matters only with a
+    temperature.
+    """
+
+    task: Task
+    question_file: Path
+    image_folder: Path
+    answers_file: Path
+    annotation_file: Path | None = None
+    keep: int | float | None = None
+    method: str | Method = "cls"
+    batch_size: int = 16
+    limit: int | None = None
+    conv_mode: str | None = None
+    temperature: float = 0.0
+    max_new_tokens: int = 128
+    image_aspect_ratio: str = "pad"
+    seed: int = 0
+    blind: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self.budget, self.pruner  # what is wrong with them is said here, before a model is loaded
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+        _choice("image aspect ratio", self.image_aspect_ratio, ASPECT_RATIOS)
+        _choice("conversation mode", self.conv_mode, CONV_MODES)
+        if self.answers_file.suffix != ".jsonl":
+            raise UserError(f"The answers file {self.answers_file} must end in .jsonl.")
+
+    @property
+    def budget(self) -> fastervlm.TokenBudget | None:
+        """The token budget, None without pruning."""
+        return None if self.keep is None else fastervlm.TokenBudget(keep=self.keep)
+
+    @property
+    def pruner(self) -> Method:
+        """The pruning method itself; it has no say without a budget."""
+        return get_method(self.method)
+
+    @property
+    def method_name(self) -> str:
+        """The pruning method with its parameters, `none` without pruning."""
+        return "none" if self.keep is None else getattr(self.pruner, "__qualname__", repr(self.pruner))
+
+
+def seeded(name: str, seed: int) -> Method:
+    """The method of that name, with the seed if it draws at random."""
+    method = get_method(name)
+    return get_method(name, seed=seed) if hasattr(method, "seed") else method
+
+
+def _choice(what: str, value: str | None, choices: Sequence[str]) -> None:
+    if value is not None and value not in choices:
+        raise UserError(f"There is no {what} {value!r}; choose one of: {', '.join(choices)}.")
+
+
+def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
+    """All that the answers depend on; runs that differ in any of it never share an answers file. Loads the model."""
+    total = subject.num_visual_tokens
+    return {
+        "task": settings.task.name,
+        "model": subject.name,
+        "weights_sha256": subject.weights_sha256,
+        "method": settings.method_name,
+        "visual_token_num": settings.budget.resolve(total) if settings.budget else total,
+        "prompt_template": conversation(subject.processor, settings.conv_mode)("{text}"),
+        "image_aspect_ratio": settings.image_aspect_ratio,
+        "blind": settings.blind,
+        "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "max_new_tokens": settings.max_new_tokens,
+        "temperature": float(settings.temperature),
+        "seed": settings.seed if settings.temperature > 0 else None,
+        "question_file_sha256": hash_files([settings.question_file]),
+        "limit": settings.limit,
+    }
+
+
+def answer_to(question: Question, text: str, identity: dict[str, Any]) -> Answer:
+    """The line of the answers file for one question."""
+    return {
+        "question_id": question.question_id,
+        "prompt": question.text,
+        "text": text,
+        "answer_id": _answer_id(identity, question.line),
+        "model_id": identity.get("model", ""),
+        "metadata": {},
+    }
+
+
+def _answer_id(identity: dict[str, Any], line: int) -> str:
+    """22 characters that look like the reference's random ids and are the same in every run of the same identity."""
+    parts = [identity.get(key) for key in ("model", "method", "visual_token_num")]
+    number = int.from_bytes(hashlib.sha256(repr((*parts, line)).encode()).digest()[:16], "big")
+    letters = []
+    for _ in range(22):
+        number, letter = divmod(number, len(ALPHABET))
+        letters.append(ALPHABET[letter])
+    return "".join(letters)

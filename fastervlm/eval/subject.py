@@ -1,0 +1,83 @@
+"""The model under test."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import UserError
+from fastervlm.load import find_device, find_dtype, load
+
+
+@dataclass
+class Subject:
+    """A model to evaluate, loaded when it is first needed; `path` is a folder or a name on the hub."""
+
+    path: str
+    dtype: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        find_dtype(self.dtype, find_device(self.device))  # says what is wrong with them before anything is read
+
+    @cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """The model and its processor."""
+        return load(self.path, dtype=self.dtype, device=self.device)
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+        return self.loaded[0]
+
+    @property
+    def processor(self) -> Any:
+        """The model's processor."""
+        return self.loaded[1]
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        folder = Path(self.path)
+        return folder.resolve().name if folder.is_dir() else folder.name
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens of a picture when nothing is pruned."""
+        vision = self.model.config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """One hash over the names and the bytes of the weight files."""
+        folder = Path(self.path)
+        if not folder.is_dir():
+            folder = self._hub_folder()
+        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+        if not files:
+            raise UserError(f"{self.path} holds no weight files (*.safetensors); give the folder of a saved model.")
+        return hash_files(files)
+
+    def _hub_folder(self) -> Path:
+        """Where the hub's cache holds a model that is loaded by name."""
+        from huggingface_hub import snapshot_download
+
+        _ = self.loaded
+        return Path(snapshot_download(self.path, allow_patterns=["*.safetensors", "*.bin"], local_files_only=True))
+
+
+def hash_files(files: list[Path]) -> str:
+    """SHA-256 over one file's bytes, or over the names and hashes of several files."""
+    digests = [(path.name, _hash_file(path)) for path in files]
+    return digests[0][1] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()
+
+
+def _hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""What a benchmark is to the runner: where its questions come from, how they are asked, how its answers are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from encoders.errors import UserError
+
+RESAMPLES = 2000
+
+
+class Answer(TypedDict):
+    """One line of an answers file, with the field names of the LLaVA scripts."""
+
+    question_id: str | int
+    prompt: str
+    text: str
+    answer_id: str
+    model_id: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; `line` is its line in the question file, from 1, and names it (`question_id` may repeat)."""
+
+    line: int
+    question_id: str | int
+    text: str
+    image: Path
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over questions in percent, with a 95 % bootstrap confidence interval from `low` to `high`."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    samples: int
+    values: tuple[float, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, metric: str, values: Sequence[float]) -> Score:
+        """The score of questions that earned `values`, each from 0 to 1."""
+        if not values:
+            raise UserError("There is no answer to score; the answers file is empty.")
+        low, high = confidence_interval(values)
+        return cls(metric, 100.0 * sum(values) / len(values), 100 * low, 100 * high, len(values), tuple(values))
+
+    def lines(self) -> list[str]:
+        """The score as the reference prints it, and a line with the interval."""
+        interval = f"95 % confidence interval: {self.low:.2f} to {self.high:.2f}"
+        return [f"Samples: {self.samples}", f"{self.metric}: {self.value:.2f}%", interval]
+
+    def summary(self) -> dict[str, Any]:
+        """The score for a JSON file."""
+        return {"metric": self.metric, "value": self.value, "ci95": [self.low, self.high], "samples": self.samples}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    `questions(question_file, image_folder)` reads and checks; `prompt` is the text that goes into the template;
+    `post_process` turns what the model wrote into the recorded answer; `score(answers, annotation_file)` must raise a
+    `UserError` for an answer without an annotation.
+    """
+
+    name: str
+    questions: Callable[[Path, Path], list[Question]]
+    score: Callable[[Sequence[Answer], Path], Score]
+    prompt: Callable[[Question], str] = lambda question: question.text
+    post_process: Callable[[str], str] = str.strip
+
+
+def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Bootstrap interval of the mean: 2.5th and 97.5th percentile of resampled means, always the same for the same values."""
+    data = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    means = [data[rng.integers(0, len(data), len(data))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)

@@ -1,0 +1,111 @@
+import json
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+from PIL import Image
+
+from encoders import UserError
+from fastervlm.eval.compare import compare
+from fastervlm.report import markdown_table
+
+
+@pytest.fixture
+def shared(settings):
+    """What the cells share."""
+    return settings(keep=None, answers_file="unused.jsonl", max_new_tokens=2, batch_size=10)
+
+
+def texts(path):
+    return [json.loads(line)["text"] for line in path.read_text().splitlines()]
+
+
+def test_table_numbers_and_plot_are_written(subject, shared, tmp_path):
+    out = tmp_path / "cmp"
+    result = compare(subject, shared, budgets=[16, 4], methods=["cls", "random", "grid"], out_dir=out, seeds=2, blind=True)
+    names = ["all/n_16", "blind/n_16", "cls/n_4", "grid/n_4", "random-seed0/n_4", "random-seed1/n_4"]
+    assert sorted(str(p.relative_to(out).with_suffix("")) for p in out.rglob("n_*.jsonl")) == names
+    assert (result.methods, result.budgets, result.failed) == (["cls", "random", "grid"], [16, 4], 0)
+
+    data = json.loads((out / "compare.json").read_text())
+    assert [(c["method"], c["visual_token_num"]) for c in data["cells"]] == [
+        ("all tokens", 16),
+        ("cls", 4),
+        ("random", 4),
+        ("grid", 4),
+        ("blind", 16),
+    ]
+    for cell in data["cells"]:
+        assert cell["score"]["value"] == pytest.approx(fmean(cell["runs"]))
+        assert cell["mean_time_to_first_token_s"] > 0
+        assert cell["samples_per_second"] > 0
+    assert len(data["cells"][2]["runs"]) == 2
+
+    table = (out / "compare.md").read_text().splitlines()
+    assert table[0] == "| visual tokens | cls | random | grid | first token (ms) | samples/s |"
+    assert [line.split(" | ")[0] for line in table[2:5]] == ["| 16 (100 %)", "| 4 (25 %)", "| blind (all grey)"]
+    with Image.open(out / "compare.png") as plot:
+        assert plot.width > 1000
+
+
+def test_finished_cells_are_not_run_again(subject, shared, tmp_path, monkeypatch):
+    options = {"budgets": [16, 4], "methods": ["grid"], "out_dir": tmp_path / "cmp"}
+    compare(subject, shared, **options)
+    monkeypatch.setattr("fastervlm.eval.runner._answer_all", None)
+    again = compare(subject, shared, **options)
+    assert again.cell("grid", 4).visual_tokens == 4
+    with pytest.raises(UserError, match="max_new_tokens is 2 there and 3 now"):
+        compare(subject, replace(shared, max_new_tokens=3), **options)
+
+
+def test_random_is_the_mean_of_its_seeds(subject, shared, bench, tmp_path):
+    """Right answers by hand: those of seed 0 to the first half of the questions."""
+    options = {"budgets": [4], "methods": ["random"], "seeds": 2}
+    compare(subject, shared, out_dir=tmp_path / "first", **options)
+    annotations = json.loads(bench["annotation_file"].read_text())
+    first, second = (texts(tmp_path / "first" / f"random-seed{seed}" / "n_4.jsonl") for seed in (0, 1))
+    for record, text in zip(annotations["data"][:5], first, strict=False):
+        record["answers"] = [text] * 10
+    bench["annotation_file"].write_text(json.dumps(annotations))
+    cell = compare(subject, shared, out_dir=tmp_path / "first", **options).cell("random", 4)
+    agreeing = sum(a == b for a, b in zip(first[:5], second[:5], strict=True))
+    assert [protocol["score"]["value"] for protocol in cell.protocols] == [50, 10 * agreeing]
+    assert cell.score.value == pytest.approx((50 + 10 * agreeing) / 2)
+    assert cell.score.low <= cell.score.value <= cell.score.high
+
+
+def test_budgets_of_all_tokens_and_more_are_the_unpruned_run(subject, shared, tmp_path):
+    result = compare(subject, shared, budgets=[1.0, 16, 576], methods=["cls", "grid"], out_dir=tmp_path)
+    assert result.cells == []
+    assert result.budgets == [16]
+    assert result.methods == ["cls", "grid"]
+    assert result.whole.protocols[0]["method"] == "none"
+
+
+def test_failed_pictures_are_counted(subject, shared, bench, tmp_path):
+    (bench["image_folder"] / "p0.png").unlink()
+    assert compare(subject, shared, budgets=[4], methods=["grid"], out_dir=tmp_path).failed == 2
+
+
+BAD = [
+    ({"budgets": [0]}, "keep=0"),
+    ({"budgets": [16, float("nan")]}, "keep=nan"),
+    ({"methods": ["cls", "best"]}, "no method named 'best'"),
+    ({"seeds": 0}, "--seeds is 0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_bad_choice_is_refused_before_anything_runs(shared, tmp_path, changes, message):
+    options = {"budgets": [4], "methods": ["cls"], "out_dir": tmp_path / "cmp"} | changes
+    with pytest.raises(UserError, match=message):
+        compare(None, shared, **options)  # type: ignore[arg-type]
+
+
+def test_comparison_needs_annotations(shared, tmp_path):
+    with pytest.raises(UserError, match="--annotation-file"):
+        compare(None, replace(shared, annotation_file=None), budgets=[4], methods=["cls"], out_dir=tmp_path)  # type: ignore[arg-type]
+
+
+def test_markdown_table():
+    assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"

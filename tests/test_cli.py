@@ -1,0 +1,217 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from PIL import Image
+
+from fastervlm import cli
+from tests.tiny import save_llava, write_benchmark
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_llava(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return write_benchmark(tmp_path / "bench")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process; gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fastervlm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return call
+
+
+def options(model_folder, bench, **changes):
+    """The options of `eval` as a list; None leaves one out."""
+    paths = {key.replace("_", "-"): path for key, path in bench.items()}
+    out = bench["question_file"].parent.parent / "out" / "a.jsonl"
+    chosen = {"model": model_folder, "answers-file": out, "max-new-tokens": 2} | paths
+    chosen |= {key.replace("_", "-"): value for key, value in changes.items()}
+    return [part for key, value in chosen.items() if value is not None for part in (f"--{key}", value)]
+
+
+def test_eval_answers_scores_and_draws(run, model, bench, tmp_path):
+    arguments = options(model, bench, visual_token_num=5, overlay=tmp_path / "pictures" / "kept.png")
+    code, out, _ = run("eval", "textvqa", *arguments)
+    assert code == 0
+    assert out.splitlines()[:2] == ["Samples: 10", "Accuracy: 0.00%"]
+    assert "Visual tokens: 5 of 16" in out
+    assert "samples/s" in out
+    with Image.open(tmp_path / "pictures" / "kept.png") as drawn:
+        assert min(drawn.size) > 100
+    protocol = json.loads((tmp_path / "out" / "a.protocol.json").read_text())
+    assert protocol["command"].startswith("fastervlm eval textvqa --model")
+
+    code, out, err = run("eval", "textvqa", *arguments)
+    assert code == 0
+    assert "only scored again" in err
+
+    files = ["--annotation-file", bench["annotation_file"], "--result-file", tmp_path / "out" / "a.jsonl"]
+    code, out, _ = run("score", "textvqa", *files, "--json", tmp_path / "new" / "score.json")
+    assert code == 0
+    assert out.splitlines()[:2] == ["Samples: 10", "Accuracy: 0.00%"]
+    assert json.loads((tmp_path / "new" / "score.json").read_text()) == protocol["score"]
+
+
+def test_eval_without_a_budget_is_unpruned(run, model, bench, tmp_path):
+    code, out, _ = run("eval", "textvqa", *options(model, bench, limit=2))
+    assert code == 0
+    assert "Visual tokens: 16 of 16" in out
+    assert json.loads((tmp_path / "out" / "a.protocol.json").read_text())["method"] == "none"
+
+
+def test_seed_reaches_the_random_method(run, model, bench, tmp_path):
+    assert run("eval", "textvqa", *options(model, bench, visual_token_num="0.25", method="random", seed=3))[0] == 0
+    protocol = json.loads((tmp_path / "out" / "a.protocol.json").read_text())
+    assert (protocol["method"], protocol["visual_token_num"], protocol["budget"]) == ("RandomTokens(seed=3)", 4, 0.25)
+
+
+def test_failed_picture_is_named_and_the_exit_code_says_so(run, model, bench):
+    (bench["image_folder"] / "p1.png").write_bytes(b"no picture")
+    code, out, err = run("eval", "textvqa", *options(model, bench))
+    assert code == 1
+    assert "Samples: 8" in out
+    assert "question p1: " in err
+    assert "p1.png cannot be read as a picture" in err
+    assert "2 questions failed" in err
+
+
+def test_compare_prints_the_table(run, model, bench, tmp_path):
+    shared = options(model, bench, answers_file=None, out_dir=tmp_path / "cmp", visual_token_num="16,4", methods="cls,grid")
+    code, out, _ = run("compare", *shared, "--blind")
+    assert code == 0
+    for word in ("visual", "cls", "grid", "16 (100 %)", "4 (25 %)", "blind"):
+        assert word in out
+    assert {"compare.md", "compare.json", "compare.png"} <= {path.name for path in (tmp_path / "cmp").iterdir()}
+
+
+no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+MISTAKES = [
+    ({"visual_token_num": "0"}, "keep=0 would leave no visual token"),
+    ({"visual_token_num": "-3"}, "keep=-3"),
+    ({"visual_token_num": "nan"}, "keep=nan"),
+    ({"visual_token_num": "inf"}, "keep=inf"),
+    ({"visual_token_num": "1.5"}, "keep=1.5"),
+    ({"visual_token_num": "many"}, "--visual-token-num is 'many'"),
+    ({"method": "best"}, "no method named 'best'"),
+    ({"batch_size": 0}, "--batch-size is 0"),
+    ({"dtype": "int7"}, "int7"),
+    ({"device": "toaster"}, "toaster"),
+    pytest.param({"device": "cuda"}, "CUDA", marks=no_cuda),
+    ({"conv_mode": "llama"}, "no conversation mode 'llama'"),
+    ({"image_aspect_ratio": "round"}, "no image aspect ratio 'round'"),
+    ({"question_file": "none.jsonl"}, "none.jsonl cannot be read: No such file"),
+    ({"image_folder": "none"}, "image folder none does not exist"),
+    ({"annotation_file": "none.json"}, "annotation file none.json cannot be read"),
+    ({"answers_file": "/proc/none/a.jsonl"}, "output folder /proc/none cannot be made"),
+    ({"answers_file": "a.txt"}, "must end in .jsonl"),
+    ({"model": "/none/model"}, "/none/model"),
+    ({"overlay": "kept.png"}, "--visual-token-num as well"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES)
+def test_mistake_is_one_sentence(run, model, bench, changes, message):
+    code, out, err = run("eval", "textvqa", *options(model, bench, **changes))
+    assert code == 2
+    said = [line for line in err.splitlines() if line.startswith("fastervlm: ")]
+    assert len(said) == 1
+    assert message in said[0]
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_mistakes_in_words(run, model, bench):
+    code, _, err = run("eval", "nothing", *options(model, bench))
+    assert (code, err) == (2, "fastervlm: There is no benchmark 'nothing'; choose one of: textvqa.\n")
+    code, _, err = run("compare", *options(model, bench, answers_file=None, out_dir="x", visual_token_num="58,,3"))
+    assert (code, err) == (2, "fastervlm: --visual-token-num is ''; give a count such as 58 or a fraction such as 0.1.\n")
+    code, _, err = run(
+        "score", "textvqa", "--annotation-file", bench["annotation_file"], "--result-file", bench["annotation_file"]
+    )
+    assert code == 2
+    assert "line 1: an answer needs 'question_id', 'prompt' and 'text'" in err
+
+
+def test_annotation_is_checked_before_the_model_loads(run, bench):
+    data = json.loads(bench["annotation_file"].read_text())
+    data["data"][3]["answers"] = ["x"] * 9
+    bench["annotation_file"].write_text(json.dumps(data))
+    code, _, err = run("eval", "textvqa", *options("/none/model", bench))
+    assert code == 2
+    assert "Question 3 " in err
+    assert "ten answers" in err
+
+
+class Point:
+    """An entry point of another package."""
+
+    def __init__(self, name, command):
+        self.name, self.load = name, lambda: command
+
+
+def test_commands_of_other_packages_are_added(run, monkeypatch):
+    def hello() -> None:
+        print("hello from above")
+
+    group = typer.Typer()
+    group.command("one")(hello)
+    group.command("two")(hello)
+    monkeypatch.setattr(cli.app, "registered_commands", list(cli.app.registered_commands))
+    monkeypatch.setattr(cli.app, "registered_groups", list(cli.app.registered_groups))
+    points = [Point("hello", hello), Point("group", group)]
+    monkeypatch.setattr(cli, "entry_points", lambda group: points if group == "fastervlm.commands" else [])
+    assert run("hello")[:2] == (0, "hello from above\n")
+    assert run("group", "two")[:2] == (0, "hello from above\n")
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "fastervlm.cli", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_run_goes_on_where_it_stopped(run, model, tmp_path, number):
+    bench = write_benchmark(tmp_path / "long", count=300)
+    arguments = ["eval", "textvqa", *options(model, bench, batch_size=1, visual_token_num=4, annotation_file=None)]
+    journal, answers = tmp_path / "out" / "a.jsonl.partial", tmp_path / "out" / "a.jsonl"
+    process = start(*arguments)
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert not answers.exists()
+    done = journal.read_bytes().count(b"\n") - 1
+    assert 0 < done < 300
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert err.splitlines()[-1] == "fastervlm: stopped; the same command goes on where this one stopped."
+    else:
+        assert process.returncode == -signal.SIGKILL
+
+    assert run(*arguments[:-2], "--batch-size", 64, "--visual-token-num", 4)[0] == 0
+    asked = [json.loads(line)["question_id"] for line in answers.read_text().splitlines()]
+    assert asked == [f"p{i // 2}" for i in range(300)]
+    assert not journal.exists()
