@@ -19,10 +19,11 @@ class Line(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
         self.seen = 0
+        self.stop = -1
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         self.seen += 1
-        if self.seen == getattr(self, "stop", -1):
+        if self.seen == self.stop:
             raise KeyboardInterrupt
         loss = ((batch["x"] @ self.weight - batch["x"].sum(dim=1)) ** 2).mean()
         return loss, {"loss": loss.item()}
@@ -69,8 +70,8 @@ def test_a_packed_batch_has_the_losses_of_its_questions_alone(tokenizer) -> None
     task = LanguageTask(TowerTask()).eval()
     data = Questions(tokenizer)
     for module in task.modules():
-        if hasattr(module, "config"):
-            module.config._attn_implementation = "sdpa"
+        if (config := getattr(module, "config", None)) is not None:
+            config._attn_implementation = "sdpa"
     batch = data.batch((1,), size=1, grid=8, whole=1.0, per_picture=3)
     together, _ = task(batch)
     losses, count = 0.0, 0

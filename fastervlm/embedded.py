@@ -1,0 +1,38 @@
+"""The tiny model and the mini benchmark of a checkout, for commands that are given no model and no data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from encoders import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "playground" / "models" / "tiny-llava"
+BENCHMARK = ROOT / "playground" / "data" / "eval" / "textvqa-mini"
+
+
+def embedded_model() -> Path:
+    """The folder of the tiny LLaVA-1.5.
+
+    Raises:
+        UserError: this is an installed package without the checkout's `playground`.
+    """
+    if not MODEL.is_dir():
+        raise UserError("The tiny model is part of a checkout of fastervlm and is not here; give --model.")
+    return MODEL
+
+
+def embedded_benchmark() -> tuple[Path, Path, Path]:
+    """Question file, image folder and annotation file of the mini benchmark, drawn at first use."""
+    files = (
+        BENCHMARK / "llava_textvqa_val_v051_ocr.jsonl",
+        BENCHMARK / "train_images",
+        BENCHMARK / "TextVQA_0.5.1_val.json",
+    )
+    if not files[0].exists():
+        embedded_model()
+        print(f"Drawing the mini benchmark into {BENCHMARK}.", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "playground.minibench", "--out", str(BENCHMARK)], cwd=ROOT, check=True)
+    return files
