@@ -39,6 +39,7 @@ PROMPTS = [
     (" Spaced ? \nAnswer.", " spaced ? "),
     ("What?\nReference OCR token: A, B\nAnswer.", "what?"),
     ("Reference OCR token: A\nWhat?\nAnswer.", "what?"),
+    ("OCR tokens: A. Question:  Spaced  Short answer:", " spaced "),
     ("OCR tokens: A B. Question: What\nnow? Short answer:", "what\nnow?"),
 ]
 
