@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from encoders import UserError, wrap
 from fastervlm.budget import TokenBudget
@@ -50,8 +51,10 @@ class Llava:
         patches = tower(pixel_values)
         rows, columns = patches.grid
         kept = method(patches, budget.resolve(rows * columns))
-        _check_kept(kept, len(pixel_values))
-        features = model.model.multi_modal_projector(patches.features(kept.index))
+        _check_kept(kept, len(pixel_values), rows * columns)
+        # All patches without an index: the stock model's memory layout, and so exactly its rounding.
+        every = kept.index.shape[1] == rows * columns
+        features = model.model.multi_modal_projector(patches.features(None if every else kept.index))
         trace = [
             ImageTrace(scores, index, patches.grid) for scores, index in zip(patches.scores.detach(), kept.index, strict=True)
         ]
@@ -66,6 +69,9 @@ def _check_strategy(strategy: str) -> None:
         )
 
 
-def _check_kept(kept: KeptTokens, pictures: int) -> None:
+def _check_kept(kept: KeptTokens, pictures: int, patches: int) -> None:
     if not isinstance(kept, KeptTokens) or kept.index.dim() != 2 or len(kept.index) != pictures:
         raise UserError(f"A method must return KeptTokens with an index of shape ({pictures}, K) for {pictures} pictures.")
+    bounds = F.pad(kept.index, (1, 0), value=-1), F.pad(kept.index, (0, 1), value=patches)
+    if kept.num_patches != patches or bool((bounds[0] >= bounds[1]).any()):
+        raise UserError(f"A method must return positions of the {patches} patches, ascending and each once; sort its index.")
