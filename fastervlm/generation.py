@@ -62,6 +62,8 @@ def forward(handle: PruneHandle, call: Call) -> Any:
         if call.get("pixel_values") is None:
             if call.get("mm_encoder_outputs"):
                 _blank_guessed_placeholders(handle.model, call)
+                if handle.positions == "original" and past is None and call.get("attention_mask") is None:  # see _shorten
+                    call["attention_mask"] = torch.ones_like(call["input_ids"])
             elif past is None or past.get_seq_length() == 0:
                 _refuse_lonely_placeholders(handle.model, call)
             return handle.original("forward")(**call)
@@ -89,12 +91,13 @@ def _shorten(handle: PruneHandle, call: Call, *, from_mask: bool) -> Splice:
         call.pop(name, None)
     call["input_ids"] = splice.short_ids
     call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=encoded.features)}  # type: ignore[arg-type]
-    if mask is not None or bool(splice.filler.any()):
+    # Without a mask transformers takes gaps in the positions for borders of packed rows.
+    if mask is not None or handle.positions == "original" or bool(splice.filler.any()):
         call["attention_mask"] = splice.short_mask
     if positions is not None:
         call["position_ids"] = positions
     if call.get("labels") is not None:
-        call["labels"] = splice.take(call["labels"], -100)
+        call["labels"] = splice.take_labels(call["labels"])
     handle.trace = encoded.trace
     return splice
 

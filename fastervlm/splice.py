@@ -61,6 +61,12 @@ class Splice:
         """Columns of x (R, T) that stay, (R, L), `fill` where a row was filled up."""
         return x.gather(1, self.order).masked_fill(self.filler, fill)
 
+    def take_labels(self, labels: Tensor) -> Tensor:
+        """Labels (R, T) as (R, L), without those that would be predicted from a filler: alone, they begin their row."""
+        taken = self.take(labels, -100)
+        taken[:, 1:].masked_fill_(self.filler[:, :-1], -100)
+        return taken
+
     @property
     def short_ids(self) -> Tensor:
         """(R, L) the pruned prompt."""
