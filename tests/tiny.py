@@ -50,8 +50,8 @@ def processor(chat_template: str | None = CHAT) -> Any:
     )
 
 
-def llava(seed=0) -> Any:
-    """Random weights, wide enough that pictures and questions change the answers."""
+def llava(seed=0, **changes) -> Any:
+    """Random weights, wide enough that pictures and questions change the answers; `changes` are of the config."""
     torch.manual_seed(seed)
     small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
     config = LlavaConfig(
@@ -67,6 +67,7 @@ def llava(seed=0) -> Any:
         ),
         image_token_index=3,
         image_seq_length=PATCHES,
+        **changes,
     )
     model = LlavaForConditionalGeneration(config).eval()
     with torch.no_grad():
