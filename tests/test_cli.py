@@ -215,3 +215,46 @@ def test_stopped_run_goes_on_where_it_stopped(run, model, tmp_path, number):
     asked = [json.loads(line)["question_id"] for line in answers.read_text().splitlines()]
     assert asked == [f"p{i // 2}" for i in range(300)]
     assert not journal.exists()
+
+
+def script(tmp_path, *arguments, **environment):
+    """Run scripts/v1_5/eval/textvqa.sh from another working directory."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("CKPT", "METHOD", "DATA", "BATCH")}
+    command = ["bash", str(ROOT / "scripts" / "v1_5" / "eval" / "textvqa.sh"), *arguments]
+    settings = {key: str(value) for key, value in environment.items()}
+    return subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, env=clean | {"PYTHON": sys.executable} | settings
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["many"], ["0"], ["-5"], ["5.5"], ["5", "6"]])
+def test_script_without_a_number_of_tokens_says_how_it_is_used(tmp_path, arguments):
+    done = script(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_script_says_which_files_are_missing(tmp_path):
+    done = script(tmp_path, "58", CKPT="/models/llava-1.5-7b-hf", DATA=tmp_path)
+    assert done.returncode == 1
+    for part in (
+        str(tmp_path),
+        "llava_textvqa_val_v051_ocr.jsonl",
+        "TextVQA_0.5.1_val.json",
+        "train_images",
+        "https://textvqa.org",
+    ):
+        assert part in done.stderr
+
+
+def test_script_evaluates_a_checkpoint_with_the_reference_template(model, bench, tmp_path):
+    data = bench["question_file"].parent
+    done = script(tmp_path, "5", CKPT=os.path.relpath(model, tmp_path), DATA=data, METHOD="grid", BATCH=10)
+    assert done.returncode == 0, done.stderr
+    out = data / "answers" / "tiny" / "grid"
+    assert sorted(path.name for path in out.iterdir()) == ["n_5.jsonl", "n_5.png", "n_5.protocol.json"]
+    protocol = json.loads((out / "n_5.protocol.json").read_text())
+    assert protocol["prompt_template"].startswith("A chat between a curious user and")
+    assert (protocol["batch_size"], protocol["method"]) == (10, "UniformGrid()")
+    assert f"Picture of the kept tokens: {out / 'n_5.png'}" in done.stdout
