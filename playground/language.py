@@ -189,7 +189,7 @@ def phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float = 1.0) ->
 
     return [
         Phase("language, small windows", int(1200 * scale), 2e-3, small),
-        Phase("language, windows", int(400 * scale), 1.5e-3, lambda step: data.batch((seed, 4, step), 24, GRID // 2, 0.6)),
-        Phase("language, whole pictures", int(450 * scale), 1.5e-3, lambda step: data.batch((seed, 5, step), 16, GRID, 0.3)),
-        Phase("language, last cycle", int(450 * scale), 1e-3, lambda step: data.batch((seed, 6, step), 16, GRID, 0.3)),
+        Phase("language, windows", int(250 * scale), 1.5e-3, lambda step: data.batch((seed, 4, step), 24, GRID // 2, 0.6)),
+        Phase("language, whole pictures", int(350 * scale), 1.5e-3, lambda step: data.batch((seed, 5, step), 16, GRID, 0.3)),
+        Phase("language, last cycle", int(350 * scale), 1e-3, lambda step: data.batch((seed, 6, step), 16, GRID, 0.3)),
     ]
