@@ -54,7 +54,7 @@ def eval_(
     visual_token_num: Annotated[
         str | None, typer.Option(help="Visual tokens kept: a count (58) or a fraction (0.1); all if left out.")
     ] = None,
-    method: Annotated[str, typer.Option(help="cls, cls-lowest, random or grid.")] = "cls",
+    method: Annotated[str, typer.Option(help="A pruning method, such as cls, cls-lowest, random or grid.")] = "cls",
     seed: Annotated[int, typer.Option(help="Of a random method and of sampling.")] = 0,
     batch_size: BatchSize = 16,
     limit: Limit = None,
@@ -64,10 +64,11 @@ def eval_(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     max_new_tokens: MaxNewTokens = 128,
     image_aspect_ratio: AspectRatio = "pad",
-    overlay: Annotated[Path | None, typer.Option(help="Save a picture of what was kept for the first question.")] = None,
+    overlay: Annotated[Path | None, typer.Option(help="Save a PNG of what was kept for the first question.")] = None,
 ) -> None:
     """Answer a benchmark's questions and score the answers."""
     from fastervlm.eval import get_task
+    from fastervlm.eval.answers import writable_folder
     from fastervlm.eval.overlay import save_overlay
     from fastervlm.eval.runner import evaluate
     from fastervlm.eval.settings import Settings, seeded
@@ -91,12 +92,14 @@ def eval_(
     )
     if overlay and (settings.keep is None or overlay.suffix != ".png"):
         raise UserError("--overlay saves what pruning kept; give it a .png file, and --visual-token-num as well.")
+    if overlay:
+        writable_folder(overlay.parent)
     subject = Subject(model, dtype, device)
     with _resumable():
         protocol, score = evaluate(subject, settings)
     print("\n".join([*(score.lines() if score else ["No score."]), *_speed_lines(protocol)]))
     print(f"Answers: {answers_file}")
-    if overlay:
+    if overlay and protocol["answered"]:
         save_overlay(subject, settings, overlay)
         print(f"Picture of the kept tokens: {overlay}")
     _report_failures(protocol["failed"], protocol["failures"])

@@ -28,8 +28,9 @@ def bench(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; gives exit code, stdout and stderr."""
+def run(monkeypatch, capsys, tmp_path):
+    """Run the command line in this process, in a folder of its own; gives exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["fastervlm", *map(str, arguments)])
@@ -87,13 +88,23 @@ def test_seed_reaches_the_random_method(run, model, bench, tmp_path):
 
 
 def test_failed_picture_is_named_and_the_exit_code_says_so(run, model, bench):
-    (bench["image_folder"] / "p1.png").write_bytes(b"no picture")
-    code, out, err = run("eval", "textvqa", *options(model, bench))
+    (bench["image_folder"] / "p0.png").write_bytes(b"no picture")
+    drawn = bench["image_folder"].parent / "kept.png"
+    code, out, err = run("eval", "textvqa", *options(model, bench, visual_token_num=5, overlay=drawn))
     assert code == 1
+    assert drawn.exists()
     assert "Samples: 8" in out
-    assert "question p1: " in err
-    assert "p1.png cannot be read as a picture" in err
+    assert "question p0: " in err
+    assert "p0.png cannot be read as a picture" in err
     assert "2 questions failed" in err
+    for picture in bench["image_folder"].iterdir():
+        picture.write_bytes(b"")
+    code, out, err = run(
+        "eval", "textvqa", *options(model, bench, visual_token_num=6, answers_file="none.jsonl", overlay=drawn)
+    )
+    assert code == 1
+    assert "No score." in out
+    assert "10 questions failed" in err
 
 
 def test_compare_prints_the_table(run, model, bench, tmp_path):
