@@ -129,11 +129,13 @@ def score(
 @app.command()
 def compare(
     *,
-    model: ModelPath,
-    question_file: QuestionFile,
-    image_folder: ImageFolder,
-    annotation_file: AnnotationFile,
-    out_dir: Annotated[Path, typer.Option(help="Where answers, table and plot go.")],
+    model: Annotated[str | None, typer.Option("--model", "--model-path", help="Folder or hub name of the model.")] = None,
+    question_file: Annotated[Path | None, typer.Option(help="Questions, one JSON object a line.")] = None,
+    image_folder: Annotated[Path | None, typer.Option(help="Folder of the pictures named in the question file.")] = None,
+    annotation_file: Annotated[Path | None, typer.Option(help="The right answers.")] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Where answers, table and plot go; compare/MODEL beside the question file if left out.")
+    ] = None,
     task: Annotated[str, typer.Option(help="The benchmark.")] = "textvqa",
     visual_token_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "576,288,144,58,29",
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "cls,random,grid",
@@ -147,19 +149,25 @@ def compare(
     max_new_tokens: MaxNewTokens = 128,
     image_aspect_ratio: AspectRatio = "pad",
 ) -> None:
-    """Table and plot of accuracy and time to first token over visual tokens and methods."""
+    """Table and plot of accuracy and time to first token over visual tokens and methods.
+
+    Without a model and data it compares the tiny model of this checkout on the mini benchmark.
+    """
     from fastervlm.eval import get_task
     from fastervlm.eval.compare import compare as run
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
     from fastervlm.report import print_table
 
+    model, questions, images, annotations = _what_to_compare(model, question_file, image_folder, annotation_file)
+    subject = Subject(model, dtype, device)
+    out_dir = out_dir or questions.parent / "compare" / subject.name
     settings = Settings(
         task=get_task(task),
-        question_file=question_file,
-        image_folder=image_folder,
+        question_file=questions,
+        image_folder=images,
         answers_file=out_dir / "all.jsonl",
-        annotation_file=annotation_file,
+        annotation_file=annotations,
         batch_size=batch_size,
         limit=limit,
         conv_mode=conv_mode,
@@ -169,12 +177,24 @@ def compare(
     budgets = [_number(text) for text in visual_token_num.split(",")]
     names = methods.split(",")
     with _resumable():
-        comparison = run(
-            Subject(model, dtype, device), settings, budgets=budgets, methods=names, out_dir=out_dir, seeds=seeds, blind=blind
-        )
+        comparison = run(subject, settings, budgets=budgets, methods=names, out_dir=out_dir, seeds=seeds, blind=blind)
     print_table(*comparison.table())
     print(f"Table, numbers and plot: {out_dir}/compare.md, compare.json, compare.png")
     _report_failures(comparison.failed)
+
+
+def _what_to_compare(model: str | None, *files: Path | None) -> tuple[str, Path, Path, Path]:
+    """Model, question file, image folder and annotation file as given, or the embedded ones if none is."""
+    given = [path for path in files if path is not None]
+    if model is not None and len(given) == 3:
+        return model, given[0], given[1], given[2]
+    if model is not None or given:
+        raise UserError(
+            "Give --model, --question-file, --image-folder and --annotation-file together, or none of them for the tiny model."
+        )
+    from fastervlm.embedded import embedded_benchmark, embedded_model
+
+    return str(embedded_model()), *embedded_benchmark()
 
 
 def _number(text: str) -> int | float:

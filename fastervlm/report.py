@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,18 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Indented JSON."""
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    """Indented JSON, written whole or not at all."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, written aside, flushed to disk and then renamed: whole or not at all."""
+    aside = path.with_name(path.name + ".new")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,9 @@ def draw_panels(panels: Sequence[Panel], path: Path) -> None:
     figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
     for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
         _draw(panel, axes)
-    figure.savefig(path, dpi=150)
+    aside = path.with_name(path.name + ".new")
+    figure.savefig(aside, dpi=150, format="png")
+    os.replace(aside, path)
 
 
 def _draw(panel: Panel, axes: Any) -> None:

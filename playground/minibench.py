@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from fastervlm.report import write_text
 from playground.language import INSTRUCTION
 from playground.scenes import draw, questions
 
@@ -53,8 +53,8 @@ def write(out: Path, pictures: int) -> None:
             asked.append({"question_id": name, "image": f"{name}.png", "text": text, "category": kind})
             about = {"question_id": len(annotations), "image_id": name, "question": question, "answers": [answer] * 10}
             annotations.append(about)
-    _replace(out / ANNOTATIONS, json.dumps({"dataset_type": "val", "dataset_name": "textvqa-mini", "data": annotations}))
-    _replace(out / QUESTIONS, "".join(json.dumps(row) + "\n" for row in asked))
+    write_text(out / ANNOTATIONS, json.dumps({"dataset_type": "val", "dataset_name": "textvqa-mini", "data": annotations}))
+    write_text(out / QUESTIONS, "".join(json.dumps(row) + "\n" for row in asked))
 
 
 def _choose(number: int, asked: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
@@ -66,12 +66,6 @@ def _choose(number: int, asked: list[tuple[str, str, str]]) -> list[tuple[str, s
         others = [row for row in asked if row[0] != "pattern" and row not in chosen]
         chosen.append((fitting or others)[0])
     return chosen
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

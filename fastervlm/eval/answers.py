@@ -18,6 +18,7 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.eval.questions import read_jsonl
 from fastervlm.eval.task import Answer
+from fastervlm.report import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -173,18 +174,9 @@ def read_answers(path: Path) -> list[Answer]:
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     """Write an answers file, whole or not at all."""
-    _replace(path, "".join(json.dumps(answer) + "\n" for answer in answers))
+    write_text(path, "".join(json.dumps(answer) + "\n" for answer in answers))
 
 
 def write_protocol(path: Path, protocol: dict[str, Any]) -> None:
     """Write a protocol, whole or not at all."""
-    _replace(path, json.dumps(protocol, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".new")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    write_json(path, protocol)

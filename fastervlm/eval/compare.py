@@ -15,7 +15,7 @@ from fastervlm.eval.settings import Settings, seeded
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Score
 from fastervlm.methods import Method, get_method
-from fastervlm.report import Curve, Panel, draw_panels, markdown_table, write_json
+from fastervlm.report import Curve, Panel, draw_panels, markdown_table, write_json, write_text
 
 ALL = "all tokens"
 BLIND = "blind"
@@ -97,7 +97,7 @@ class Comparison:
             f"{self.whole.score.samples} questions; a method with a seed is the mean of its runs. Time to the first token of a "
             f"batch of {self.batch_size} with its pictures ready, and samples/s, both of the first method in the table.\n"
         )
-        (folder / "compare.md").write_text(f"{markdown_table(headers, rows)}\n{note}", encoding="utf-8")
+        write_text(folder / "compare.md", f"{markdown_table(headers, rows)}\n{note}")
         write_json(folder / "compare.json", {"model": self.model, "cells": [cell.summary() for cell in self._all()]})
         draw_panels(self._panels(), folder / "compare.png")
 
