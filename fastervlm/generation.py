@@ -6,7 +6,8 @@ transformers' own `generate` passes pictures on; beams, caches and decoding loop
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoders import UserError
-from fastervlm.history import opened, seal
+from fastervlm.history import growing, known, seal
 from fastervlm.llava import Encoded
 from fastervlm.splice import Splice
 
@@ -30,24 +31,24 @@ def generate(handle: PruneHandle, call: Call) -> Any:
     if call.get("inputs") is not None:
         call["input_ids"] = call.pop("inputs")
     past = call.get("past_key_values")
-    with opened(past) as history:
-        if history is not None:
-            splice = _continue(handle, call, history)
-        elif call.get("pixel_values") is not None:
-            call["attention_mask"] = _mask(handle.model, call)
-            splice = _shorten(handle, call, from_mask=True)
-        else:
-            _refuse_lonely_placeholders(handle.model, call)
-            return handle.original("generate")(**call)
-        _shift_lengths(handle.model, call, splice)
-        if call.get("streamer") is not None:
-            call["streamer"] = _WholePrompt(call["streamer"], splice)
+    history = known(past)
+    if history is not None:
+        splice = _continue(handle.model, call, history)
+    elif call.get("pixel_values") is not None:
+        splice = _shorten(handle, call, by_mask=True)
+        _refuse_gap_at_the_end(splice)
+    else:
+        _refuse_lonely_placeholders(handle.model, call.get("input_ids"))
+        return handle.original("generate")(**call)
+    _shift_lengths(handle.model, call, splice)
+    if call.get("streamer") is not None:
+        call["streamer"] = _WholePrompt(call["streamer"], splice)
+    with growing(past, history or splice):
         output = handle.original("generate")(**call)
-    made = past if past is not None else getattr(output, "past_key_values", None)
-    if history is None and isinstance(made, Cache):
-        seal(made, splice)
     if isinstance(output, Tensor):
         return splice.restore(output)
+    if past is None and isinstance(output.past_key_values, Cache):
+        seal(output.past_key_values, splice)
     output.sequences = splice.restore(output.sequences)
     return output
 
@@ -55,51 +56,77 @@ def generate(handle: PruneHandle, call: Call) -> Any:
 def forward(handle: PruneHandle, call: Call) -> Any:
     """`model(**call)` with pruned pictures; logits have the pruned length, and labels are cut alike."""
     past = call.get("past_key_values")
-    with opened(past) as history:
-        if history is not None:
-            _step(handle, call, history)
-            return handle.original("forward")(**call)
-        if call.get("pixel_values") is None:
-            if call.get("mm_encoder_outputs"):
-                _blank_guessed_placeholders(handle.model, call)
-                if handle.positions == "original" and past is None and call.get("attention_mask") is None:  # see _shorten
-                    call["attention_mask"] = torch.ones_like(call["input_ids"])
-            elif past is None or past.get_seq_length() == 0:
-                _refuse_lonely_placeholders(handle.model, call)
-            return handle.original("forward")(**call)
-        splice = _shorten(handle, call, from_mask=False)
+    splice = known(past)
+    if splice is not None:
+        _step(handle.model, call, splice)
+    elif call.get("pixel_values") is not None:
+        splice = _shorten(handle, call, by_mask=False)
+    elif call.get("mm_encoder_outputs"):
+        _prepare_inner(handle, call)
+    elif past is None or past.get_seq_length() == 0:
+        _refuse_lonely_placeholders(handle.model, call.get("input_ids"))
+    with growing(past, splice):
         output = handle.original("forward")(**call)
-    for part in output.values() if isinstance(output, dict) else output:
-        if isinstance(part, Cache):
-            seal(part, splice)
+    if past is None and splice is not None:
+        for part in output.values() if isinstance(output, dict) else output:
+            if isinstance(part, Cache):
+                seal(part, splice)
     return output
 
 
-def _shorten(handle: PruneHandle, call: Call, *, from_mask: bool) -> Splice:
+def _shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> Splice:
     """Encode the pictures of `call`, and put the pruned prompt and the kept features in their place."""
-    ids, mask = call.get("input_ids"), call.get("attention_mask")
-    if ids is None or call.get("inputs_embeds") is not None:
-        raise UserError(
-            "A pruned model finds its pictures by the placeholders in input_ids; pass input_ids, not inputs_embeds."
-        )
-    if mask is not None and mask.dim() != 2:
-        raise UserError(f"A pruned model needs an attention mask of shape (rows, tokens), not {tuple(mask.shape)}.")
+    if call.get("past_key_values") is not None and call["past_key_values"].get_seq_length() > 0:
+        _refuse_new_pictures()
+    _check_shapes(call)
+    ids, mask = call["input_ids"], call.get("attention_mask")
+    if by_mask and mask is None:
+        mask = _guess_mask(handle.model, call)
+    numbers = _numbers(call, mask, by_mask=by_mask)
     encoded = handle.family.encode(handle.model, handle.budget, handle.method, call)
-    splice = Splice.of(ids, mask, _columns_to_keep(handle.model, ids, encoded), _pad_id(handle.model))
-    positions = splice.positions(call.get("position_ids"), compact=handle.positions == "compact", from_mask=from_mask)
+    keep = _columns_to_keep(handle.model, ids, encoded)
+    compact = handle.positions == "compact"
+    splice = Splice.of(ids, mask, keep, numbers, pad=_pad_id(handle.model), compact=compact)
     for name in handle.family.inputs:
         call.pop(name, None)
     call["input_ids"] = splice.short_ids
     call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=encoded.features)}  # type: ignore[arg-type]
     # Without a mask transformers takes gaps in the positions for borders of packed rows.
-    if mask is not None or handle.positions == "original" or bool(splice.filler.any()):
+    if mask is not None or not compact or bool(splice.filler.any()):
         call["attention_mask"] = splice.short_mask
-    if positions is not None:
-        call["position_ids"] = positions
+    call["position_ids"] = splice.positions
     if call.get("labels") is not None:
         call["labels"] = splice.take_labels(call["labels"])
     handle.trace = encoded.trace
     return splice
+
+
+def _check_shapes(call: Call) -> None:
+    ids = call.get("input_ids")
+    if ids is None or call.get("inputs_embeds") is not None:
+        raise UserError(
+            "A pruned model finds its pictures by the placeholders in input_ids; pass input_ids, not inputs_embeds."
+        )
+    for name in ("attention_mask", "labels", "position_ids"):
+        given = call.get(name)
+        if given is not None and given.shape != ids.shape and (name != "position_ids" or given.shape != ids[:1].shape):
+            raise UserError(
+                f"Under fastervlm.prune {name} must have the shape of input_ids, {tuple(ids.shape)}, not {tuple(given.shape)}."
+            )
+
+
+def _numbers(call: Call, mask: Tensor | None, *, by_mask: bool) -> Tensor:
+    """Position ids (R, T) of the unpruned prompt: the caller's, or as transformers would count, unmasked tokens or columns."""
+    ids, given = call["input_ids"], call.get("position_ids")
+    if given is None:
+        columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return columns if mask is None or not by_mask else (mask.long().cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
+    given = given.expand_as(ids)
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    before = given.masked_fill(~real, -1).cummax(dim=1).values[:, :-1]
+    if bool((real[:, 1:] & (given[:, 1:] <= before)).any()):
+        raise UserError("Under fastervlm.prune position_ids must rise along each row; pass packed rows one by one.")
+    return given
 
 
 def _columns_to_keep(model: Any, ids: Tensor, encoded: Encoded) -> Tensor:
@@ -115,52 +142,84 @@ def _columns_to_keep(model: Any, ids: Tensor, encoded: Encoded) -> Tensor:
     return (~placeholder).masked_scatter(placeholder, keep)
 
 
-def _continue(handle: PruneHandle, call: Call, history: Splice) -> Splice:
+def _continue(model: Any, call: Call, history: Splice) -> Splice:
     """Prepare a `generate` that goes on from a sealed cache: the known part of the prompt is cut as it was."""
-    _refuse_new_pictures(call)
-    known = history.for_rows(len(call["input_ids"]))
-    splice = known.extend(call["input_ids"], call.get("attention_mask"))
-    _refuse_lonely_placeholders(handle.model, {"input_ids": splice.ids[:, known.ids.shape[1] :]})
+    if call.get("pixel_values") is not None:
+        _refuse_new_pictures()
+    _check_shapes(call)
+    ids, prompt = call["input_ids"], history.for_rows(len(call["input_ids"]))
+    more, mask = ids.shape[1] - prompt.ids.shape[1], call.get("attention_mask")
+    cached = _cached(call, prompt)
+    if prompt.kept + more <= cached or not torch.equal(ids[:, :-more], prompt.ids.to(ids.device)):
+        raise UserError(
+            "This KV cache was made from a pruned prompt that the new input does not begin with; pass the whole history "
+            "as it was returned, followed by the new turn, or start again without past_key_values."
+        )
+    _refuse_lonely_placeholders(model, ids[:, -more:])
+    splice = replace(prompt.grow(more, _guess_mask(model, call) if mask is None else mask), ids=ids)
     call["input_ids"], call["attention_mask"] = splice.short_ids, splice.short_mask
-    positions = splice.positions(None, compact=handle.positions == "compact", from_mask=True)
-    if positions is not None:
-        call["position_ids"] = positions
+    call["position_ids"] = splice.positions
     return splice
 
 
-def _step(handle: PruneHandle, call: Call, history: Splice) -> None:
-    """Prepare a `forward` that goes on from a sealed cache: mask and positions may speak of the unpruned history."""
-    _refuse_new_pictures(call)
-    _refuse_lonely_placeholders(handle.model, call)
-    new = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
-    splice = history.for_rows(len(new))
-    length = call["past_key_values"].get_seq_length() + new.shape[1]
-    mask, positions = call.get("attention_mask"), call.get("position_ids")
-    if mask is not None and mask.shape[-1] == length + splice.removed:
-        call["attention_mask"] = splice.extend_mask(mask)
-    elif mask is not None and mask.shape[-1] != length:
-        raise UserError(
-            f"The attention mask covers {mask.shape[-1]} tokens, but the history has {length + splice.removed} "
-            f"({length} of them kept); pass a mask over the whole history, or none."
-        )
-    if handle.positions == "compact" and positions is not None:
-        call["position_ids"] = positions - splice.removed_from_row
-    elif handle.positions == "original" and positions is None:
-        columns = torch.arange(length - new.shape[1], length, device=new.device) + splice.removed
-        call["position_ids"] = columns.expand(len(new), -1)
+def _step(model: Any, call: Call, history: Splice) -> None:
+    """Prepare a `forward` that goes on from a sealed cache.
 
-
-def _refuse_new_pictures(call: Call) -> None:
+    The mask may speak of the unpruned history or of the pruned one. Positions go on as they began, whatever is passed.
+    """
     if call.get("pixel_values") is not None:
+        _refuse_new_pictures()
+    _refuse_lonely_placeholders(model, call.get("input_ids"))
+    new = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+    prompt = history.for_rows(len(new))
+    length, mask = _cached(call, prompt) + new.shape[1], call.get("attention_mask")
+    if mask is not None and tuple(mask.shape) not in {(len(new), length + prompt.removed), (len(new), length)}:
         raise UserError(
-            "Pictures cannot be added to the KV cache of a pruned prompt; pass the whole history with all its pictures, "
-            "without past_key_values."
+            f"An attention mask of shape {tuple(mask.shape)} does not fit {len(new)} rows with a history of "
+            f"{length + prompt.removed} tokens ({length} of them kept); pass a mask over the whole history, or none."
+        )
+    splice = prompt.grow(length - prompt.kept, mask)
+    call["attention_mask"] = splice.short_mask
+    call["position_ids"] = splice.positions[:, -new.shape[1] :]
+
+
+def _cached(call: Call, prompt: Splice) -> int:
+    """How many tokens a sealed cache holds: the whole pruned prompt at least."""
+    cached = int(call["past_key_values"].get_seq_length())
+    if cached < prompt.kept:
+        raise UserError(
+            f"This KV cache was cut down to {cached} of the {prompt.kept} tokens of its pruned prompt; "
+            "start again without past_key_values."
+        )
+    return cached
+
+
+def _prepare_inner(handle: PruneHandle, call: Call) -> None:
+    """Prepare a `forward` that the model's own `generate` calls with the features it was given."""
+    _blank_guessed_placeholders(handle.model, call)
+    if handle.positions == "original" and call.get("past_key_values") is None and call.get("attention_mask") is None:
+        call["attention_mask"] = torch.ones_like(call["input_ids"])  # see _shorten
+
+
+def _refuse_gap_at_the_end(splice: Splice) -> None:
+    """transformers numbers what it generates from the last token of the prompt on, so that one has to stay."""
+    stays = (splice.order == splice.ids.shape[1] - 1) & ~splice.filler
+    if not splice.compact and not bool(stays.any(dim=1).all()):
+        raise UserError(
+            "With positions='original' a prompt cannot end with a picture whose last patch is dropped; "
+            "put text behind the picture or use positions='compact'."
         )
 
 
-def _refuse_lonely_placeholders(model: Any, call: Call) -> None:
+def _refuse_new_pictures() -> NoReturn:
+    raise UserError(
+        "Pictures cannot be added to a KV cache under fastervlm.prune; pass the whole history with all its pictures, "
+        "without past_key_values."
+    )
+
+
+def _refuse_lonely_placeholders(model: Any, ids: Tensor | None) -> None:
     """Refuse image placeholders without a picture, which the stock model would read as a word."""
-    ids = call.get("input_ids")
     if ids is not None and bool((ids == model.config.image_token_id).any()):
         raise UserError("The prompt holds image placeholders but there is no picture; pass pixel_values too.")
 
@@ -188,11 +247,9 @@ def _pad_id(model: Any) -> int:
     return 0 if pad is None else int(pad)
 
 
-def _mask(model: Any, call: Call) -> Tensor:
-    """The caller's attention mask; without one the pads are found as transformers finds them, by their id."""
-    ids, mask = call["input_ids"], call.get("attention_mask")
-    if mask is not None:
-        return mask
+def _guess_mask(model: Any, call: Call) -> Tensor:
+    """A mask for input_ids (R, T): the pads are found as transformers finds them, by their id."""
+    ids = call["input_ids"]
     pad, ends = _setting(model, call, "pad_token_id"), _setting(model, call, "eos_token_id")
     if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
         return torch.ones_like(ids)

@@ -22,19 +22,22 @@ def seal(cache: Any, splice: Splice) -> None:
     cache.update = _refuse
 
 
+def known(cache: Any) -> Splice | None:
+    """The splice of a sealed cache; None for any other cache and for no cache."""
+    return getattr(cache, _TAG, None)
+
+
 @contextmanager
-def opened(cache: Any) -> Iterator[Splice | None]:
-    """The splice of a sealed cache, which may grow inside the context; None for any other cache and for no cache."""
-    splice = getattr(cache, _TAG, None)
-    if splice is None:
-        yield None
-        return
-    del cache.update
-    delattr(cache, _TAG)
+def growing(cache: Any, splice: Splice | None) -> Iterator[None]:
+    """Let a cache grow; afterwards it is sealed with `splice`, if there is one, even where the body raises."""
+    if known(cache) is not None:
+        del cache.update
+        delattr(cache, _TAG)
     try:
-        yield splice
+        yield
     finally:
-        seal(cache, splice)
+        if cache is not None and splice is not None:
+            seal(cache, splice)
 
 
 def _refuse(*_: object, **__: object) -> NoReturn:

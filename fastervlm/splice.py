@@ -5,10 +5,12 @@ Dims: R rows, T columns of the unpruned prompt, L columns of the pruned one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from encoders import UserError
 
@@ -25,17 +27,21 @@ class Splice:
         mask: (R, T) its attention mask.
         order: (R, L) the columns that make up the pruned prompt, ascending; where `filler` is true any column.
         filler: (R, L) bool, true where a row was filled up.
+        numbers: (R, T) the position ids of the unpruned prompt; at masked columns anything.
         pad: the token id that fills up.
+        compact: the pruned prompt's position ids have no gaps, instead of being those of the unpruned prompt.
     """
 
     ids: Tensor
     mask: Tensor
     order: Tensor
     filler: Tensor
+    numbers: Tensor
     pad: int = 0
+    compact: bool = True
 
     @classmethod
-    def of(cls, ids: Tensor, mask: Tensor | None, keep: Tensor, pad: int = 0) -> Splice:
+    def of(cls, ids: Tensor, mask: Tensor | None, keep: Tensor, numbers: Tensor, **settings: Any) -> Splice:
         """Keep the columns where keep (R, T) is true; the pads of the prompt count as columns too."""
         mask = torch.ones_like(ids) if mask is None else mask
         count = keep.sum(dim=1, keepdim=True)
@@ -43,19 +49,19 @@ class Splice:
         place = torch.arange(length, device=ids.device)
         if bool((mask[:, -1] == 0).any()) and not bool((mask[:, 0] == 0).any()):  # padded on the right
             order = keep.long().argsort(dim=1, descending=True, stable=True)[:, :length]
-            return cls(ids, mask, order, place >= count, pad)
+            return cls(ids, mask, order, place >= count, numbers, **settings)
         order = keep.long().argsort(dim=1, stable=True)[:, ids.shape[1] - length :]
-        return cls(ids, mask, order, place < length - count, pad)
+        return cls(ids, mask, order, place < length - count, numbers, **settings)
 
     @property
     def removed(self) -> int:
         """T - L, the number of columns the prompt lost."""
-        return self.ids.shape[1] - self.order.shape[1]
+        return self.ids.shape[1] - self.kept
 
     @property
-    def removed_from_row(self) -> Tensor:
-        """(R, 1) the number of tokens each row lost."""
-        return self.removed + self.filler.sum(dim=1, keepdim=True)
+    def kept(self) -> int:
+        """L, the number of columns left."""
+        return self.order.shape[1]
 
     def take(self, x: Tensor, fill: int) -> Tensor:
         """Columns of x (R, T) that stay, (R, L), `fill` where a row was filled up."""
@@ -79,62 +85,46 @@ class Splice:
 
     def repeat(self, times: int) -> Splice:
         """The same with each row `times` times, as generation expands a batch for beams and several answers."""
-        ids, mask, order, filler = (x.repeat_interleave(times, dim=0) for x in (self.ids, self.mask, self.order, self.filler))
-        return Splice(ids, mask, order, filler, self.pad)
+        parts = ("ids", "mask", "order", "filler", "numbers")
+        return replace(self, **{name: getattr(self, name).repeat_interleave(times, dim=0) for name in parts})
 
     def for_rows(self, rows: int) -> Splice:
         """The same for a batch of `rows` rows that came from this one."""
         if rows == len(self.ids):
             return self
-        if rows % len(self.ids):
+        if rows < len(self.ids) or rows % len(self.ids):
             raise UserError(f"This KV cache was made for {len(self.ids)} rows and cannot continue with {rows}.")
         return self.repeat(rows // len(self.ids))
 
     def restore(self, sequences: Tensor) -> Tensor:
         """Generated sequences (R * n, L + new) with the unpruned prompt in front, (R * n, T + new)."""
         prompt = self.for_rows(len(sequences)).ids.to(sequences.device)
-        return torch.cat((prompt, sequences[:, self.order.shape[1] :]), dim=1)
+        return torch.cat((prompt, sequences[:, self.kept :]), dim=1)
 
-    def extend(self, ids: Tensor, mask: Tensor | None) -> Splice:
-        """A longer prompt (R, T + more) that begins with this one, pruned the same way to L + more columns.
-
-        Raises:
-            UserError: the prompt does not begin with this one, so a KV cache of it cannot be continued.
-        """
-        known, more = self.ids.shape[1], ids.shape[1] - self.ids.shape[1]
-        if more < 1 or not torch.equal(ids[:, :known], self.ids.to(ids.device)):
-            raise UserError(
-                "This KV cache was made from a pruned prompt that the new input does not begin with; pass the whole history "
-                "as it was returned, followed by the new turn, or start again without past_key_values."
-            )
-        new = torch.arange(known, known + more, device=ids.device).expand(len(ids), -1)
-        mask = torch.cat((self.mask, self.mask.new_ones(len(ids), more)), dim=1) if mask is None else mask
-        filler = torch.cat((self.filler, self.filler.new_zeros(len(ids), more)), dim=1)
-        return Splice(ids, mask, torch.cat((self.order, new), dim=1), filler, self.pad)
-
-    def extend_mask(self, mask: Tensor) -> Tensor:
-        """A mask (R, T + more) over the unpruned history, for the pruned one (R, L + more)."""
-        return torch.cat((self.short_mask.to(mask), mask[:, self.ids.shape[1] :]), dim=1)
-
-    def positions(self, given: Tensor | None, *, compact: bool, from_mask: bool) -> Tensor | None:
-        """Position ids (R, L) for the pruned prompt, or None where the model's own default is right.
+    def grow(self, more: int, mask: Tensor | None = None) -> Splice:
+        """The same with `more` tokens behind it, all of which stay; the masked ones among them are not numbered.
 
         Args:
-            given: (R, T) the caller's position ids, if any.
-            compact: without gaps, instead of the places in the unpruned prompt.
-            from_mask: the model counts positions by the mask (as `generate` does), not by columns (as `forward` does).
+            more: how many.
+            mask: their attention mask (R, more), or one over any history that ends with them; ones without it.
         """
-        if given is None and compact:
-            return None
-        if given is not None:
-            whole = given.expand_as(self.ids)
-        else:
-            whole = self.mask.long().cumsum(dim=1).sub(1).clamp(min=0) if from_mask else self._columns()
-        taken = self.take(whole, 0)
-        if not compact:
-            return taken
-        place = (~self.filler).long().cumsum(dim=1) - 1
-        return self.take(whole - self._columns(), 0).add(place).clamp(min=0)
+        columns = torch.arange(self.ids.shape[1], self.ids.shape[1] + more, device=self.ids.device).expand(len(self.ids), -1)
+        tail = torch.ones_like(columns) if mask is None else mask[:, -more:].to(self.mask)
+        last = self.numbers.masked_fill(self.mask == 0, -1).amax(dim=1, keepdim=True)
+        return replace(
+            self,
+            ids=F.pad(self.ids, (0, more), value=self.pad),
+            mask=torch.cat((self.mask, tail), dim=1),
+            order=torch.cat((self.order, columns), dim=1),
+            filler=F.pad(self.filler, (0, more)),
+            numbers=torch.cat((self.numbers, last + tail.long().cumsum(dim=1)), dim=1),
+        )
 
-    def _columns(self) -> Tensor:
-        return torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
+    @property
+    def positions(self) -> Tensor:
+        """(R, L) position ids of the pruned prompt."""
+        taken = self.take(self.numbers, 0)
+        if not self.compact:
+            return taken
+        removed_before = self.order - (~self.filler).long().cumsum(dim=1) + 1
+        return (taken - removed_before).clamp(min=0)

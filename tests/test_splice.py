@@ -34,9 +34,10 @@ CASES = {
 }
 
 
-def splice_of(case):
+def splice_of(case, **settings):
     ids, mask, keep, _ = CASES[case]
-    return Splice.of(torch.tensor(ids), torch.tensor(mask), torch.tensor(keep).bool(), PAD)
+    numbers = settings.pop("numbers", torch.arange(len(ids[0])).expand(len(ids), -1))
+    return Splice.of(torch.tensor(ids), torch.tensor(mask), torch.tensor(keep).bool(), numbers, pad=PAD, **settings)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -48,11 +49,10 @@ def test_short_prompts(case):
         [-1 if c is None else c for _, _, c in row] for row in expected
     ]
     assert splice.removed == len(CASES[case][0][0]) - len(expected[0])
-    assert splice.removed_from_row.flatten().tolist() == [row.count(0) for row in CASES[case][2]]
 
 
 def test_without_a_mask_all_columns_count():
-    splice = Splice.of(torch.tensor([[0, 2, 3]]), None, torch.tensor([[True, False, True]]))
+    splice = Splice.of(torch.tensor([[0, 2, 3]]), None, torch.tensor([[True, False, True]]), torch.arange(3)[None])
     assert splice.short_mask.tolist() == [[1, 1]]
     assert splice.short_ids.tolist() == [[0, 3]]
 
@@ -69,30 +69,17 @@ def test_generated_tokens_come_back_behind_the_whole_prompt(case, times):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_longer_prompt_is_cut_the_same_way(case):
-    splice = splice_of(case)
-    more = torch.full((len(splice.ids), 2), 7)
-    longer = splice.extend(torch.cat((splice.ids, more), dim=1), None)
-    assert torch.equal(longer.short_ids, torch.cat((splice.short_ids, more), dim=1))
-    assert torch.equal(longer.short_mask, torch.cat((splice.short_mask, torch.ones_like(more)), dim=1))
+def test_what_stands_behind_stays(case):
+    splice, more = splice_of(case), torch.tensor([[0, 1, 1]])
+    longer = splice.grow(2)
+    assert longer.short_ids.tolist() == [[*row, PAD, PAD] for row in splice.short_ids.tolist()]
+    assert longer.short_mask.tolist() == [[*row, 1, 1] for row in splice.short_mask.tolist()]
     assert longer.removed == splice.removed
-    mask = torch.cat((splice.mask, torch.tensor([[0, 1]]).expand(len(splice.ids), -1)), dim=1)
-    assert torch.equal(splice.extend(torch.cat((splice.ids, more), dim=1), mask).short_mask, splice.extend_mask(mask))
-
-
-@pytest.mark.parametrize(
-    "ids",
-    [
-        pytest.param([[1, 2, 3, 4]], id="nothing new"),
-        pytest.param([[1, 2, 3]], id="shorter"),
-        pytest.param([[1, 2, 3, 5, 6]], id="another prompt"),
-        pytest.param([[6]], id="the new tokens alone"),
-        pytest.param([[1, 2, 3, 4, 6], [1, 2, 3, 4, 6]], id="more rows"),
-    ],
-)
-def test_another_prompt_is_refused(ids):
-    with pytest.raises(UserError, match=r"KV cache was made from a pruned prompt .* pass the whole history"):
-        splice_of("one row").extend(torch.tensor(ids), None)
+    rows = len(splice.ids)
+    for mask in (more, torch.cat((torch.zeros_like(splice.mask), more.expand(rows, -1)), dim=1)):
+        longer = splice.grow(3, mask.expand(rows, -1))
+        assert longer.short_mask.tolist() == [[*row, 0, 1, 1] for row in splice.short_mask.tolist()]
+        assert torch.equal(longer.mask[:, : splice.ids.shape[1]], splice.mask)
 
 
 def test_rows_that_came_from_others():
@@ -105,24 +92,31 @@ def test_rows_that_came_from_others():
             splice.for_rows(rows)
 
 
+def by_column(mask):
+    return list(range(len(mask)))
+
+
+def by_mask(mask):
+    return [max(0, sum(mask[: column + 1]) - 1) for column in range(len(mask))]
+
+
+def from_ten(mask):
+    return [10 + number for number in by_mask(mask)]
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case != "a row of nothing"])
-@pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("from_mask", [False, True])
-def test_positions(case, given, from_mask):
-    """Of real tokens only: what stands at pads and fillers is masked out."""
-    ids, mask, keep, _ = CASES[case]
-    splice, rows = splice_of(case), range(len(ids))
-    own = [[100 + 10 * row + column for column in range(len(ids[row]))] for row in rows]
-    by_mask = [[sum(m[: c + 1]) - 1 for c in range(len(m))] for m in mask]
-    whole = own if given else by_mask if from_mask else [list(range(len(m))) for m in mask]
-    kwargs = {"given": torch.tensor(own) if given else None, "from_mask": from_mask}
-    original, compact = splice.positions(compact=False, **kwargs), splice.positions(compact=True, **kwargs)
-    assert original is not None
-    assert (compact is None) is not given
-    for row in rows:
-        real = splice.short_mask[row].bool()
-        stay = [c for c in range(len(ids[row])) if keep[row][c] and mask[row][c]]
-        assert original[row][real].tolist() == [whole[row][c] for c in stay]
-        if compact is not None:
-            gone = [sum(1 for before in range(c) if not keep[row][before]) for c in stay]
-            assert compact[row][real].tolist() == [whole[row][c] - lost for c, lost in zip(stay, gone, strict=True)]
+@pytest.mark.parametrize("count", [by_column, by_mask, from_ten])
+@pytest.mark.parametrize("tail", [[], [1, 1], [0, 1, 1]])
+def test_positions(case, count, tail):
+    """Of real tokens only: what stands at pads and fillers is masked out. Behind the prompt unmasked tokens are counted."""
+    ids, masks, keeps, _ = CASES[case]
+    numbers = [count(mask) for mask in masks]
+    for compact in (True, False):
+        splice = splice_of(case, numbers=torch.tensor(numbers), compact=compact)
+        splice = splice.grow(len(tail), torch.tensor([tail] * len(ids))) if tail else splice
+        for row in range(len(ids)):
+            real = [(n, k) for n, m, k in zip(numbers[row], masks[row], keeps[row], strict=True) if m]
+            real += [(real[-1][0] + 1 + i, 1) for i in range(sum(tail))]
+            lost = [sum(not k for _, k in real[:i]) * compact for i in range(len(real))]
+            expected = [number - less for (number, kept), less in zip(real, lost, strict=True) if kept]
+            assert splice.positions[row][splice.short_mask[row].bool()].tolist() == expected
