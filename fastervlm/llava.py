@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +30,18 @@ class Encoded:
     keep: list[Tensor]
     trace: list[ImageTrace]
 
+    def shown(self, image_index: Sequence[int] | Tensor) -> Encoded:
+        """The picture behind each placeholder run, where `image_index` (n,) names them: a picture may be shown often."""
+        index = [int(i) for i in image_index]
+        if any(not 0 <= i < len(self.features) for i in index):
+            raise UserError(f"image_index={index} names pictures that are not there: pixel_values holds {len(self.features)}.")
+        return Encoded(*([values[i] for i in index] for values in (self.features, self.keep, self.trace)))  # type: ignore[arg-type]
+
 
 class Llava:
     """How a LLaVA-1.5 model encodes pictures under pruning."""
 
-    inputs = ("pixel_values", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+    inputs = ("pixel_values", "image_index", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
 
     @staticmethod
     def check(model: Any) -> None:
@@ -58,7 +66,8 @@ class Llava:
         trace = [
             ImageTrace(scores, index, patches.grid) for scores, index in zip(patches.scores.detach(), kept.index, strict=True)
         ]
-        return Encoded(list(features), list(kept.mask), trace)
+        encoded = Encoded(list(features), list(kept.mask), trace)
+        return encoded if call.get("image_index") is None else encoded.shown(call["image_index"])
 
 
 def _check_strategy(strategy: str) -> None:

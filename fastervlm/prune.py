@@ -37,6 +37,9 @@ def prune(
     every mode of generation; sequences come back with the unpruned prompt in front. Logits, hidden states and KV cache have
     the pruned length. Source: FasterVLM, arXiv 2412.01818.
 
+    Several prompts about one picture need it encoded once only: pass the picture once in `pixel_values`, and
+    `image_index=[0, 0, 1]` beside it to say which picture each <image> of the prompts shows.
+
     Args:
         model: a `LlavaForConditionalGeneration`, with whatever attention backend, dtype or device map.
         keep: how many visual tokens to keep of each picture: a count (58), a fraction (0.1) or a `TokenBudget`.

@@ -454,3 +454,16 @@ def test_uniform_grid_needs_no_ranking(model):
     with fastervlm.prune(model, 4, method=UniformGrid()) as handle:
         model(**plain.inputs(ONE))
     assert handle.trace[0].index.tolist() == [5, 7, 13, 15]
+
+
+def test_a_picture_shown_to_several_prompts_may_be_passed_once():
+    model = tiny.llava()
+    picture = torch.randn(2, 3, tiny.IMAGE, tiny.IMAGE)
+    ids = torch.tensor([[1, *[3] * tiny.PATCHES, 40 + i] for i in range(3)])
+    with fastervlm.prune(model, 5) as handle, torch.no_grad():
+        once = model(input_ids=ids, pixel_values=picture, image_index=[0, 0, 1]).logits
+        assert len(handle.trace) == 3
+        each = model(input_ids=ids, pixel_values=picture[[0, 0, 1]]).logits
+        torch.testing.assert_close(once, each, rtol=1e-5, atol=1e-5)
+        with pytest.raises(UserError, match="image_index"):
+            model(input_ids=ids, pixel_values=picture, image_index=[0, 0, 2])

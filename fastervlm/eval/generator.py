@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import fastervlm
 from fastervlm.eval.pictures import Batch
@@ -44,7 +45,7 @@ class Generator:
         self.clock.start()
         inputs = batch.inputs.to(self.device, self.model.dtype)
         ids = self.model.generate(
-            **inputs,
+            **self._shared(inputs, batch.image_index),
             do_sample=temperature is not None,
             temperature=temperature,
             top_p=None,
@@ -55,6 +56,18 @@ class Generator:
             stopping_criteria=[self.clock],
         )
         return ids[:, inputs["input_ids"].shape[1] :]
+
+    def _shared(self, inputs: Any, image_index: list[int] | None) -> dict[str, Any]:
+        """The inputs of `generate`, where each picture is encoded once however many questions ask about it."""
+        if image_index is None:
+            return dict(inputs)
+        if self.settings.keep is not None:
+            return {**inputs, "image_index": image_index}
+        with torch.no_grad():
+            features = self.model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+        shown = BaseModelOutputWithPooling(pooler_output=[features[i] for i in image_index])  # type: ignore[arg-type]
+        text = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        return {**text, "mm_encoder_outputs": {"image": shown}}
 
 
 def pruned(model: Any, settings: Settings) -> Any:

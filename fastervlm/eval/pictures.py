@@ -28,11 +28,16 @@ class BadPicture(Exception):
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions ready for the model; `inputs` is what the processor returned, None if every picture failed."""
+    """Questions ready for the model.
+
+    `inputs` is what the processor returned, None if every picture failed. A picture that several questions ask about
+    stands in it once; `image_index` then says which picture each question shows.
+    """
 
     questions: list[Question]
     inputs: Any
     failures: dict[int, str]
+    image_index: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,13 @@ class Preparation:
         if not good:
             return Batch(good, None, failures)
         prompts = [self.ask(question) for question in good]
-        return Batch(good, processor(images=pictures, text=prompts, padding=True, return_tensors="pt"), failures)
+        inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
+        files = [question.image for question in good]
+        first = {file: files.index(file) for file in files}
+        if len(first) == len(files):
+            return Batch(good, inputs, failures)
+        inputs["pixel_values"] = inputs["pixel_values"][list(first.values())]
+        return Batch(good, inputs, failures, [list(first).index(file) for file in files])
 
     def picture(self, question: Question, processor: Any) -> Image.Image:
         """The picture as the processor gets it."""

@@ -282,3 +282,12 @@ def test_half_precision_runs(model, settings, dtype):
     protocol, _ = evaluate(Subject(str(model), dtype=dtype), settings())
     assert protocol["dtype"] == dtype
     assert protocol["answered"] == 10
+
+
+@pytest.mark.parametrize("keep", [5, None])
+def test_a_picture_asked_about_twice_is_encoded_once_in_a_batch(subject, settings, keep):
+    encoded = []
+    hook = subject.model.model.vision_tower.embeddings.register_forward_hook(lambda *call: encoded.append(len(call[-1])))
+    evaluate(subject, settings(keep=keep, batch_size=16))
+    hook.remove()
+    assert encoded == [5, 5]  # ten questions about five pictures: the warm-up, and the run
