@@ -47,11 +47,15 @@ def load(
     target = find_device(device)
     kind = find_dtype(dtype, target)
     name = str(name_or_path)
+    if Path(name).is_file():
+        raise UserError(f"{name} is a file; give the folder of the checkpoint.")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"The folder {name} holds no config.json, so it is no checkpoint of transformers.")
+        raise UserError(f"The folder {name} holds no config.json; give the folder of a checkpoint of transformers.")
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if Path(name).is_dir():
+            raise UserError(f"The config.json of {name} cannot be read ({_reason(error)}); download it again.") from error
         raise UserError(
             f"There is no checkpoint {name!r}: neither a folder with one nor a model of the hub in reach."
         ) from error
@@ -60,8 +64,8 @@ def load(
     model = _read_weights(name, _CLASSES[config.model_type], kind).to(target).eval()
     try:
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"The processor of {name} cannot be read: {_first_line(error)}") from error
+    except Exception as error:  # damaged files of a tokenizer raise errors of many kinds
+        raise UserError(f"The processor of {name} cannot be read ({_reason(error)}); download its files again.") from error
     _complete(processor, config)
     return model, processor
 
@@ -72,7 +76,7 @@ def find_device(device: torch.device | str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"There is no kind of device called {device!r}; use cpu or cuda.") from error
     if target.type == "cuda" and not torch.cuda.is_available():
         raise UserError("CUDA was asked for but torch finds no CUDA device here; use --device cpu or install a CUDA build.")
@@ -83,9 +87,9 @@ def find_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.d
     """The torch dtype of that name, or the usual one of the device."""
     if dtype is None:
         return torch.float16 if device.type == "cuda" else torch.float32
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise UserError(f"dtype={dtype!r} is not known; choose one of {', '.join(_DTYPES)}.")
     return _DTYPES[dtype]
 
@@ -100,13 +104,15 @@ def _read_weights(name: str, cls: str, dtype: torch.dtype) -> Any:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"The weights of {name} are a pickle that holds more than plain tensors and were not opened "
-            f"({_first_line(error)}); convert them to safetensors where you trust them."
+            f"({_reason(error)}); convert them to safetensors where you trust them."
         ) from error
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"The weights of {name} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"The weights of {name} cannot be read ({_reason(error)}); download them again.") from error
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"The checkpoint {name} lacks {len(info['missing_keys'])} of the model's weights ({some}, ...).")
+        raise UserError(
+            f"The checkpoint {name} lacks {len(info['missing_keys'])} of the model's weights ({some}, ...); download it again."
+        )
     return model
 
 
@@ -119,6 +125,7 @@ def _complete(processor: Any, config: Any) -> None:
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """The first line of an error's message, to be quoted within a sentence."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(" .:")[:200] if lines else type(error).__name__
