@@ -126,6 +126,8 @@ def _complete(processor: Any, config: Any) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error's message, to be quoted within a sentence."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .:")[:200] if lines else type(error).__name__
+    """The first sentence of an error's message, to be quoted within another."""
+    if "mismatched_sizes" in str(error):
+        return "their shapes are not those that config.json asks for"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(" .:")[:200]
