@@ -1,6 +1,7 @@
 """The slow plain way to what pruning must give: full attention maps, indexing afterwards, one row at a time, no cache."""
 
 import copy
+import re
 
 import numpy as np
 import torch
@@ -40,6 +41,15 @@ def rows(batch):
 def close(ours, theirs):
     """Equal but for rounding: a shortened row shares its matrices with pads and other rows, so they have other shapes."""
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def one_sentence(error):
+    """A sentence and no more: one line, one full stop at its end, and what to do behind a colon, comma or semicolon."""
+    text = str(error)
+    assert "\n" not in text
+    assert text.endswith(".")
+    assert re.search(r"\. [A-Z]", text) is None, text
+    assert len(text) < 500, text
 
 
 class Plain:
