@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -13,20 +14,27 @@ from fastervlm.trace import ImageTrace
 Fit = Literal["crop", "pad"]
 
 
-def overlay(image: Image.Image, trace: ImageTrace, *, fit: Fit = "crop", side: int = 672) -> Image.Image:
+def overlay(image: Image.Image, trace: ImageTrace | Sequence[ImageTrace], *, fit: Fit = "crop", side: int = 672) -> Image.Image:
     """Draw the kept patches and the score map of one picture side by side.
 
     Left the picture with all dropped patches dimmed, right the [CLS] attention over it, from dark (least) to yellow (most).
 
     Args:
         image: the picture, as it was given to the processor.
-        trace: what was kept of it, from `PruneHandle.trace`.
+        trace: what was kept of it, one entry of `PruneHandle.trace`, or that list itself where it has one entry.
         fit: how the processor made the picture square: "crop" cut out the middle, as CLIP does, "pad" added borders.
         side: height of the drawing in pixels.
 
     Returns:
         An RGB picture, `side` high and a little more than twice as wide.
+
+    Raises:
+        UserError: the list of traces has several entries, or none, or `fit` is not known.
     """
+    if not isinstance(trace, ImageTrace):
+        if len(trace) != 1:
+            raise UserError(f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0].")
+        trace = trace[0]
     square = np.asarray(_square(image.convert("RGB"), fit).resize((side, side), Image.Resampling.NEAREST), dtype=np.float32)
     mask = _enlarge(trace.mask.numpy().astype(np.float32), side, Image.Resampling.NEAREST)[..., None]
     dim = square * 0.18 + 14

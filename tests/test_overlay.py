@@ -113,3 +113,10 @@ def test_a_trace_of_a_pruned_call_can_be_drawn():
 def test_an_unknown_fit():
     with pytest.raises(UserError, match="fit='stretch' is not known; choose one of crop, pad"):
         fastervlm.overlay(Image.new("RGB", (9, 9)), trace_of([0]), fit="stretch")  # type: ignore[arg-type]
+
+
+def test_a_trace_of_one_picture_may_be_passed_as_it_comes():
+    image, trace = Image.new("RGB", (40, 40), (200, 100, 40)), trace_of([3, 5])
+    assert fastervlm.overlay(image, [trace]).tobytes() == fastervlm.overlay(image, trace).tobytes()
+    with pytest.raises(UserError, match="2 pictures"):
+        fastervlm.overlay(image, [trace, trace])
