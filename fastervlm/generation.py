@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 Call = dict[str, Any]
 
+_BEAMS = (
+    "A KV cache that beam search left holds the beams in another order than the answers; "
+    "pass the whole history with its pictures, without past_key_values."
+)
+
 
 @torch.no_grad()
 def generate(handle: PruneHandle, call: Call) -> Any:
@@ -43,12 +48,13 @@ def generate(handle: PruneHandle, call: Call) -> Any:
     _shift_lengths(handle.model, call, splice)
     if call.get("streamer") is not None:
         call["streamer"] = _WholePrompt(call["streamer"], splice)
-    with growing(past, history or splice):
+    seen = _BEAMS if (_setting(handle.model, call, "num_beams") or 1) > 1 else history or splice
+    with growing(past, seen):
         output = handle.original("generate")(**call)
     if isinstance(output, Tensor):
         return splice.restore(output)
     if past is None and isinstance(output.past_key_values, Cache):
-        seal(output.past_key_values, splice)
+        seal(output.past_key_values, seen)
     output.sequences = splice.restore(output.sequences)
     return output
 
@@ -146,6 +152,7 @@ def _continue(model: Any, call: Call, history: Splice) -> Splice:
     """Prepare a `generate` that goes on from a sealed cache: the known part of the prompt is cut as it was."""
     if call.get("pixel_values") is not None:
         _refuse_new_pictures()
+    _refuse_modes_without_history(model, call)
     _check_shapes(call)
     ids, prompt = call["input_ids"], history.for_rows(len(call["input_ids"]))
     more, mask = ids.shape[1] - prompt.ids.shape[1], call.get("attention_mask")
@@ -160,6 +167,16 @@ def _continue(model: Any, call: Call, history: Splice) -> Splice:
     call["input_ids"], call["attention_mask"] = splice.short_ids, splice.short_mask
     call["position_ids"] = splice.positions
     return splice
+
+
+def _refuse_modes_without_history(model: Any, call: Call) -> None:
+    """In these modes transformers reads a prompt anew even where a cache holds it already."""
+    guess = call.get("assistant_model") is not None or _setting(model, call, "prompt_lookup_num_tokens")
+    if guess or _setting(model, call, "use_cache") is False:
+        raise UserError(
+            "A KV cache cannot be continued with use_cache=False, prompt lookup or an assistant model; "
+            "leave that out, or start again without past_key_values."
+        )
 
 
 def _step(model: Any, call: Call, history: Splice) -> None:

@@ -16,19 +16,22 @@ from fastervlm.splice import Splice
 _TAG = "_fastervlm_splice"
 
 
-def seal(cache: Any, splice: Splice) -> None:
-    """Mark a cache as one that holds the pruned prompt of `splice`."""
+def seal(cache: Any, splice: Splice | str) -> None:
+    """Mark a cache as one that holds the pruned prompt of `splice`, or that cannot be continued for the reason given."""
     setattr(cache, _TAG, splice)
     cache.update = _refuse
 
 
 def known(cache: Any) -> Splice | None:
     """The splice of a sealed cache; None for any other cache and for no cache."""
-    return getattr(cache, _TAG, None)
+    splice = getattr(cache, _TAG, None)
+    if isinstance(splice, str):
+        raise UserError(splice)
+    return splice
 
 
 @contextmanager
-def growing(cache: Any, splice: Splice | None) -> Iterator[None]:
+def growing(cache: Any, splice: Splice | str | None) -> Iterator[None]:
     """Let a cache grow; afterwards it is sealed with `splice`, if there is one, even where the body raises."""
     if known(cache) is not None:
         del cache.update

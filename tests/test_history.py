@@ -350,6 +350,43 @@ def test_generate_refuses_a_wrong_continuation(model, spoil, sentence):
         assert torch.equal(model.generate(ids, past_key_values=cache, do_sample=False, max_new_tokens=3), right)
 
 
+@pytest.mark.parametrize("mode", [{"use_cache": False}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny.llava()}])
+def test_modes_that_read_a_cached_prompt_anew_are_refused(model, batch, mode):
+    """The stock model answers wrongly there, without a word."""
+    options = {"do_sample": False, "max_new_tokens": 4}
+    with fastervlm.prune(model, 5):
+        output = model.generate(**batch, **options, return_dict_in_generate=True)
+        ids, mask = behind(batch, output.sequences, ["Why"])
+        with pytest.raises(UserError, match="cannot be continued with use_cache=False, prompt lookup or an assistant model"):
+            model.generate(ids, past_key_values=output.past_key_values, **options, **mode)
+        found = model.generate(ids, past_key_values=output.past_key_values, **options)
+    history = {"input_ids": ids, "attention_mask": mask, "pixel_values": batch["pixel_values"]}
+    assert found[:, ids.shape[1] :].tolist() == by_hand(Plain(model, 5), history, 4)
+
+
+def test_a_cache_of_prompt_lookup_can_be_continued(model, batch):
+    options, reference = {"do_sample": False, "max_new_tokens": 4}, Plain(model, 5)
+    with fastervlm.prune(model, 5):
+        output = model.generate(**batch, **options, prompt_lookup_num_tokens=3, return_dict_in_generate=True)
+        ids, mask = behind(batch, output.sequences, ["Why"])
+        found = model.generate(ids, past_key_values=output.past_key_values, **options)
+    history = {"input_ids": ids, "attention_mask": mask, "pixel_values": batch["pixel_values"]}
+    assert found[:, ids.shape[1] :].tolist() == by_hand(reference, history, 4)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("answers", [1, 2])
+def test_a_cache_of_beam_search_is_refused(model, batch, given, answers):
+    """Its rows are the beams as they last stood, not the answers that came back."""
+    options = {"do_sample": False, "max_new_tokens": 4, "num_beams": 2, "num_return_sequences": answers}
+    past = {"past_key_values": DynamicCache(config=model.config.get_text_config())} if given else {}
+    with fastervlm.prune(model, 5):
+        output = model.generate(**batch, **options, **past, return_dict_in_generate=True)
+        for run in (model.generate, model):
+            with pytest.raises(UserError, match="KV cache that beam search left holds the beams in another order"):
+                run(input_ids=output.sequences, past_key_values=output.past_key_values)
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
