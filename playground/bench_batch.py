@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     if not (minibench.OUT / minibench.QUESTIONS).exists():
-        minibench.write(minibench.OUT, 400)
+        minibench.write(minibench.OUT, minibench.PICTURES)
     rates: dict[int, list[float]] = {1: [], 16: []}
     for repeat in range(arguments.repeats):
         for batch, found in rates.items():
@@ -39,7 +40,7 @@ def main() -> None:
     medians = {batch: statistics.median(found) for batch, found in rates.items()}
     ratio = medians[16] / medians[1]
     print(f"batch 16 against batch 1: {ratio:.2f} times the samples/s")
-    result = {"command": "python -m playground.bench_batch " + " ".join(sys.argv[1:]), "samples_per_second": rates}
+    result = {"command": shlex.join(["python", "-m", "playground.bench_batch", *sys.argv[1:]]), "samples_per_second": rates}
     write_json(arguments.out, {**result, "visual_token_num": arguments.visual_token_num, "median": medians, "ratio": ratio})
 
 

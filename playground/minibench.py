@@ -1,6 +1,6 @@
 """The mini benchmark: fresh scenes and questions in TextVQA's own file layout, drawn by seed.
 
-`python -m playground.minibench` writes 400 pictures and 800 questions, none of which the tiny model was trained on:
+`python -m playground.minibench` writes 320 pictures and 960 questions, none of which the tiny model was trained on:
 
     OUT/llava_textvqa_val_v051_ocr.jsonl   the questions, as LLaVA's evaluation reads them
     OUT/TextVQA_0.5.1_val.json             the annotations, ten answers each
@@ -24,6 +24,7 @@ OUT = Path(__file__).parent / "data" / "eval" / "textvqa-mini"
 QUESTIONS = "llava_textvqa_val_v051_ocr.jsonl"
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
 IMAGES = "train_images"
+PICTURES = 320
 # The first word of every seed of a benchmark scene; training counts its seeds from the --seed it is given, 0.
 _BENCHMARK = 20_250
 _ASKED = ("number", "sign", "colour", "shape", "exists")
@@ -33,10 +34,10 @@ def main() -> None:
     """Write the benchmark where it is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--pictures", type=int, default=400, help="pictures; each gets two questions")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures; each gets three questions")
     arguments = parser.parse_args()
     write(arguments.out, arguments.pictures)
-    print(f"Wrote {2 * arguments.pictures} questions over {arguments.pictures} pictures to {arguments.out}.")
+    print(f"Wrote {3 * arguments.pictures} questions over {arguments.pictures} pictures to {arguments.out}.")
 
 
 def write(out: Path, pictures: int) -> None:
@@ -58,8 +59,10 @@ def write(out: Path, pictures: int) -> None:
 
 
 def _choose(number: int, asked: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """Two questions about picture `number`: the types in turn, and on every eighth picture one about a wall."""
-    wanted = [_ASKED[2 * number % 5], "pattern" if number % 8 == 0 else _ASKED[(2 * number + 1) % 5]]
+    """Three questions about picture `number`: the types in turn, and on every fifth picture one about a wall."""
+    wanted = [_ASKED[(3 * number + i) % 5] for i in range(3)]
+    if number % 5 == 0:
+        wanted[2] = "pattern"
     chosen = []
     for kind in wanted:
         fitting = [row for row in asked if row[0] == kind and row not in chosen]

@@ -81,24 +81,30 @@ class Comparison:
         first = self.methods[0]
         rows = []
         for count in self.budgets:
-            share = f"{count} ({100 * count / self.whole.visual_tokens:.0f} %)"
             rows.append(
-                [share, *(_accuracy(self.cell(method, count)) for method in self.methods), *_speed(self.cell(first, count))]
+                [
+                    str(count),
+                    *(_accuracy(self.cell(method, count)) for method in self.methods),
+                    *_speed(self.cell(first, count)),
+                ]
             )
         if self.blind:
-            rows.append(["blind (all grey)", *(_accuracy(self.blind) for _ in self.methods), *_speed(self.blind)])
-        return ["visual tokens", *self.methods, "first token (ms)", "samples/s"], rows
+            rows.append([BLIND, *(_accuracy(self.blind) for _ in self.methods), *_speed(self.blind)])
+        return ["tokens", *self.methods, "TTFT (ms)", "samples/s"], rows
 
     def write(self, folder: Path) -> None:
         """Write compare.md, compare.json and compare.png."""
         headers, rows = self.table()
         note = (
             f"{self.whole.score.metric} of {self.model} in percent, with half the width of its 95 % bootstrap interval, on "
-            f"{self.whole.score.samples} questions; a method with a seed is the mean of its runs. Time to the first token of a "
-            f"batch of {self.batch_size} with its pictures ready, and samples/s, both of the first method in the table.\n"
+            f"{self.whole.score.samples} questions; a method with a seed is the mean of its runs, and blind sees flat grey. "
+            f"TTFT: time to the first token of a batch of {self.batch_size} with its pictures ready; it and samples/s are "
+            f"those of {self.methods[0]}, on {self.whole.protocols[0]['device']} in {self.whole.protocols[0]['dtype']}.\n"
         )
         write_text(folder / "compare.md", f"{markdown_table(headers, rows)}\n{note}")
-        write_json(folder / "compare.json", {"model": self.model, "cells": [cell.summary() for cell in self._all()]})
+        same = ("command", "model", "weights_sha256", "prompt_template", "dtype", "device", "batch_size", "versions")
+        about = {key: self.whole.protocols[0][key] for key in (*same, "question_file_sha256")}
+        write_json(folder / "compare.json", {**about, "cells": [cell.summary() for cell in self._all()]})
         draw_panels(self._panels(), folder / "compare.png")
 
     def _panels(self) -> list[Panel]:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,16 +51,16 @@ class Preparation:
 
     def __call__(self, questions: Sequence[Question], processor: Any) -> Batch:
         """Open and process the pictures; a question whose picture fails is left out and its reason kept."""
-        good, pictures, failures = [], [], {}
+        opened: dict[Path, Image.Image | BadPicture] = {}
         for question in questions:
-            try:
-                pictures.append(self.picture(question, processor))
-                good.append(question)
-            except BadPicture as error:
-                failures[question.line] = str(error)
+            if question.image not in opened:
+                opened[question.image] = self._try(question, processor)
+        failures = {q.line: str(opened[q.image]) for q in questions if isinstance(opened[q.image], BadPicture)}
+        good = [question for question in questions if question.line not in failures]
         if not good:
             return Batch(good, None, failures)
         prompts = [self.ask(question) for question in good]
+        pictures = [opened[question.image] for question in good]
         inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
         files = [question.image for question in good]
         first = {file: files.index(file) for file in files}
@@ -67,6 +68,12 @@ class Preparation:
             return Batch(good, inputs, failures)
         inputs["pixel_values"] = inputs["pixel_values"][list(first.values())]
         return Batch(good, inputs, failures, [list(first).index(file) for file in files])
+
+    def _try(self, question: Question, processor: Any) -> Image.Image | BadPicture:
+        try:
+            return self.picture(question, processor)
+        except BadPicture as error:
+            return error
 
     def picture(self, question: Question, processor: Any) -> Image.Image:
         """The picture as the processor gets it."""

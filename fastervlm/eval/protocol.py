@@ -20,7 +20,7 @@ def circumstances(subject: Subject, settings: Settings) -> dict[str, Any]:
     """What the answers do not depend on, and whoever repeats the run wants to know."""
     packages = {name: _version(name) for name in ("torch", "transformers", "fastervlm")}
     return {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(["fastervlm", *sys.argv[1:]]),
         "model_path": subject.path,
         "budget": settings.keep,
         "visual_tokens_unpruned": subject.num_visual_tokens,

@@ -62,7 +62,7 @@ def test_minibench_has_the_layout_of_textvqa(tmp_path) -> None:
     minibench.write(tmp_path, pictures=16)
     asked = [json.loads(line) for line in (tmp_path / minibench.QUESTIONS).read_text().splitlines()]
     annotated = json.loads((tmp_path / minibench.ANNOTATIONS).read_text())["data"]
-    assert len(asked) == len(annotated) == 32
+    assert len(asked) == len(annotated) == 48
     for row, annotation in zip(asked, annotated, strict=True):
         with Image.open(tmp_path / minibench.IMAGES / row["image"]) as picture:
             assert picture.size == (192, 192)
