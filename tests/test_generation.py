@@ -160,6 +160,20 @@ def test_beam_scores_are_those_of_the_loop_by_hand(model):
         close(score, logits[range(len(new)), new].sum())
 
 
+def test_no_graph_is_kept(model):
+    """A method sees scores without gradients in `generate`, as all of the model's own generation does."""
+    seen = []
+
+    def method(patches, k):
+        seen.append(patches.scores.requires_grad)
+        return KeptTokens.top(patches.scores, k)
+
+    with fastervlm.prune(model, 5, method=method):
+        model.generate(**plain.inputs(TEXTS["one"]), **GREEDY)
+        model(**plain.inputs(TEXTS["one"]))
+    assert seen == [False, True]
+
+
 # --- how the inputs may be given
 
 
