@@ -124,7 +124,7 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return {
-        "command": "python -m playground.bench_encoder " + shlex.join(sys.argv[1:]),
+        "command": shlex.join(["python", "-m", "playground.bench_encoder", *sys.argv[1:]]),
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
