@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn
 
+import torch
+
 from encoders import UserError
+from fastervlm.prompt import Call, check_shapes, guess_mask, refuse_lonely_placeholders, refuse_new_pictures, setting
 from fastervlm.splice import Splice
 
 _TAG = "_fastervlm_splice"
@@ -48,3 +52,66 @@ def _refuse(*_: object, **__: object) -> NoReturn:
         "This KV cache was made by a model under fastervlm.prune, which has been removed since; "
         "continue while the model is pruned, or start again without past_key_values."
     )
+
+
+def continue_prompt(model: Any, call: Call, history: Splice) -> Splice:
+    """Prepare a `generate` that goes on from a sealed cache: the known part of the prompt is cut as it was."""
+    if call.get("pixel_values") is not None:
+        refuse_new_pictures()
+    _refuse_modes_without_history(model, call)
+    check_shapes(call)
+    ids, prompt = call["input_ids"], history.for_rows(len(call["input_ids"]))
+    more, mask = ids.shape[1] - prompt.ids.shape[1], call.get("attention_mask")
+    cached = _cached(call, prompt)
+    if prompt.kept + more <= cached or not torch.equal(ids[:, :-more], prompt.ids.to(ids.device)):
+        raise UserError(
+            "This KV cache was made from a pruned prompt that the new input does not begin with; pass the whole history "
+            "as it was returned, followed by the new turn, or start again without past_key_values."
+        )
+    refuse_lonely_placeholders(model, ids[:, -more:])
+    splice = replace(prompt.grow(more, guess_mask(model, call) if mask is None else mask), ids=ids)
+    call["input_ids"], call["attention_mask"] = splice.short_ids, splice.short_mask
+    call["position_ids"] = splice.positions
+    return splice
+
+
+def _refuse_modes_without_history(model: Any, call: Call) -> None:
+    """In these modes transformers reads a prompt anew even where a cache holds it already."""
+    guess = call.get("assistant_model") is not None or setting(model, call, "prompt_lookup_num_tokens")
+    if guess or setting(model, call, "use_cache") is False:
+        raise UserError(
+            "A KV cache cannot be continued with use_cache=False, prompt lookup or an assistant model; "
+            "leave that out, or start again without past_key_values."
+        )
+
+
+def continue_step(model: Any, call: Call, history: Splice) -> None:
+    """Prepare a `forward` that goes on from a sealed cache.
+
+    The mask may speak of the unpruned history or of the pruned one. Positions go on as they began, whatever is passed.
+    """
+    if call.get("pixel_values") is not None:
+        refuse_new_pictures()
+    refuse_lonely_placeholders(model, call.get("input_ids"))
+    new = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+    prompt = history.for_rows(len(new))
+    length, mask = _cached(call, prompt) + new.shape[1], call.get("attention_mask")
+    if mask is not None and tuple(mask.shape) not in {(len(new), length + prompt.removed), (len(new), length)}:
+        raise UserError(
+            f"An attention mask of shape {tuple(mask.shape)} does not fit {len(new)} rows with a history of "
+            f"{length + prompt.removed} tokens ({length} of them kept); pass a mask over the whole history, or none."
+        )
+    splice = prompt.grow(length - prompt.kept, mask)
+    call["attention_mask"] = splice.short_mask
+    call["position_ids"] = splice.positions[:, -new.shape[1] :]
+
+
+def _cached(call: Call, prompt: Splice) -> int:
+    """How many tokens a sealed cache holds: the whole pruned prompt at least."""
+    cached = int(call["past_key_values"].get_seq_length())
+    if cached < prompt.kept:
+        raise UserError(
+            f"This KV cache was cut down to {cached} of the {prompt.kept} tokens of its pruned prompt; "
+            "start again without past_key_values."
+        )
+    return cached

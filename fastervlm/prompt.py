@@ -1,0 +1,124 @@
+"""The prompt of a pruned model: checked, and shortened to the visual tokens that were kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from encoders import UserError
+from fastervlm.llava import Encoded
+from fastervlm.splice import Splice
+
+if TYPE_CHECKING:
+    from fastervlm.prune import PruneHandle
+
+Call = dict[str, Any]
+
+
+def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> Splice:
+    """Encode the pictures of `call`, and put the pruned prompt and the kept features in their place."""
+    if call.get("past_key_values") is not None and call["past_key_values"].get_seq_length() > 0:
+        refuse_new_pictures()
+    check_shapes(call)
+    ids, mask = call["input_ids"], call.get("attention_mask")
+    if by_mask and mask is None:
+        mask = guess_mask(handle.model, call)
+    numbers = _numbers(call, mask, by_mask=by_mask)
+    encoded = handle.family.encode(handle.model, handle.budget, handle.method, call)
+    keep = _columns_to_keep(handle.model, ids, encoded)
+    compact = handle.positions == "compact"
+    splice = Splice.of(ids, mask, keep, numbers, pad=pad_id(handle.model), compact=compact)
+    for name in handle.family.inputs:
+        call.pop(name, None)
+    call["input_ids"] = splice.short_ids
+    call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=encoded.features)}  # type: ignore[arg-type]
+    # Without a mask transformers takes gaps in the positions for borders of packed rows.
+    if mask is not None or not compact or bool(splice.filler.any()):
+        call["attention_mask"] = splice.short_mask
+    call["position_ids"] = splice.positions
+    if call.get("labels") is not None:
+        call["labels"] = splice.take_labels(call["labels"])
+    handle.trace = encoded.trace
+    return splice
+
+
+def check_shapes(call: Call) -> None:
+    """Refuse a call without `input_ids` (R, T), or with a mask, labels or positions of another shape."""
+    ids = call.get("input_ids")
+    if ids is None or call.get("inputs_embeds") is not None:
+        raise UserError(
+            "A pruned model finds its pictures by the placeholders in input_ids; pass input_ids, not inputs_embeds."
+        )
+    for name in ("attention_mask", "labels", "position_ids"):
+        given = call.get(name)
+        if given is not None and given.shape != ids.shape and (name != "position_ids" or given.shape != ids[:1].shape):
+            raise UserError(
+                f"Under fastervlm.prune {name} must have the shape of input_ids, {tuple(ids.shape)}, not {tuple(given.shape)}."
+            )
+
+
+def _numbers(call: Call, mask: Tensor | None, *, by_mask: bool) -> Tensor:
+    """Position ids (R, T) of the unpruned prompt: the caller's, or as transformers would count, unmasked tokens or columns."""
+    ids, given = call["input_ids"], call.get("position_ids")
+    if given is None:
+        columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return columns if mask is None or not by_mask else (mask.long().cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
+    given = given.expand_as(ids)
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    before = given.masked_fill(~real, -1).cummax(dim=1).values[:, :-1]
+    if bool((real[:, 1:] & (given[:, 1:] <= before)).any()):
+        raise UserError("Under fastervlm.prune position_ids must rise along each row; pass packed rows one by one.")
+    return given
+
+
+def _columns_to_keep(model: Any, ids: Tensor, encoded: Encoded) -> Tensor:
+    """(R, T) bool: all text, and the placeholders of the patches that were kept."""
+    placeholder = ids == model.config.image_token_id
+    keep = torch.cat(encoded.keep).to(ids.device)
+    found = int(placeholder.sum())
+    if found != len(keep):
+        raise UserError(
+            f"The prompts hold {found} image placeholder tokens, but {len(encoded.keep)} pictures need {len(keep)}; "
+            "make input_ids and pixel_values in one call of the processor, with one <image> in the text for each picture."
+        )
+    return (~placeholder).masked_scatter(placeholder, keep)
+
+
+def refuse_new_pictures() -> NoReturn:
+    """Refuse pictures beside a KV cache that holds something already."""
+    raise UserError(
+        "Pictures cannot be added to a KV cache under fastervlm.prune; pass the whole history with all its pictures, "
+        "without past_key_values."
+    )
+
+
+def refuse_lonely_placeholders(model: Any, ids: Tensor | None) -> None:
+    """Refuse image placeholders without a picture, which the stock model would read as a word."""
+    if ids is not None and bool((ids == model.config.image_token_id).any()):
+        raise UserError("The prompt holds image placeholders but there is no picture; pass pixel_values too.")
+
+
+def guess_mask(model: Any, call: Call) -> Tensor:
+    """A mask for input_ids (R, T): the pads are found as transformers finds them, by their id."""
+    ids = call["input_ids"]
+    pad, ends = setting(model, call, "pad_token_id"), setting(model, call, "eos_token_id")
+    if pad is None or pad in (ends if isinstance(ends, list) else [ends]):
+        return torch.ones_like(ids)
+    return ids.ne(pad).long()
+
+
+def setting(model: Any, call: Call, name: str) -> Any:
+    """A generation setting: of the call, of its generation config, or of the model's, in this order."""
+    for holder in (call.get(name), getattr(call.get("generation_config"), name, None), getattr(model.generation_config, name)):
+        if holder is not None:
+            return holder
+    return None
+
+
+def pad_id(model: Any) -> int:
+    """The token id that fills up rows."""
+    pad = setting(model, {}, "pad_token_id")
+    return 0 if pad is None else int(pad)
