@@ -1,0 +1,35 @@
+"""Minutes each: the recipe from end to end at a small scale, and the whole table of the tiny model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastervlm
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_recipe_runs_from_end_to_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "playground.train", "--scale", "0.01", "--out", str(tmp_path / "model")]
+    subprocess.run([*command, "--runs", str(tmp_path / "runs")], cwd=ROOT, check=True)
+    model, _ = fastervlm.load(tmp_path / "model")
+    assert model.config.image_seq_length == 576
+
+
+def test_the_tiny_model_keeps_what_its_card_promises(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastervlm.cli", "compare", "--visual-token-num", "576,144,58", "--blind"]
+    command += ["--methods", "cls,random,grid,cls-lowest", "--out-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    cells = json.loads((tmp_path / "compare.json").read_text())["cells"]
+    score = {(cell["method"], cell["visual_token_num"]): cell["score"]["value"] for cell in cells}
+    every, blind = score["all tokens", 576], score["blind", 576]
+    assert every >= 85
+    assert score["cls", 144] >= every - 2
+    assert score["cls", 58] >= score["random", 58] + 15
+    assert score["cls", 58] >= score["grid", 58] + 8
+    assert score["cls-lowest", 58] <= blind + 8
