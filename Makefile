@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	PYTHON=$(BIN)/python bash scripts/v1_5/eval/textvqa.sh 58
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -90,6 +90,10 @@ def eval_(
         image_aspect_ratio=image_aspect_ratio,
         seed=seed,
     )
+    if settings.keep is None and method != "cls":
+        raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
+    if overlay and overlay.is_dir():
+        raise UserError(f"--overlay {overlay} is a folder; give a .png file.")
     if overlay and (settings.keep is None or overlay.suffix != ".png"):
         raise UserError("--overlay saves what pruning kept; give it a .png file, and --visual-token-num as well.")
     if overlay:
@@ -119,6 +123,8 @@ def score(
     from fastervlm.report import write_json
 
     if json:
+        if json.is_dir():
+            raise UserError(f"--json {json} is a folder; give a .json file.")
         writable_folder(json.parent)
     result = get_task(task).score(read_answers(result_file), annotation_file)
     print("\n".join(result.lines()))
@@ -175,12 +181,12 @@ def compare(
         image_aspect_ratio=image_aspect_ratio,
     )
     budgets = [_number(text) for text in visual_token_num.split(",")]
-    names = methods.split(",")
+    names = [name.strip() for name in methods.split(",")]
     with _resumable():
         comparison = run(subject, settings, budgets=budgets, methods=names, out_dir=out_dir, seeds=seeds, blind=blind)
     print_table(*comparison.table())
     print(f"Table, numbers and plot: {out_dir}/compare.md, compare.json, compare.png")
-    _report_failures(comparison.failed)
+    _report_failures(comparison.failed, comparison.failures)
 
 
 def _what_to_compare(model: str | None, *files: Path | None) -> tuple[str, Path, Path, Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +53,7 @@ def load(
         raise UserError(f"{name} is a file; give the folder of the checkpoint.")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"The folder {name} holds no config.json; give the folder of a checkpoint of transformers.")
+    _refuse_original_layout(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -70,6 +73,19 @@ def load(
     return model, processor
 
 
+def _refuse_original_layout(name: str) -> None:
+    """LLaVA's authors publish their checkpoints in a layout of their own, which transformers does not read."""
+    try:
+        kind = json.loads((Path(name) / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return
+    if kind in ("llava_llama", "llava_mistral", "llava_mpt"):
+        raise UserTypeError(
+            f"{name} is a {kind!r} checkpoint in the layout of LLaVA's authors, which is not supported; "
+            "use the one for transformers, such as llava-hf/llava-1.5-7b-hf."
+        )
+
+
 def find_device(device: torch.device | str | None) -> torch.device:
     """The torch device of that name, or the best there is."""
     if device is None:
@@ -80,6 +96,10 @@ def find_device(device: torch.device | str | None) -> torch.device:
         raise UserError(f"There is no kind of device called {device!r}; use cpu or cuda.") from error
     if target.type == "cuda" and not torch.cuda.is_available():
         raise UserError("CUDA was asked for but torch finds no CUDA device here; use --device cpu or install a CUDA build.")
+    try:
+        torch.zeros(1, device=target).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"The device {str(device)!r} cannot be used here; use cpu, or a GPU that torch can see.") from error
     return target
 
 
@@ -104,7 +124,7 @@ def _read_weights(name: str, cls: str, dtype: torch.dtype) -> Any:
     except pickle.UnpicklingError as error:
         raise UserError(
             f"The weights of {name} are a pickle that holds more than plain tensors and were not opened "
-            f"({_reason(error)}); convert them to safetensors where you trust them."
+            f"({_offender(error)}); convert them to safetensors where you trust them."
         ) from error
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
         raise UserError(f"The weights of {name} cannot be read ({_reason(error)}); download them again.") from error
@@ -114,6 +134,12 @@ def _read_weights(name: str, cls: str, dtype: torch.dtype) -> Any:
             f"The checkpoint {name} lacks {len(info['missing_keys'])} of the model's weights ({some}, ...); download it again."
         )
     return model
+
+
+def _offender(error: BaseException) -> str:
+    """What a refused pickle wanted to call, as far as torch's message names it."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it calls {found.group(1)}" if found else _reason(error)
 
 
 def _complete(processor: Any, config: Any) -> None:

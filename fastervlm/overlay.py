@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from encoders import UserError
+from encoders import UserError, UserTypeError
 from fastervlm.trace import ImageTrace
 
 Fit = Literal["crop", "pad"]
@@ -31,6 +31,8 @@ def overlay(image: Image.Image, trace: ImageTrace | Sequence[ImageTrace], *, fit
     Raises:
         UserError: the list of traces has several entries, or none, or `fit` is not known.
     """
+    if not isinstance(image, Image.Image):
+        raise UserTypeError(f"overlay draws on a PIL picture, not on a {type(image).__name__}; open it with PIL.Image.open.")
     if not isinstance(trace, ImageTrace):
         if len(trace) != 1:
             raise UserError(f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0].")

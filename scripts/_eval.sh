@@ -21,6 +21,10 @@ if [[ -z "${PYTHON:-}" ]]; then
     PYTHON=python3
     [[ -x "$ROOT/.venv/bin/python" ]] && PYTHON="$ROOT/.venv/bin/python"
 fi
+if ! "$PYTHON" -c 'import sys; from importlib.util import find_spec; sys.exit(not (find_spec("torch") and find_spec("typer")))' 2>/dev/null; then
+    echo "PYTHON=$PYTHON has not what fastervlm needs; run make demo once, which sets up .venv, or name another PYTHON." >&2
+    exit 2
+fi
 # The checkout is found by Python from any working directory, installed or not.
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 
@@ -33,6 +37,11 @@ questions_of() { # the file names of each benchmark: questions, images, annotati
 FILES="$(questions_of "$TASK")"
 read -r QUESTIONS IMAGES ANNOTATIONS <<<"$FILES"
 
+ckpt_is_missing() { # true for a path that leads nowhere, and says so
+    [[ "$CKPT" == [/.~]* && ! -d "$CKPT" ]] || return 1
+    echo "CKPT=$CKPT is no folder; give the folder of a checkpoint, or its name on the hub." >&2
+}
+
 say_where_files_go() {
     cat >&2 <<TEXT
 The data of $TASK are not complete in $DATA. Put there (or give another folder as DATA):
@@ -40,20 +49,26 @@ The data of $TASK are not complete in $DATA. Put there (or give another folder a
   $ANNOTATIONS   from https://textvqa.org/dataset
   $IMAGES/   unpacked from train_val_images.zip of https://textvqa.org/dataset
 TEXT
+    ckpt_is_missing || true
     exit 1
 }
 
 if [[ -z "$CKPT" ]]; then
     MODEL="$ROOT/playground/models/tiny-llava"
-    DATA="${DATA:-$ROOT/playground/data/eval/$TASK-mini}"
     CONV=()
+else
+    MODEL="$CKPT"
+    CONV=(--conv-mode vicuna_v1)
+fi
+if [[ -z "$CKPT" && -z "${DATA:-}" ]]; then
+    DATA="$ROOT/playground/data/eval/$TASK-mini"
     echo "CKPT is not set: the embedded tiny model ($MODEL) answers the embedded mini benchmark ($DATA)."
     [[ -f "$DATA/$QUESTIONS" ]] || "$PYTHON" -m playground.minibench --out "$DATA"
 else
-    MODEL="$CKPT"
     DATA="${DATA:-$ROOT/playground/data/eval/$TASK}"
-    CONV=(--conv-mode vicuna_v1)
+    [[ -n "$CKPT" ]] || echo "CKPT is not set: the embedded tiny model ($MODEL) answers the questions in $DATA."
     [[ -f "$DATA/$QUESTIONS" && -d "$DATA/$IMAGES" && -f "$DATA/$ANNOTATIONS" ]] || say_where_files_go
+    if ckpt_is_missing; then exit 2; fi
 fi
 
 OUT="$DATA/answers/$(basename "$MODEL")/$METHOD/n_$TOKEN"

@@ -255,8 +255,29 @@ def test_script_says_which_files_are_missing(tmp_path):
         "TextVQA_0.5.1_val.json",
         "train_images",
         "https://textvqa.org",
+        "CKPT=/models/llava-1.5-7b-hf is no folder",
     ):
         assert part in done.stderr
+
+
+def test_script_draws_nothing_into_a_folder_of_the_users(bench, tmp_path):
+    data = bench["question_file"].parent
+    bench["question_file"].unlink()
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    done = script(tmp_path, "5", DATA=data)
+    assert done.returncode == 1
+    assert "are not complete" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+
+
+def test_script_names_a_checkpoint_that_is_missing_and_a_python_without_torch(bench, tmp_path):
+    data = bench["question_file"].parent
+    done = script(tmp_path, "5", CKPT="/models/llava", DATA=data)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "CKPT=/models/llava is no folder" in done.stderr
+    done = script(tmp_path, "5", PYTHON="/nowhere/python")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "make demo" in done.stderr
 
 
 def test_script_evaluates_a_checkpoint_with_the_reference_template(model, bench, tmp_path):
@@ -267,5 +288,5 @@ def test_script_evaluates_a_checkpoint_with_the_reference_template(model, bench,
     assert sorted(path.name for path in out.iterdir()) == ["n_5.jsonl", "n_5.png", "n_5.protocol.json"]
     protocol = json.loads((out / "n_5.protocol.json").read_text())
     assert protocol["prompt_template"].startswith("A chat between a curious user and")
-    assert (protocol["batch_size"], protocol["method"]) == (10, "UniformGrid()")
+    assert (protocol["batch_size"], protocol["method"]) == (10, "grid")
     assert f"Picture of the kept tokens: {out / 'n_5.png'}" in done.stdout

@@ -337,3 +337,23 @@ def test_the_kinds_of_error(folder):
     another_type(folder)
     with pytest.raises(UserTypeError):
         fastervlm.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu:3"])
+def test_a_device_that_cannot_be_used_is_refused(device):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("there is such a device")
+    with pytest.raises(UserError, match="cannot be used here"):
+        fastervlm.load("nowhere", device=device)
+
+
+@pytest.mark.parametrize("kind", ["llava_llama", "llava_mistral"])
+def test_the_layout_of_llavas_authors_is_named(tmp_path, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(UserTypeError, match="layout of LLaVA's authors"):
+        fastervlm.load(tmp_path)
+
+
+def test_a_seed_that_no_tensor_can_hold_is_refused():
+    with pytest.raises(UserError, match="too large"):
+        fastervlm.RandomTokens(seed=1 << 63)

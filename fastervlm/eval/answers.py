@@ -98,7 +98,7 @@ def _identity_in(head: bytes, path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(head)["identity"])
     except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is not the journal of an evaluation; move it away or choose another --answers-file.") from None
+        raise UserError(f"{path} is not the journal of an evaluation; move it away or write the answers elsewhere.") from None
 
 
 def refuse_difference(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ def refuse_difference(path: Path, there: dict[str, Any], now: dict[str, Any]) ->
     ]
     if different:
         raise UserError(
-            f"{path} belongs to another run: {'; '.join(different)}; choose another --answers-file or remove that file."
+            f"{path} belongs to another run: {'; '.join(different)}; write the answers elsewhere or remove that file."
         )
 
 
@@ -150,7 +150,7 @@ def finished_protocol(answers_file: Path, identity: dict[str, Any]) -> dict[str,
     if in_progress:
         return None
     raise UserError(
-        f"{answers_file} exists and no protocol beside it says whose it is; choose another --answers-file or remove it."
+        f"{answers_file} exists and no protocol beside it says whose it is; write the answers elsewhere or remove it."
     )
 
 

@@ -63,6 +63,12 @@ class Comparison:
         """The most questions that failed in any cell."""
         return max(cell.summary()["failed"] for cell in self._all())
 
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """The questions that failed in any run, each once."""
+        runs = [protocol for cell in self._all() for protocol in cell.protocols]
+        return list({failure["line"]: failure for protocol in runs for failure in protocol["failures"]}.values())
+
     def _all(self) -> list[Cell]:
         return [self.whole, *self.cells, *([self.blind] if self.blind else [])]
 
@@ -185,6 +191,9 @@ def _mean(scores: Sequence[Score | None]) -> Score:
     """The score whose value for each question is the mean over the runs."""
     values = [score.values for score in scores if score is not None]
     if len(values) < len(scores) or len({len(run) for run in values}) > 1:
-        raise UserError("The runs to average answered different questions; mend the pictures that failed and run again.")
+        raise UserError(
+            "A run answered no question, or other ones than the next, because pictures failed; the *.protocol.json files "
+            "beside the answers name them, mend them and run again."
+        )
     metric = next(score.metric for score in scores if score)
     return Score.of(metric, [fmean(run) for run in zip(*values, strict=True)])

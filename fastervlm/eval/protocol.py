@@ -28,7 +28,6 @@ def circumstances(subject: Subject, settings: Settings) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "versions": {"python": platform.python_version(), **packages},
         "question_file": str(settings.question_file),
-        "image_folder": str(settings.image_folder),
     }
 
 

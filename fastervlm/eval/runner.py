@@ -62,6 +62,8 @@ def checked_questions(settings: Settings) -> list[Question]:
 def _run(subject: Subject, settings: Settings, questions: list[Question], identity: dict[str, Any]) -> dict[str, Any]:
     """Answer what is not answered yet and publish the whole; each step of the end may be repeated after a kill."""
     out = settings.answers_file
+    with pruned(subject.model, settings):
+        pass  # a model that cannot be pruned is refused before anything is written
     with Journal(journal_file(out), identity) as journal:
         console.print(f"Answers go to {out}; until the run is complete they collect in {journal.path.name} beside it.")
         _answer_all(subject, settings, questions, journal)

@@ -14,7 +14,7 @@ from fastervlm.eval.pictures import ASPECT_RATIOS
 from fastervlm.eval.prompts import CONV_MODES, conversation
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Answer, Question, Task
-from fastervlm.methods import Method, get_method
+from fastervlm.methods import METHODS, Method, get_method
 
 ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 LEAST = {"batch_size": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0}
@@ -68,7 +68,10 @@ class Settings:
     @property
     def method_name(self) -> str:
         """The pruning method with its parameters, `none` without pruning."""
-        return "none" if self.keep is None else getattr(self.pruner, "__qualname__", repr(self.pruner))
+        if self.keep is None:
+            return "none"
+        names = [name for name, method in METHODS.items() if method == self.pruner]
+        return names[0] if names else getattr(self.pruner, "__qualname__", repr(self.pruner))
 
 
 def seeded(name: str, seed: int) -> Method:
@@ -89,6 +92,7 @@ def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
         "task": settings.task.name,
         "model": subject.name,
         "weights_sha256": subject.weights_sha256,
+        "processor_sha256": subject.processor_sha256,
         "method": settings.method_name,
         "visual_token_num": settings.budget.resolve(total) if settings.budget else total,
         "prompt_template": conversation(subject.processor, settings.conv_mode)("{text}"),
@@ -99,6 +103,7 @@ def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
         "temperature": float(settings.temperature),
         "seed": settings.seed if settings.temperature > 0 else None,
         "question_file_sha256": hash_files([settings.question_file]),
+        "image_folder": str(settings.image_folder.resolve()),
         "limit": settings.limit,
     }
 

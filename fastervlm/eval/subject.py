@@ -11,6 +11,8 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.load import find_device, find_dtype, load
 
+_SMALL = ("*.json", "*.jinja", "*.model")
+
 
 @dataclass
 class Subject:
@@ -53,20 +55,25 @@ class Subject:
     @cached_property
     def weights_sha256(self) -> str:
         """One hash over the names and the bytes of the weight files."""
-        folder = Path(self.path)
-        if not folder.is_dir():
-            folder = self._hub_folder()
-        files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+        files = sorted(self._folder.glob("*.safetensors")) or sorted(self._folder.glob("*.bin"))
         if not files:
             raise UserError(f"{self.path} holds no weight files (*.safetensors); give the folder of a saved model.")
         return hash_files(files)
 
-    def _hub_folder(self) -> Path:
-        """Where the hub's cache holds a model that is loaded by name."""
+    @cached_property
+    def processor_sha256(self) -> str:
+        """One hash over the small files that say how pictures and text become inputs, and what the model looks like."""
+        return hash_files(sorted(path for kind in _SMALL for path in self._folder.glob(kind)))
+
+    @cached_property
+    def _folder(self) -> Path:
+        """The model's folder; of a model that is loaded by name, where the hub's cache holds it."""
+        if Path(self.path).is_dir():
+            return Path(self.path)
         from huggingface_hub import snapshot_download
 
         _ = self.loaded
-        return Path(snapshot_download(self.path, allow_patterns=["*.safetensors", "*.bin"], local_files_only=True))
+        return Path(snapshot_download(self.path, allow_patterns=["*.safetensors", "*.bin", *_SMALL], local_files_only=True))
 
 
 def hash_files(files: list[Path]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from encoders import ScoredPatches
+from encoders import ScoredPatches, UserError
 from fastervlm.kept import KeptTokens
 
 
@@ -21,6 +21,10 @@ class RandomTokens:
     """
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not -(1 << 63) <= self.seed < 1 << 63:
+            raise UserError(f"seed={self.seed} is too large; give a number below 2 ** 63.")
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches of each picture."""

@@ -1,5 +1,6 @@
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,8 +127,8 @@ def test_complete_answers_are_only_scored_again(subject, settings, bench, monkey
 
 OTHERS = [
     ({"keep": 6}, "visual_token_num is 5 there and 6 now"),
-    ({"keep": None}, "method is 'ClsAttention.*' there and 'none' now; visual_token_num is 5 there and 16 now"),
-    ({"method": "grid"}, "method is 'ClsAttention.*' there and 'UniformGrid.*' now"),
+    ({"keep": None}, "method is 'cls' there and 'none' now; visual_token_num is 5 there and 16 now"),
+    ({"method": "grid"}, "method is 'cls' there and 'grid' now"),
     ({"method": "cls-lowest"}, "method is"),
     ({"conv_mode": "vicuna_v1"}, "prompt_template is"),
     ({"max_new_tokens": 4}, "max_new_tokens is 3 there and 4 now"),
@@ -292,3 +293,17 @@ def test_a_picture_asked_about_twice_is_encoded_once_in_a_batch(subject, setting
     evaluate(subject, settings(keep=keep, batch_size=16))
     hook.remove()
     assert encoded == [5, 5]  # ten questions about five pictures: the warm-up, and the run
+
+
+def test_pictures_and_processor_are_part_of_a_runs_identity(subject, model, settings, bench, tmp_path):
+    chosen = settings()
+    evaluate(subject, chosen)
+    other = tmp_path / "other"
+    shutil.copytree(bench["image_folder"], other)
+    with pytest.raises(UserError, match="image_folder is"):
+        evaluate(subject, settings(image_folder=other))
+    shutil.copytree(model, tmp_path / "tiny")
+    config = tmp_path / "tiny" / "processor_config.json"
+    config.write_text(config.read_text().replace('"do_normalize": true', '"do_normalize": false'))
+    with pytest.raises(UserError, match="processor_sha256 is"):
+        evaluate(Subject(str(tmp_path / "tiny")), chosen)
