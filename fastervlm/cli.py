@@ -92,9 +92,7 @@ def eval_(
     )
     if settings.keep is None and method != "cls":
         raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
-    if overlay and overlay.is_dir():
-        raise UserError(f"--overlay {overlay} is a folder; give a .png file.")
-    if overlay and (settings.keep is None or overlay.suffix != ".png"):
+    if overlay and (settings.keep is None or overlay.suffix != ".png" or overlay.is_dir()):
         raise UserError("--overlay saves what pruning kept; give it a .png file, and --visual-token-num as well.")
     if overlay:
         writable_folder(overlay.parent)

@@ -11,6 +11,7 @@ from encoders import UserError
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "playground" / "models" / "tiny-llava"
 BENCHMARK = ROOT / "playground" / "data" / "eval" / "textvqa-mini"
+QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"
 
 
 def embedded_model() -> Path:
@@ -26,13 +27,9 @@ def embedded_model() -> Path:
 
 def embedded_benchmark() -> tuple[Path, Path, Path]:
     """Question file, image folder and annotation file of the mini benchmark, drawn at first use."""
-    files = (
-        BENCHMARK / "llava_textvqa_val_v051_ocr.jsonl",
-        BENCHMARK / "train_images",
-        BENCHMARK / "TextVQA_0.5.1_val.json",
-    )
-    if not files[0].exists():
+    questions = BENCHMARK / QUESTIONS
+    if not questions.exists():
         embedded_model()
         print(f"Drawing the mini benchmark into {BENCHMARK}.", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "playground.minibench", "--out", str(BENCHMARK)], cwd=ROOT, check=True)
-    return files
+    return questions, BENCHMARK / IMAGES, BENCHMARK / ANNOTATIONS

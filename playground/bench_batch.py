@@ -15,9 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fastervlm.embedded import MODEL, embedded_benchmark
 from fastervlm.report import write_json
-from playground import minibench
-from playground.train import MODEL
 
 RESULT = Path(__file__).parent / "results" / "batch.json"
 
@@ -30,8 +29,7 @@ def main() -> None:
     parser.add_argument("--visual-token-num", type=int, default=58)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    if not (minibench.OUT / minibench.QUESTIONS).exists():
-        minibench.write(minibench.OUT, minibench.PICTURES)
+    embedded_benchmark()
     rates: dict[int, list[float]] = {1: [], 16: []}
     for repeat in range(arguments.repeats):
         for batch, found in rates.items():
@@ -47,9 +45,10 @@ def main() -> None:
 def _rate(batch: int, limit: int, keep: int) -> float:
     """Samples/s of one run of the evaluation, from its protocol."""
     with tempfile.TemporaryDirectory() as folder:
-        data, answers = minibench.OUT, Path(folder) / "answers.jsonl"
+        answers = Path(folder) / "answers.jsonl"
+        questions, images, _ = embedded_benchmark()
         command = [sys.executable, "-m", "fastervlm.cli", "eval", "textvqa", "--model", str(MODEL)]
-        command += ["--question-file", str(data / minibench.QUESTIONS), "--image-folder", str(data / minibench.IMAGES)]
+        command += ["--question-file", str(questions), "--image-folder", str(images)]
         command += ["--answers-file", str(answers), "--visual-token-num", str(keep)]
         command += ["--batch-size", str(batch), "--limit", str(limit)]
         subprocess.run(command, check=True, capture_output=True)

@@ -16,14 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastervlm.embedded import ANNOTATIONS, BENCHMARK, IMAGES, QUESTIONS
 from fastervlm.report import write_text
 from playground.language import INSTRUCTION
 from playground.scenes import draw, questions
 
-OUT = Path(__file__).parent / "data" / "eval" / "textvqa-mini"
-QUESTIONS = "llava_textvqa_val_v051_ocr.jsonl"
-ANNOTATIONS = "TextVQA_0.5.1_val.json"
-IMAGES = "train_images"
 PICTURES = 320
 # The first word of every seed of a benchmark scene; training counts its seeds from the --seed it is given, 0.
 _BENCHMARK = 20_250
@@ -33,7 +30,7 @@ _ASKED = ("number", "sign", "colour", "shape", "exists")
 def main() -> None:
     """Write the benchmark where it is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, default=BENCHMARK)
     parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures; each gets three questions")
     arguments = parser.parse_args()
     write(arguments.out, arguments.pictures)

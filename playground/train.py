@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
+from fastervlm.embedded import MODEL
 from playground import language, tower
 from playground.language import CHAT_TEMPLATE, LanguageTask, build_tokenizer, llava_config
 from playground.scenes import CELL
@@ -15,7 +16,6 @@ from playground.tower import GRID, TowerTask
 from playground.trainer import train
 
 HERE = Path(__file__).parent
-MODEL = HERE / "models" / "tiny-llava"
 
 
 def main() -> None:
