@@ -68,7 +68,6 @@ def eval_(
 ) -> None:
     """Answer a benchmark's questions and score the answers."""
     from fastervlm.eval import get_task
-    from fastervlm.eval.answers import writable_folder
     from fastervlm.eval.overlay import save_overlay
     from fastervlm.eval.runner import evaluate
     from fastervlm.eval.settings import Settings, seeded
@@ -92,10 +91,8 @@ def eval_(
     )
     if settings.keep is None and method != "cls":
         raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
-    if overlay and (settings.keep is None or overlay.suffix != ".png" or overlay.is_dir()):
-        raise UserError("--overlay saves what pruning kept; give it a .png file, and --visual-token-num as well.")
     if overlay:
-        writable_folder(overlay.parent)
+        _check_overlay(overlay, settings.keep)
     subject = Subject(model, dtype, device)
     with _resumable():
         protocol, score = evaluate(subject, settings)
@@ -105,6 +102,15 @@ def eval_(
         save_overlay(subject, settings, overlay)
         print(f"Picture of the kept tokens: {overlay}")
     _report_failures(protocol["failed"], protocol["failures"])
+
+
+def _check_overlay(overlay: Path, keep: int | float | None) -> None:
+    """Refuse, before the run, a picture that could not be drawn or written after it."""
+    from fastervlm.eval.answers import writable_folder
+
+    if keep is None or overlay.suffix != ".png" or overlay.is_dir():
+        raise UserError("--overlay saves what pruning kept; give it a .png file, and --visual-token-num as well.")
+    writable_folder(overlay.parent)
 
 
 @app.command()

@@ -11,6 +11,20 @@ from tests import tiny
 
 IMAGE_ID, END_ID = 3, 2  # of the tiny tokenizer
 LAYER = -2
+# Batches of prompts; each `<image>` has a picture of its own.
+PROMPTS = {
+    "one": ["USER: <image>\nWhat is it? ASSISTANT:"],
+    "two pictures": ["<image> and <image> differ?"],
+    "side by side": ["<image><image>?"],
+    "ragged": ["<image>\nWhat is it?", "<image>\nWhat is it, and where, and why?", "A? <image>."],
+    "ragged pictures": ["<image>?", "<image> or <image> or <image>?", "So <image><image>."],
+    "some without": ["Nothing to see here.", "<image>?", "Nor here, at all."],
+    "equal length, unequal pictures": [
+        "<image><image>?",
+        "<image>" + "x" * tiny.PATCHES + "?",
+        "y" * 2 * tiny.PATCHES + "?",
+    ],
+}
 
 
 def pictures(count, seed=0):

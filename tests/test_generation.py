@@ -11,17 +11,9 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 import fastervlm
 from fastervlm import KeptTokens, UserError
 from tests import plain, tiny
-from tests.plain import Plain, close
+from tests.plain import PROMPTS, Plain, close
 
 N = tiny.PATCHES
-TEXTS = {
-    "one": ["USER: <image>\nWhat is it? ASSISTANT:"],
-    "two pictures": ["<image> and <image> differ?"],
-    "ragged": ["<image>\nWhat is it?", "<image>\nWhat is it, and where, and why?", "A? <image>."],
-    "ragged pictures": ["<image>?", "<image> or <image> or <image>?", "So <image><image>."],
-    "some without": ["Nothing to see here.", "<image>?", "Nor here, at all."],
-    "equal length, unequal pictures": ["<image><image>?", "<image>" + "x" * N + "?", "y" * 2 * N + "?"],
-}
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 MODES = {
     "greedy": {},
@@ -63,7 +55,7 @@ def padded(rows):
 
 
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-@pytest.mark.parametrize("texts", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("texts", PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize(("keep", "positions"), [(1, "compact"), (5, "compact"), (5, "original"), (15, "original")])
 def test_greedy_is_the_loop_by_hand(model, texts, keep, positions, mode):
     batch, reference = plain.inputs(texts), Plain(model, keep, positions=positions)
@@ -80,7 +72,7 @@ def test_greedy_is_the_loop_by_hand(model, texts, keep, positions, mode):
 @pytest.mark.parametrize("seed", range(4))
 def test_prompt_lookup_is_the_loop_by_hand(mode, positions, seed):
     model = tiny.llava(seed)
-    batch, reference = plain.inputs(TEXTS["one"]), Plain(model, 5, positions=positions)
+    batch, reference = plain.inputs(PROMPTS["one"]), Plain(model, 5, positions=positions)
     options = GREEDY | mode
     expected = reference.greedy(*next(plain.rows(batch)), options["max_new_tokens"])
     with fastervlm.prune(model, 5, positions=positions):
@@ -92,7 +84,7 @@ def test_prompt_lookup_is_the_loop_by_hand(mode, positions, seed):
 def test_rows_in_a_batch_are_rows_alone(model, mode):
     options = GREEDY | mode
     answers = options.get("num_return_sequences", 1)
-    for texts in TEXTS.values():
+    for texts in PROMPTS.values():
         batch = plain.inputs(texts)
         length, first = batch["input_ids"].shape[1], 0
         with fastervlm.prune(model, 5):
@@ -109,7 +101,7 @@ def test_rows_in_a_batch_are_rows_alone(model, mode):
 
 
 @pytest.mark.parametrize("mode", (BEAMS | SAMPLES | MODES).values(), ids=BEAMS | SAMPLES | MODES)
-@pytest.mark.parametrize("texts", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("texts", PROMPTS.values(), ids=PROMPTS)
 @pytest.mark.parametrize("positions", ["compact", "original"])
 def test_keeping_all_gives_the_stock_answers(model, texts, mode, positions):
     batch, options = plain.inputs(texts), GREEDY | mode
@@ -122,7 +114,7 @@ def test_keeping_all_gives_the_stock_answers(model, texts, mode, positions):
 
 @pytest.mark.parametrize("mode", LOOKUP.values(), ids=LOOKUP)
 def test_keeping_all_gives_the_stock_answers_by_prompt_lookup(model, mode):
-    batch, options = plain.inputs(TEXTS["two pictures"]), GREEDY | mode
+    batch, options = plain.inputs(PROMPTS["two pictures"]), GREEDY | mode
     stock = model.generate(**batch, **options)
     with fastervlm.prune(model, N):
         assert torch.equal(model.generate(**batch, **options), stock)
@@ -130,7 +122,7 @@ def test_keeping_all_gives_the_stock_answers_by_prompt_lookup(model, mode):
 
 def test_sampling_draws_from_the_pruned_distribution(model):
     """Several answers of one row: each step's scores are those of the loop by hand for the answer so far."""
-    batch, reference = plain.inputs(TEXTS["ragged pictures"]), Plain(model, 5)
+    batch, reference = plain.inputs(PROMPTS["ragged pictures"]), Plain(model, 5)
     torch.manual_seed(0)
     options = {"do_sample": True, "top_k": 0, "num_return_sequences": 4, "max_new_tokens": 5}
     with fastervlm.prune(model, 5):
@@ -146,7 +138,7 @@ def test_sampling_draws_from_the_pruned_distribution(model):
 
 
 def test_beam_scores_are_those_of_the_loop_by_hand(model):
-    batch, reference = plain.inputs(TEXTS["ragged pictures"]), Plain(model, 5)
+    batch, reference = plain.inputs(PROMPTS["ragged pictures"]), Plain(model, 5)
     with fastervlm.prune(model, 5):
         output = model.generate(
             **batch, **GREEDY, num_beams=4, length_penalty=0.0, return_dict_in_generate=True, output_scores=True
@@ -169,8 +161,8 @@ def test_no_graph_is_kept(model):
         return KeptTokens.top(patches.scores, k)
 
     with fastervlm.prune(model, 5, method=method):
-        model.generate(**plain.inputs(TEXTS["one"]), **GREEDY)
-        model(**plain.inputs(TEXTS["one"]))
+        model.generate(**plain.inputs(PROMPTS["one"]), **GREEDY)
+        model(**plain.inputs(PROMPTS["one"]))
     assert seen == [False, True]
 
 
@@ -178,7 +170,7 @@ def test_no_graph_is_kept(model):
 
 
 def test_inputs_may_be_positional_or_called_inputs(model):
-    batch = plain.inputs(TEXTS["one"])
+    batch = plain.inputs(PROMPTS["one"])
     with fastervlm.prune(model, 5):
         expected = model.generate(**batch, **GREEDY)
         ids = batch.pop("input_ids")
@@ -187,7 +179,7 @@ def test_inputs_may_be_positional_or_called_inputs(model):
         assert torch.equal(model.generate(ids, GenerationConfig(**GREEDY), **batch), expected)
 
 
-@pytest.mark.parametrize("texts", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("texts", PROMPTS.values(), ids=PROMPTS)
 def test_without_an_attention_mask_pads_are_found_by_their_id(model, texts):
     batch = plain.inputs(texts)
     with fastervlm.prune(model, 5):
@@ -214,7 +206,7 @@ def test_text_only_turns_are_untouched(model, call):
     stock = tokens(model.generate(**batch, **GREEDY, **call))
     with fastervlm.prune(model, 5) as handle:
         assert torch.equal(tokens(model.generate(**batch, **GREEDY, **call)), stock)
-        model.generate(**plain.inputs(TEXTS["one"]), **GREEDY)
+        model.generate(**plain.inputs(PROMPTS["one"]), **GREEDY)
         assert len(handle.trace) == 1
 
 
@@ -236,7 +228,7 @@ def by_model(model, settings):
 
 
 @pytest.mark.parametrize("how", [by_call, by_config, by_model])
-@pytest.mark.parametrize("texts", [TEXTS["one"], TEXTS["ragged pictures"], TEXTS["equal length, unequal pictures"]])
+@pytest.mark.parametrize("texts", [PROMPTS["one"], PROMPTS["ragged pictures"], PROMPTS["equal length, unequal pictures"]])
 def test_max_length_counts_the_unpruned_prompt(model, how, texts):
     batch = plain.inputs(texts)
     length = batch["input_ids"].shape[1]
@@ -250,7 +242,7 @@ def test_max_length_counts_the_unpruned_prompt(model, how, texts):
 @pytest.mark.parametrize("how", [by_call, by_config, by_model])
 def test_min_length_counts_the_unpruned_prompt(model, how):
     """The end token is forbidden until then: made the likeliest of all, it comes exactly there."""
-    batch = plain.inputs(TEXTS["one"])
+    batch = plain.inputs(PROMPTS["one"])
     length = batch["input_ids"].shape[1]
     model.lm_head.bias = torch.nn.Parameter(torch.eye(260)[2] * 100)
     with fastervlm.prune(model, 5):
@@ -271,7 +263,7 @@ def test_min_length_counts_the_unpruned_prompt(model, how):
     ],
 )
 def test_which_length_counts(model, call, config, expected):
-    batch = plain.inputs(TEXTS["one"])
+    batch = plain.inputs(PROMPTS["one"])
     by_model(model, config)
     model.generation_config.eos_token_id = None
     stock = model.generate(**batch, do_sample=False, **call).shape[1]
@@ -280,7 +272,7 @@ def test_which_length_counts(model, call, config, expected):
 
 
 def test_min_new_tokens(model):
-    batch = plain.inputs(TEXTS["one"])
+    batch = plain.inputs(PROMPTS["one"])
     model.lm_head.bias = torch.nn.Parameter(torch.eye(260)[2] * 100)
     with fastervlm.prune(model, 5):
         found = model.generate(**batch, do_sample=False, min_new_tokens=4, max_new_tokens=9)
@@ -292,7 +284,7 @@ def test_min_new_tokens(model):
 
 @pytest.mark.parametrize("mode", (MODES | BEAMS).values(), ids=MODES | BEAMS)
 def test_the_dictionary(model, mode):
-    batch, options = plain.inputs(TEXTS["ragged pictures"]), GREEDY | mode
+    batch, options = plain.inputs(PROMPTS["ragged pictures"]), GREEDY | mode
     options |= {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "output_attentions": True}
     model.set_attn_implementation("eager")
     with fastervlm.prune(model, 5):
@@ -319,7 +311,7 @@ class Collect:
 
 
 @pytest.mark.parametrize("mode", (MODES | LOOKUP).values(), ids=MODES | LOOKUP)
-@pytest.mark.parametrize("text", [TEXTS["one"], ["No picture."]])
+@pytest.mark.parametrize("text", [PROMPTS["one"], ["No picture."]])
 def test_a_streamer_sees_the_unpruned_prompt_and_the_answer(model, mode, text):
     batch, streamer = plain.inputs(text), Collect()
     with fastervlm.prune(model, 5):
@@ -331,7 +323,7 @@ def test_a_streamer_sees_the_unpruned_prompt_and_the_answer(model, mode, text):
 
 @pytest.mark.parametrize("skip", [True, False])
 def test_text_streamers(model, capsys, skip):
-    batch, tokenizer = plain.inputs(TEXTS["one"]), tiny.tokenizer()
+    batch, tokenizer = plain.inputs(PROMPTS["one"]), tiny.tokenizer()
     with fastervlm.prune(model, 5):
         found = model.generate(**batch, **GREEDY)[0]
         model.generate(**batch, **GREEDY, streamer=TextStreamer(tokenizer, skip_prompt=skip))
@@ -383,7 +375,7 @@ class Boom(StoppingCriteria):
 
 
 def test_an_interrupted_generation_leaves_a_model_that_works(model):
-    batch, cache = plain.inputs(TEXTS["one"]), DynamicCache(config=model.config.get_text_config())
+    batch, cache = plain.inputs(PROMPTS["one"]), DynamicCache(config=model.config.get_text_config())
     with fastervlm.prune(model, 5):
         expected = model.generate(**batch, **GREEDY)
         with pytest.raises(InterruptedError):
@@ -476,7 +468,7 @@ WRONG = [
 @pytest.mark.parametrize("what", ["forward", "generate"])
 @pytest.mark.parametrize(("spoil", "sentence"), WRONG, ids=[spoil.__name__ for spoil, _ in WRONG])
 def test_wrong_inputs(model, what, spoil, sentence):
-    batch = plain.inputs(TEXTS["two pictures"])
+    batch = plain.inputs(PROMPTS["two pictures"])
     spoil(batch)
     if what == "generate" and "labels" in batch:
         pytest.skip("generate takes no labels")
@@ -485,7 +477,7 @@ def test_wrong_inputs(model, what, spoil, sentence):
 
 
 def test_no_room_for_an_answer(model):
-    batch = plain.inputs(TEXTS["one"])
+    batch = plain.inputs(PROMPTS["one"])
     length = batch["input_ids"].shape[1]
     with fastervlm.prune(model, 5), pytest.raises(UserError, match=f"max_length={length} leaves no room .* set max_new_tokens"):
         model.generate(**batch, max_length=length)

@@ -11,19 +11,11 @@ from transformers import DynamicCache, StaticCache
 import fastervlm
 from fastervlm import UserError
 from tests import plain, tiny
-from tests.plain import Plain, close
+from tests.plain import PROMPTS, Plain, close
 
 N, PAD = tiny.PATCHES, 0
-TEXTS = {
-    "one": ["USER: <image>\nWhat is it? ASSISTANT:"],
-    "two pictures": ["<image> and <image> differ?"],
-    "ragged": ["<image>\nWhat is it?", "<image>\nWhat is it, and where, and why?", "A? <image>."],
-    "ragged pictures": ["<image>?", "<image> or <image> or <image>?", "So <image><image>."],
-    "some without": ["Nothing to see here.", "<image>?", "Nor here, at all."],
-    "equal length, unequal pictures": ["<image><image>?", "<image>" + "x" * N + "?", "y" * 2 * N + "?"],
-}
 TURNS = [" And then?", " Why?"], [" What of the rest, please?", " X"], [" Oh.", " Indeed."]
-each_batch = pytest.mark.parametrize("texts", TEXTS.values(), ids=TEXTS)
+each_batch = pytest.mark.parametrize("texts", PROMPTS.values(), ids=PROMPTS)
 both_positions = pytest.mark.parametrize("positions", ["compact", "original"])
 
 
@@ -37,7 +29,7 @@ def model():
 
 @pytest.fixture
 def batch():
-    return plain.inputs(TEXTS["one"])
+    return plain.inputs(PROMPTS["one"])
 
 
 def behind(batch, sequences, texts):
@@ -85,7 +77,7 @@ def test_several_turns_by_generate(model, texts, positions, guess, kind):
 
 @both_positions
 def test_going_on_with_each_of_several_answers(model, positions):
-    batch, reference = plain.inputs(TEXTS["ragged pictures"]), Plain(model, 5, positions=positions)
+    batch, reference = plain.inputs(PROMPTS["ragged pictures"]), Plain(model, 5, positions=positions)
     torch.manual_seed(0)
     options = {"max_new_tokens": 4, "return_dict_in_generate": True}
     with fastervlm.prune(model, 5, positions=positions):
@@ -163,7 +155,7 @@ def test_decoding_by_forward(model, texts, positions, start, say):
 @torch.no_grad()
 def test_a_turn_of_several_words_by_forward(model, positions, side):
     """Unequal turns too, as ids and as embeddings; and batches padded on the right, whose positions count the mask."""
-    batch, reference = plain.inputs(TEXTS["ragged pictures"], side), Plain(model, 5, positions=positions)
+    batch, reference = plain.inputs(PROMPTS["ragged pictures"], side), Plain(model, 5, positions=positions)
     batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     ids, mask = behind(batch, batch["input_ids"], turn(0, 3))
     more = ids[:, batch["input_ids"].shape[1] :]
@@ -336,7 +328,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("spoil", "sentence"), REFUSED.items(), ids=[spoil.__name__ for spoil in REFUSED])
 def test_generate_refuses_a_wrong_continuation(model, spoil, sentence):
-    batch = plain.inputs(TEXTS["two pictures"])
+    batch = plain.inputs(PROMPTS["two pictures"])
     with fastervlm.prune(model, 5):
         output = model.generate(**batch, do_sample=False, max_new_tokens=4, return_dict_in_generate=True)
         cache, expected = output.past_key_values, copy.deepcopy(output.past_key_values)
@@ -403,7 +395,7 @@ def test_a_cache_of_beam_search_is_refused(model, batch, given, answers):
 )
 @torch.no_grad()
 def test_forward_refuses_a_wrong_continuation(model, call, sentence):
-    batch = plain.inputs(TEXTS["two pictures"])
+    batch = plain.inputs(PROMPTS["two pictures"])
     with fastervlm.prune(model, 5):
         cache = model(**batch).past_key_values
         with pytest.raises(UserError, match=sentence):

@@ -13,20 +13,10 @@ from transformers import LlavaForConditionalGeneration
 import fastervlm
 from fastervlm import KeptTokens, RandomTokens, TokenBudget, UniformGrid, UserError
 from tests import plain, tiny
-from tests.plain import Plain, close
+from tests.plain import PROMPTS, Plain, close
 
 N = tiny.PATCHES
-ONE = ["USER: <image>\nWhat is it? ASSISTANT:"]
-# Batches of prompts; each `<image>` has a picture of its own.
-BATCHES = {
-    "one": ONE,
-    "two pictures": ["<image> and <image> differ?"],
-    "side by side": ["<image><image>?"],
-    "ragged": ["<image>\nWhat is it?", "<image>\nWhat is it, and where, and why?", "A? <image>"],
-    "ragged pictures": ["<image>?", "<image> or <image> or <image>?", "So <image><image>."],
-    "some without": ["Nothing to see here.", "<image>?", "Nor here, at all."],
-    "equal length, unequal pictures": ["<image><image>?", "<image>" + "x" * N + "?", "y" * 2 * N + "?"],
-}
+ONE = PROMPTS["one"]
 
 
 @pytest.fixture
@@ -43,7 +33,7 @@ def real(output, batch, side):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("positions", ["compact", "original"])
 @pytest.mark.parametrize("keep", [1, 5, 15])
-@pytest.mark.parametrize("texts", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("texts", PROMPTS.values(), ids=PROMPTS)
 @torch.no_grad()
 def test_logits_are_those_of_a_model_pruned_by_hand(model, texts, keep, positions, side):
     batch, reference = plain.inputs(texts, side), Plain(model, keep, positions=positions)
@@ -78,7 +68,7 @@ def test_without_a_mask_or_a_cache(model, positions, cache):
 @pytest.mark.parametrize("keep", [N, N + 1, 1.0, TokenBudget(pruning_rate=0.0)])
 @pytest.mark.parametrize("positions", ["compact", "original"])
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("texts", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("texts", PROMPTS.values(), ids=PROMPTS)
 @torch.no_grad()
 def test_keeping_all_gives_the_stock_logits_exactly(model, texts, side, positions, keep):
     batch = plain.inputs(texts, side)
@@ -92,7 +82,7 @@ def test_keeping_all_gives_the_stock_logits_exactly(model, texts, side, position
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_a_row_in_a_batch_is_the_row_alone(model, side):
-    texts = BATCHES["ragged pictures"]
+    texts = PROMPTS["ragged pictures"]
     batch = plain.inputs(texts, side)
     with fastervlm.prune(model, 6):
         together = model(**batch).logits
@@ -105,7 +95,7 @@ def test_a_row_in_a_batch_is_the_row_alone(model, side):
 @pytest.mark.parametrize("method", ["random", "grid", "cls-lowest", RandomTokens(5)])
 @torch.no_grad()
 def test_other_methods_choose_and_the_rest_is_the_same(model, method):
-    batch, reference = plain.inputs(BATCHES["two pictures"]), Plain(model, 5)
+    batch, reference = plain.inputs(PROMPTS["two pictures"]), Plain(model, 5)
     with fastervlm.prune(model, 5, method=method) as handle:
         logits = model(**batch).logits[0]
     index = torch.stack([trace.index for trace in handle.trace])
@@ -134,7 +124,7 @@ def test_layers_by_the_config_and_by_the_call(layer, by_call):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("texts", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("texts", PROMPTS.values(), ids=PROMPTS)
 @torch.no_grad()
 def test_loss_is_that_of_the_rows_pruned_by_hand(model, texts, side):
     """Every token is a label, kept patches too: a label goes with its token. The first of a row has none before it."""
@@ -160,7 +150,7 @@ def test_loss_is_that_of_the_rows_pruned_by_hand(model, texts, side):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @torch.no_grad()
 def test_half_precision(dtype, implementation):
-    model, batch = tiny.llava().to(dtype), plain.inputs(BATCHES["ragged pictures"])
+    model, batch = tiny.llava().to(dtype), plain.inputs(PROMPTS["ragged pictures"])
     model.set_attn_implementation(implementation)
     stock = model(**batch).logits
     with fastervlm.prune(model, 5) as handle:
@@ -184,7 +174,7 @@ def forced(handle, patches):
 
 @torch.no_grad()
 def test_positional_arguments_and_signatures(model):
-    batch = plain.inputs(BATCHES["ragged"])
+    batch = plain.inputs(PROMPTS["ragged"])
     signatures = [inspect.signature(getattr(model, name)) for name in ("forward", "generate")]
     with fastervlm.prune(model, 5):
         expected = model(**batch).logits
@@ -208,7 +198,7 @@ def test_a_text_only_forward_is_untouched(model):
 
 @torch.no_grad()
 def test_the_trace_tells_what_the_last_call_kept(model):
-    batch, reference = plain.inputs(BATCHES["ragged pictures"]), Plain(model, 5)
+    batch, reference = plain.inputs(PROMPTS["ragged pictures"]), Plain(model, 5)
     index, scores = reference.index(batch["pixel_values"]), reference.scores(batch["pixel_values"])
     with fastervlm.prune(model, 5) as handle:
         assert handle.trace == []
@@ -287,7 +277,7 @@ def test_the_context_ends_even_by_an_exception(model):
 
 @torch.no_grad()
 def test_two_models_in_one_process(model):
-    other, batch = tiny.llava(seed=1), plain.inputs(BATCHES["ragged"])
+    other, batch = tiny.llava(seed=1), plain.inputs(PROMPTS["ragged"])
     stock, mine = other(**batch).logits, Plain(model, 5).logits(*next(plain.rows(batch)))
     with fastervlm.prune(model, 5):
         assert torch.equal(other(**batch).logits, stock)
@@ -307,7 +297,7 @@ def test_pruning_twice_is_refused_and_leaves_the_first(model):
 
 @torch.no_grad()
 def test_a_deep_copy_is_a_model_of_its_own(model):
-    batch = plain.inputs(BATCHES["ragged pictures"])
+    batch = plain.inputs(PROMPTS["ragged pictures"])
     stock, handle = model(**batch).logits, fastervlm.prune(model, 5)
     mine = model(**batch).logits
     twin = copy.deepcopy(model)
@@ -345,7 +335,7 @@ def test_saved_while_pruned_it_is_the_stock_checkpoint(model, tmp_path):
 
 @pytest.mark.parametrize("what", ["forward", "generate"])
 def test_eight_threads_at_once(model, what):
-    batches = [plain.inputs(texts, seed=i) for i, texts in enumerate([*BATCHES.values(), ONE])]
+    batches = [plain.inputs(texts, seed=i) for i, texts in enumerate([*PROMPTS.values(), ONE])]
 
     def run(batch):
         with torch.no_grad():
@@ -373,7 +363,7 @@ def test_eight_threads_at_once(model, what):
 
 
 def test_gradients_are_those_of_the_model_pruned_by_hand(model):
-    batch, reference = plain.inputs(BATCHES["two pictures"]), Plain(model, 5)
+    batch, reference = plain.inputs(PROMPTS["two pictures"]), Plain(model, 5)
     ids, pixels = next(plain.rows(batch))
     labels = torch.tensor(ids)[reference.columns(ids, pixels)]
     torch.nn.functional.cross_entropy(reference.logits(ids, pixels)[:-1], labels[1:]).backward()
@@ -393,7 +383,7 @@ def test_gradients_are_those_of_the_model_pruned_by_hand(model):
 
 
 def test_gradient_checkpointing(model):
-    batch, twin = plain.inputs(BATCHES["ragged"]), copy.deepcopy(model)
+    batch, twin = plain.inputs(PROMPTS["ragged"]), copy.deepcopy(model)
     model.train()
     model.activation_checkpointing_enable()
     for one in (model, twin):
@@ -408,7 +398,7 @@ def test_gradient_checkpointing(model):
 @pytest.mark.parametrize("how", ["cpu_offload", "dispatch_model"])
 @torch.no_grad()
 def test_offloaded_by_accelerate(model, tmp_path, how):
-    accelerate, batch = pytest.importorskip("accelerate"), plain.inputs(BATCHES["ragged pictures"])
+    accelerate, batch = pytest.importorskip("accelerate"), plain.inputs(PROMPTS["ragged pictures"])
     stock = model(**batch).logits
     with fastervlm.prune(model, 5):
         logits, tokens = model(**batch).logits, model.generate(**batch, max_new_tokens=3, do_sample=False)
