@@ -1,4 +1,4 @@
-"""How much batching buys: samples/s of the mini benchmark at batch 16 against batch 1, interleaved, by medians.
+"""How much batching buys: samples/s of the mini benchmark at batch 16 against batch 1, the median ratio of paired runs.
 
 `python -m playground.bench_batch` runs `fastervlm eval textvqa` on the tiny model as a user would, a fresh process each time,
 and reads the rates from the protocols.
@@ -24,7 +24,7 @@ RESULT = Path(__file__).parent / "results" / "batch.json"
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--limit", type=int, default=200, help="questions of each run")
     parser.add_argument("--visual-token-num", type=int, default=58)
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -36,10 +36,14 @@ def main() -> None:
             found.append(_rate(batch, arguments.limit, arguments.visual_token_num))
             print(f"run {repeat + 1}, batch {batch}: {found[-1]:.1f} samples/s")
     medians = {batch: statistics.median(found) for batch, found in rates.items()}
-    ratio = medians[16] / medians[1]
-    print(f"batch 16 against batch 1: {ratio:.2f} times the samples/s")
+    pairs = [sixteen / one for one, sixteen in zip(rates[1], rates[16], strict=True)]
+    ratio = statistics.median(pairs)
+    print(f"batch 16 against batch 1: {ratio:.2f} times the samples/s ({min(pairs):.2f} to {max(pairs):.2f})")
     result = {"command": shlex.join(["python", "-m", "playground.bench_batch", *sys.argv[1:]]), "samples_per_second": rates}
-    write_json(arguments.out, {**result, "visual_token_num": arguments.visual_token_num, "median": medians, "ratio": ratio})
+    write_json(
+        arguments.out,
+        {**result, "visual_token_num": arguments.visual_token_num, "median": medians, "ratios": pairs, "ratio": ratio},
+    )
 
 
 def _rate(batch: int, limit: int, keep: int) -> float:
