@@ -12,13 +12,14 @@ from fastervlm.load import load
 from fastervlm.methods import METHODS, ClsAttention, Method, RandomTokens, UniformGrid
 from fastervlm.overlay import overlay
 from fastervlm.prune import PruneHandle, prune
-from fastervlm.trace import ImageTrace
+from fastervlm.trace import CropsTrace, ImageTrace
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
     "ClsAttention",
+    "CropsTrace",
     "ImageTrace",
     "KeptTokens",
     "Method",

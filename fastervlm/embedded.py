@@ -10,6 +10,7 @@ from encoders import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "playground" / "models" / "tiny-llava"
+NEXT_MODEL = ROOT / "playground" / "models" / "tiny-llava-next"
 BENCHMARK = ROOT / "playground" / "data" / "eval" / "textvqa-mini"
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders import UserError, wrap
-from fastervlm.budget import TokenBudget
+from encoders import ScoredPatches, UserError, wrap
 from fastervlm.kept import KeptTokens
-from fastervlm.methods import Method
-from fastervlm.trace import ImageTrace
+from fastervlm.trace import CropsTrace, ImageTrace
+
+if TYPE_CHECKING:
+    from fastervlm.prune import PruneHandle
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Encoded:
 
     features: list[Tensor]
     keep: list[Tensor]
-    trace: list[ImageTrace]
+    trace: list[ImageTrace] | list[CropsTrace]
 
     def shown(self, image_index: Sequence[int] | Tensor) -> Encoded:
         """The picture behind each placeholder run, where `image_index` (n,) names them: a picture may be shown often."""
@@ -50,24 +51,34 @@ class Llava:
         _check_strategy(model.config.vision_feature_select_strategy)
 
     @staticmethod
-    def encode(model: Any, budget: TokenBudget, method: Method, call: dict[str, Any]) -> Encoded:
+    def encode(handle: PruneHandle, call: dict[str, Any]) -> Encoded:
         """Score, choose, and only then finish and project the kept patches of `call["pixel_values"]` (B, 3, H, W)."""
-        layer = call.get("vision_feature_layer")
-        _check_strategy(call.get("vision_feature_select_strategy") or model.config.vision_feature_select_strategy)
-        tower = wrap(model.model.vision_tower, select_layer=model.config.vision_feature_layer if layer is None else layer)
-        pixel_values = call["pixel_values"]
-        patches = tower(pixel_values)
-        rows, columns = patches.grid
-        kept = method(patches, budget.resolve(rows * columns))
-        _check_kept(kept, len(pixel_values), rows * columns)
+        patches = scored(handle.model, call, call["pixel_values"])
+        count = patches.scores.shape[1]
+        kept = chosen(handle, patches, handle.budget.resolve(count))
         # All patches without an index: the stock model's memory layout, and so exactly its rounding.
-        every = kept.index.shape[1] == rows * columns
-        features = model.model.multi_modal_projector(patches.features(None if every else kept.index))
+        every = kept.index.shape[1] == count
+        features = handle.model.model.multi_modal_projector(patches.features(None if every else kept.index))
         trace = [
             ImageTrace(scores, index, patches.grid) for scores, index in zip(patches.scores.detach(), kept.index, strict=True)
         ]
         encoded = Encoded(list(features), list(kept.mask), trace)
         return encoded if call.get("image_index") is None else encoded.shown(call["image_index"])
+
+
+def scored(model: Any, call: dict[str, Any], pixel_values: Tensor) -> ScoredPatches:
+    """The patches of pixel_values (B, 3, H, W) as the model's tower scores them, at the layers the call asks for."""
+    layer = call.get("vision_feature_layer")
+    _check_strategy(call.get("vision_feature_select_strategy") or model.config.vision_feature_select_strategy)
+    tower = wrap(model.model.vision_tower, select_layer=model.config.vision_feature_layer if layer is None else layer)
+    return tower(pixel_values)
+
+
+def chosen(handle: PruneHandle, patches: ScoredPatches, k: int) -> KeptTokens:
+    """The `k` patches of each image that the method keeps, checked."""
+    kept = handle.method(patches, k)
+    _check_kept(kept, *patches.scores.shape)
+    return kept
 
 
 def _check_strategy(strategy: str) -> None:

@@ -27,7 +27,7 @@ def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> Splice:
     if by_mask and mask is None:
         mask = guess_mask(handle.model, call)
     numbers = _numbers(call, mask, by_mask=by_mask)
-    encoded = handle.family.encode(handle.model, handle.budget, handle.method, call)
+    encoded = handle.family.encode(handle, call)
     keep = _columns_to_keep(handle.model, ids, encoded)
     compact = handle.positions == "compact"
     splice = Splice.of(ids, mask, keep, numbers, pad=pad_id(handle.model), compact=compact)

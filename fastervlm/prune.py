@@ -12,13 +12,15 @@ from torch import nn
 
 from encoders import UserError, UserTypeError
 from fastervlm import generation
+from fastervlm.anyres import Anyres
 from fastervlm.budget import TokenBudget
 from fastervlm.llava import Llava
+from fastervlm.llava_next import LlavaNext
 from fastervlm.methods import Method, get_method
-from fastervlm.trace import ImageTrace
+from fastervlm.trace import CropsTrace, ImageTrace
 
 # How each kind of model encodes its pictures, by the name of its class or of a class it derives from.
-FAMILIES: dict[str, type[Llava]] = {"LlavaForConditionalGeneration": Llava}
+FAMILIES: dict[str, type[Llava]] = {"LlavaForConditionalGeneration": Llava, "LlavaNextForConditionalGeneration": LlavaNext}
 
 _HANDLE = "_fastervlm_handle"
 
@@ -29,6 +31,8 @@ def prune(
     *,
     method: str | Method = "cls",
     anyres: Literal["native", "paper"] = "native",
+    newline: Literal["kept", "all", "none"] = "kept",
+    budget: Literal["crop", "image"] = "crop",
     positions: Literal["compact", "original"] = "compact",
 ) -> PruneHandle:
     """Let only the best visual tokens of each picture reach the projector and the language model of `model`.
@@ -41,10 +45,17 @@ def prune(
     `image_index=[0, 0, 1]` beside it to say which picture each <image> of the prompts shows.
 
     Args:
-        model: a `LlavaForConditionalGeneration`, with whatever attention backend, dtype or device map.
-        keep: how many visual tokens to keep of each picture: a count (58), a fraction (0.1) or a `TokenBudget`.
+        model: a `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`, with whatever attention backend,
+            dtype or device map.
+        keep: how many visual tokens to keep of each picture, or of each crop of LLaVA-NeXT, its overview included: a count
+            (58), a fraction (0.1) or a `TokenBudget`.
         method: which ones: a name in `fastervlm.methods.METHODS` or a method.
-        anyres: how pictures cut into crops are laid out; no matter for models with one crop.
+        anyres: how pictures cut into crops are laid out; this and the next two do not matter to models with one crop.
+            "native" is the model's own way: patches that un-padding removes never compete, so that a crop that is mostly
+            padding keeps what it has. "paper" is the reference implementation's, (1 + crops) * K tokens, padding and all; it
+            needs the processor of `fastervlm.load(..., anyres="paper")`.
+        newline: which newline tokens of the native layout stay: "kept" those of rows that keep a patch, "all" or "none".
+        budget: "crop" gives each crop its own tokens, "image" shares their sum among the crops of a picture by score.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
 
     Returns:
@@ -55,14 +66,13 @@ def prune(
             already.
         UserTypeError: the model is of a kind that is not supported.
     """
-    budget = TokenBudget.of(keep)
-    _check_choice("anyres", anyres, ("native", "paper"))
+    tokens, layout = TokenBudget.of(keep), Anyres(anyres, newline, budget)
     _check_choice("positions", positions, ("compact", "original"))
     family = _family(model)
     if _HANDLE in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
     family.check(model)
-    return PruneHandle(model, family, budget, get_method(method), positions)
+    return PruneHandle(model, family, tokens, get_method(method), layout, positions)
 
 
 class PruneHandle:
@@ -71,17 +81,22 @@ class PruneHandle:
     Attributes:
         budget: the token budget in force.
         method: the method in force.
+        anyres: how pictures cut into crops are pruned and laid out.
         positions: "compact" or "original".
-        trace: one `ImageTrace` for each picture of the last call with pictures, in the order of `pixel_values`.
+        trace: one `ImageTrace`, or one `CropsTrace` of LLaVA-NeXT, for each picture of the last call with pictures, in the
+            order of `pixel_values`.
     """
 
-    def __init__(self, model: nn.Module, family: type[Llava], budget: TokenBudget, method: Method, positions: str) -> None:
+    def __init__(
+        self, model: nn.Module, family: type[Llava], budget: TokenBudget, method: Method, anyres: Anyres, positions: str
+    ) -> None:
         self.model: Any = model
         self.family = family
         self.budget = budget
         self.method = method
+        self.anyres = anyres
         self.positions = positions
-        self.trace: list[ImageTrace] = []
+        self.trace: list[ImageTrace] | list[CropsTrace] = []
         self.originals = {name: model.__dict__.get(name) for name in ("generate", "forward")}
         model.__dict__[_HANDLE] = self
         model.__dict__["generate"] = _bound(model, "generate", generation.generate)

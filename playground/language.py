@@ -14,11 +14,11 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, LlavaConfig, PreTrainedTokenizerFast
+from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, LlavaConfig, PreTrainedTokenizerFast
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from playground.scenes import draw, questions
-from playground.tower import GRID, WIDTH, TowerTask, hidden_states, pixels, vision_config
+from playground.tower import GRID, WIDTH, hidden_states, pixels, vision_config
 from playground.trainer import Phase
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
@@ -81,34 +81,40 @@ def llava_config() -> LlavaConfig:
 class LanguageTask(nn.Module):
     """Projector and language model over a frozen tower; the loss is the cross-entropy of the answers."""
 
-    def __init__(self, tower: TowerTask) -> None:
+    def __init__(self, tower: CLIPVisionModel) -> None:
         super().__init__()
         config = llava_config()
-        self.tower = tower.tower.requires_grad_(False)
+        self.tower = tower.requires_grad_(False)
         self.projector = LlavaMultiModalProjector(config)
         self.language = LlamaForCausalLM(cast(LlamaConfig, config.text_config))
 
+    @torch.no_grad()
+    def patches(self, pixel_values: Tensor, offset: Tensor) -> Tensor:
+        """Patches (B, N, C) of the feature block, of pictures or crops whose window of positions begins at `offset`."""
+        return hidden_states(self.tower, pixel_values, tuple(offset.tolist()), depth=3)[-1][:, 1:]
+
+    def visual(self, batch: dict[str, Tensor]) -> Tensor:
+        """The projected visual tokens (B, V, D) of a batch."""
+        patches = self.patches(batch["pixel_values"], batch["offset"])
+        return self.projector(patches.gather(1, batch["kept"][..., None].expand(-1, -1, patches.shape[-1])))
+
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """The loss on a batch of `Questions.batch`, and the share of right answers with all or with some visual tokens."""
-        with torch.no_grad():
-            patches = hidden_states(self.tower, batch["pixel_values"], tuple(batch["offset"].tolist()), depth=3)[-1][:, 1:]
-        kept = batch["kept"]
-        patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[-1]))
-        visual = self.projector(patches)
+        visual = self.visual(batch)
+        count = visual.shape[1]
         words = self.language.get_input_embeddings()(batch["ids"])
         head = int(batch["head"])
         embeds = torch.cat((words[:, :head], visual.to(words.dtype), words[:, head:]), dim=1)
-        mask, positions = _packed_mask(batch["segment"], head, kept.shape[1])
+        mask, positions = _packed_mask(batch["segment"], head, count)
         hidden = self.language.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).last_hidden_state
-        text = hidden[:, head + kept.shape[1] :]
+        text = hidden[:, head + count :]
         target = batch["target"]
         asked = target >= 0
         logits = self.language.lm_head(text[asked]).float()
         loss = F.cross_entropy(logits, target[asked])
         first = target[asked] != 2
         right = (logits.argmax(-1) == target[asked])[first].float().mean().item()
-        everything = kept.shape[1] == batch["pixel_values"].shape[-1] ** 2 // 64
-        return loss, {"loss": loss.item(), "all" if everything else "some": right}
+        return loss, {"loss": loss.item(), "all" if batch["whole"] else "some": right}
 
 
 def _packed_mask(segment: Tensor, head: int, visual: int) -> tuple[Tensor, Tensor]:
@@ -147,13 +153,7 @@ class Questions:
         """
         rng = np.random.default_rng(seed)
         scenes = [draw(rng, grid) for _ in range(size)]
-        rows = [self._pack(questions(rng, scene)[:per_picture], tail) for scene in scenes]
-        length = max(len(row[0]) for row in rows)
-        ids, target, segment = (
-            torch.tensor([values + [fill] * (length - len(values)) for values in column])
-            for column, fill in zip(zip(*rows, strict=True), (3, -1, -1), strict=True)
-        )
-        ids = torch.cat((torch.tensor(self.head).expand(size, -1), ids), dim=1)
+        asked = self.pack([questions(rng, scene)[:per_picture] for scene in scenes], tail)
         count = grid * grid
         keep = count if rng.random() < whole else max(4, int(count * rng.random() ** 1.5))
         kept = np.sort(rng.random((size, count)).argsort(axis=1)[:, :keep], axis=1)
@@ -161,11 +161,20 @@ class Questions:
             "pixel_values": pixels([scene.image for scene in scenes]),
             "offset": torch.from_numpy(rng.integers(0, GRID - grid + 1, 2)),
             "kept": torch.from_numpy(kept),
-            "head": torch.tensor(len(self.head)),
-            "ids": ids,
-            "target": target,
-            "segment": segment,
+            "whole": torch.tensor(keep == count),
+            **asked,
         }
+
+    def pack(self, asked: list[list[tuple[str, str, str]]], tail: str = TAIL) -> dict[str, Tensor]:
+        """The questions about each picture as `ids`, `target`, `segment` and `head`, padded to one length."""
+        rows = [self._pack(about, tail) for about in asked]
+        length = max(len(row[0]) for row in rows)
+        ids, target, segment = (
+            torch.tensor([values + [fill] * (length - len(values)) for values in column])
+            for column, fill in zip(zip(*rows, strict=True), (3, -1, -1), strict=True)
+        )
+        ids = torch.cat((torch.tensor(self.head).expand(len(rows), -1), ids), dim=1)
+        return {"head": torch.tensor(len(self.head)), "ids": ids, "target": target, "segment": segment}
 
     def _pack(self, asked: list[tuple[str, str, str]], tail: str) -> tuple[list[int], list[int], list[int]]:
         """Ids, next-token targets (-1 outside answers) and segment numbers of one picture's questions."""

@@ -1,12 +1,13 @@
 """Cluttered rooms drawn by seed: numbers in coloured boxes, coloured shapes, signs, and questions about them.
 
-A picture is a square of `grid` x `grid` cells of 8 pixels, one cell a patch of the tiny tower. Every object stands in one
+A picture is a rectangle of cells of 8 pixels, one cell a patch of the tiny tower. Every object stands in one
 cell (a sign in one cell a letter), up to one pixel off the cell's corner. Around the objects lie two patterned walls,
 coloured strokes and pixel noise; with 24 x 24 cells about 4 % of the cells hold an object.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,7 +55,7 @@ _NOISE = np.random.default_rng(7).normal(0, 9, (512, 512, 3)).astype(np.float32)
 class Scene:
     """One picture and all that is true of it.
 
-    `image` is (8 * grid, 8 * grid, 3) uint8. `kind`, `colour` and `identity` are (grid, grid) indices into KINDS,
+    `image` is (8 * rows, 8 * columns, 3) uint8. `kind`, `colour` and `identity` are (rows, columns) indices into KINDS,
     PATCH_COLOURS and IDENTITIES; the last two are -1 where no object stands.
     """
 
@@ -72,39 +73,49 @@ class Scene:
         return {*self.boxes, *self.shapes, *self.signs}
 
 
-def draw(rng: np.random.Generator, grid: int = 24) -> Scene:
-    """Draw one scene of `grid` x `grid` cells; the number of objects grows with the grid (twice at 24 what it is at 12)."""
-    side = grid * CELL
+def draw(rng: np.random.Generator, grid: int | tuple[int, int] = 24) -> Scene:
+    """Draw one scene of `grid` x `grid` cells, or of (rows, columns).
+
+    The number of objects grows with the side of a square of as many cells (twice at 24 what it is at 12).
+    """
+    shape = (grid, grid) if isinstance(grid, int) else grid
+    side = math.isqrt(shape[0] * shape[1])
     scene = Scene(
         image=np.empty((0,)),
-        kind=np.zeros((grid, grid), dtype=np.int64),
-        colour=np.full((grid, grid), -1, dtype=np.int64),
-        identity=np.full((grid, grid), -1, dtype=np.int64),
+        kind=np.zeros(shape, dtype=np.int64),
+        colour=np.full(shape, -1, dtype=np.int64),
+        identity=np.full(shape, -1, dtype=np.int64),
     )
-    canvas = _background(rng, scene, side)
-    _strokes(rng, canvas, count=int(rng.integers(grid // 4, grid // 2)))
-    free = np.ones((grid, grid), dtype=bool)
-    most = max(2, grid // 6)
-    for board in rng.permutation(list(BOARDS))[: rng.integers(1, 2 + grid // 24)]:
+    canvas = _background(rng, scene)
+    _strokes(rng, canvas, count=int(rng.integers(side // 4, side // 2)))
+    free = np.ones(shape, dtype=bool)
+    most = max(2, side // 6)
+    for board in rng.permutation(list(BOARDS))[: rng.integers(1, 2 + side // 24)]:
         _add_sign(rng, canvas, scene, free, str(board))
     for colour in rng.permutation(COLOUR_NAMES)[: rng.integers(most // 2 + 1, most + 3)]:
         _add_box(rng, canvas, scene, free, str(colour))
     for _ in range(rng.integers(most, most + 4)):
         _add_shape(rng, canvas, scene, free)
-    y, x = rng.integers(0, 512 - side, 2)
-    canvas += _NOISE[y : y + side, x : x + side]
+    canvas += _noise(rng, *canvas.shape[:2])
     scene.image = canvas.clip(0, 255).astype(np.uint8)
     return scene
 
 
-def _background(rng: np.random.Generator, scene: Scene, side: int) -> np.ndarray:
+def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A (height, width, 3) piece of the noise, which goes on at its end as it began."""
+    y, x = rng.integers(0, 512 - min(height, width, 511), 2)
+    return _NOISE.take(range(y, y + height), axis=0, mode="wrap").take(range(x, x + width), axis=1, mode="wrap")
+
+
+def _background(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """An upper and a lower wall, each with a muted colour drift and one of PATTERNS; fills `scene.kind`."""
-    grid = side // CELL
-    horizon = int(rng.integers(grid // 3, grid - grid // 3 + 1))
+    rows, columns = scene.kind.shape
+    side = columns * CELL
+    horizon = int(rng.integers(rows // 3, rows - rows // 3 + 1))
     names = [str(name) for name in rng.choice(PATTERNS, 2)]
     scene.patterns = (names[0], names[1])
-    canvas = np.empty((side, side, 3), dtype=np.float32)
-    for name, top, bottom in zip(names, (0, horizon), (horizon, grid), strict=True):
+    canvas = np.empty((rows * CELL, side, 3), dtype=np.float32)
+    for name, top, bottom in zip(names, (0, horizon), (horizon, rows), strict=True):
         wall = canvas[top * CELL : bottom * CELL]
         corners = rng.uniform(70, 190) + rng.normal(0, 25, (2, 2, 3))
         v = np.linspace(0, 1, wall.shape[0])[:, None, None]
@@ -131,13 +142,13 @@ def _pattern(name: str, height: int, width: int) -> np.ndarray:
 
 def _strokes(rng: np.random.Generator, canvas: np.ndarray, count: int) -> None:
     """Straight strokes in the colours of the objects: clutter that is not content."""
-    side = canvas.shape[0]
+    height, width = canvas.shape[:2]
     steps = np.linspace(0, 1, 96)
     for _ in range(count):
-        start = rng.uniform(0, side, 2)
+        start = rng.uniform(0, (height, width))
         angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(12, 48)
         points = start + steps[:, None] * length * np.array([np.sin(angle), np.cos(angle)])
-        y, x = points.astype(int).clip(0, side - 2).T
+        y, x = points.astype(int).clip(0, (height - 2, width - 2)).T
         colour = np.array(COLOURS[COLOUR_NAMES[rng.integers(len(COLOUR_NAMES))]], dtype=np.float32)
         shade = colour * rng.uniform(0.6, 1.1)
         canvas[y, x] = shade
@@ -147,9 +158,9 @@ def _strokes(rng: np.random.Generator, canvas: np.ndarray, count: int) -> None:
 
 def _place(rng: np.random.Generator, free: np.ndarray, width: int) -> tuple[int, int] | None:
     """A free run of `width` cells with a free cell on each side, marked taken; None if twenty tries find none."""
-    grid = free.shape[0]
+    rows, columns = free.shape
     for _ in range(20):
-        row, column = int(rng.integers(grid)), int(rng.integers(grid - width + 1))
+        row, column = int(rng.integers(rows)), int(rng.integers(columns - width + 1))
         around = free[max(0, row - 1) : row + 2, max(0, column - 1) : column + width + 1]
         if around.all():
             free[row, column : column + width] = False
@@ -161,8 +172,7 @@ def _stamp(
     rng: np.random.Generator, canvas: np.ndarray, cell: tuple[int, int], bitmap: np.ndarray, ink: tuple, paper: tuple | None
 ) -> None:
     """Draw a bitmap into a cell, up to one pixel off; `paper` fills the cell's square first."""
-    side = canvas.shape[0]
-    y, x = (np.array(cell) * CELL + rng.integers(-1, 2, 2)).clip(0, side - CELL)
+    y, x = (np.array(cell) * CELL + rng.integers(-1, 2, 2)).clip(0, np.array(canvas.shape[:2]) - CELL)
     square = canvas[y : y + CELL, x : x + CELL]
     if paper is not None:
         square[:] = paper

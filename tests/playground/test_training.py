@@ -67,7 +67,7 @@ def test_packed_questions_see_the_picture_and_themselves() -> None:
 
 def test_a_packed_batch_has_the_losses_of_its_questions_alone(tokenizer) -> None:
     torch.manual_seed(0)
-    task = LanguageTask(TowerTask()).eval()
+    task = LanguageTask(TowerTask().tower).eval()
     data = Questions(tokenizer)
     for module in task.modules():
         if (config := getattr(module, "config", None)) is not None:
