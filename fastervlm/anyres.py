@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -18,21 +19,20 @@ from encoders import UserError
 
 Size = tuple[int, int]
 NEWLINE = -1
-CHOICES = {"anyres": ("native", "paper"), "newline": ("kept", "all", "none"), "budget": ("crop", "image")}
 
 
 @dataclass(frozen=True)
 class Anyres:
     """How a picture cut into crops is pruned and laid out; see `fastervlm.prune`."""
 
-    anyres: str = "native"
-    newline: str = "kept"
-    budget: str = "crop"
+    anyres: Literal["native", "paper"] = "native"
+    newline: Literal["kept", "all", "none"] = "kept"
+    budget: Literal["crop", "image"] = "crop"
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}.")
+        for name, hint in get_type_hints(Anyres).items():
+            if getattr(self, name) not in get_args(hint):
+                raise UserError(f"{name}={getattr(self, name)!r} is not known; choose one of {', '.join(get_args(hint))}.")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -38,7 +38,16 @@ ConvMode = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="Longest answer.")]
 AspectRatio = Annotated[
-    str, typer.Option("--image-aspect-ratio", help="pad to a square, or square: leave it to the processor.")
+    str | None,
+    typer.Option("--image-aspect-ratio", help="pad to a square, square: leave it to the processor, or anyres: cut into crops."),
+]
+AnyresMode = Annotated[
+    Literal["native", "paper"],
+    typer.Option("--anyres", help="Layout of pictures cut into crops: the model's own, or the reference implementation's."),
+]
+Newline = Annotated[Literal["kept", "all", "none"], typer.Option(help="Newline tokens that stay in the native layout.")]
+Budget = Annotated[
+    Literal["crop", "image"], typer.Option(help="Each crop keeps its own tokens, or an image's crops share them.")
 ]
 
 
@@ -63,10 +72,14 @@ def eval_(
     conv_mode: ConvMode = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     max_new_tokens: MaxNewTokens = 128,
-    image_aspect_ratio: AspectRatio = "pad",
+    image_aspect_ratio: AspectRatio = None,
+    anyres: AnyresMode = "native",
+    newline: Newline = "kept",
+    budget: Budget = "crop",
     overlay: Annotated[Path | None, typer.Option(help="Save a PNG of what was kept for the first question.")] = None,
 ) -> None:
     """Answer a benchmark's questions and score the answers."""
+    from fastervlm.anyres import Anyres
     from fastervlm.eval import get_task
     from fastervlm.eval.overlay import save_overlay
     from fastervlm.eval.runner import evaluate
@@ -93,7 +106,7 @@ def eval_(
         raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
     if overlay:
         _check_overlay(overlay, settings.keep)
-    subject = Subject(model, dtype, device)
+    subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     with _resumable():
         protocol, score = evaluate(subject, settings)
     print("\n".join([*(score.lines() if score else ["No score."]), *_speed_lines(protocol)]))
@@ -157,12 +170,16 @@ def compare(
     device: Device = None,
     conv_mode: ConvMode = None,
     max_new_tokens: MaxNewTokens = 128,
-    image_aspect_ratio: AspectRatio = "pad",
+    image_aspect_ratio: AspectRatio = None,
+    anyres: AnyresMode = "native",
+    newline: Newline = "kept",
+    budget: Budget = "crop",
 ) -> None:
     """Table and plot of accuracy and time to first token over visual tokens and methods.
 
     Without a model and data it compares the tiny model of this checkout on the mini benchmark.
     """
+    from fastervlm.anyres import Anyres
     from fastervlm.eval import get_task
     from fastervlm.eval.compare import compare as run
     from fastervlm.eval.settings import Settings
@@ -170,7 +187,7 @@ def compare(
     from fastervlm.report import print_table
 
     model, questions, images, annotations = _what_to_compare(model, question_file, image_folder, annotation_file)
-    subject = Subject(model, dtype, device)
+    subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     out_dir = out_dir or questions.parent / "compare" / subject.name
     settings = Settings(
         task=get_task(task),
@@ -219,7 +236,11 @@ def _number(text: str) -> int | float:
 
 def _speed_lines(protocol: dict[str, Any]) -> list[str]:
     first, rate = protocol["mean_time_to_first_token_s"], protocol["samples_per_second"]
-    kept = f"Visual tokens: {protocol['visual_token_num']} of {protocol['visual_tokens_unpruned']}"
+    if protocol["mean_visual_tokens"] is None:
+        return []
+    each = f", at most {protocol['visual_token_num']} a crop" if protocol["anyres"] else ""
+    before = protocol["mean_visual_tokens_unpruned"]
+    kept = f"Visual tokens: {protocol['mean_visual_tokens']:.5g} of {before:.5g} a question{each}"
     if rate is None:
         return [kept]
     return [

@@ -86,9 +86,9 @@ def _crops(pixel_values: Tensor, cuts: list[CropLayout]) -> Tensor:
 
 
 def _counts(handle: PruneHandle, patches: ScoredPatches, cuts: list[CropLayout], windows: list[Window]) -> list[int]:
-    """How many patches to keep of each crop, never more than take part."""
+    """How many patches to keep of each crop: K, of which a fraction is one of a whole crop, but never more than take part."""
     areas = [_area(window) for window in windows]
-    counts = [handle.budget.resolve(area) if area else 0 for area in areas]
+    counts = [min(handle.budget.resolve(patches.scores.shape[1]), area) for area in areas]
     if handle.anyres.budget == "crop":
         return counts
     shared: list[int] = []

@@ -28,7 +28,8 @@ class PaperProcessor(LlavaNextProcessor):
     def _get_number_of_features(self, orig_height: int, orig_width: int, height: int, width: int) -> int:
         canvas = paper_canvas((orig_height, orig_width), self.image_processor.image_grid_pinpoints)
         crops = 1 + (canvas[0] // height) * (canvas[1] // width)
-        return crops * (height // self.patch_size) * (width // self.patch_size) + self.num_additional_image_tokens
+        patch: Any = self.patch_size
+        return crops * (height // patch) * (width // patch) + self.num_additional_image_tokens
 
 
 def paper_processor(processor: LlavaNextProcessor) -> PaperProcessor:

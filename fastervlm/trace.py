@@ -30,6 +30,11 @@ class ImageTrace:
     layout: str = "flat"
 
     @property
+    def num_tokens(self) -> int:
+        """How many visual tokens reach the language model."""
+        return len(self.index)
+
+    @property
     def mask(self) -> Tensor:
         """(rows, columns) bool, true where a patch was kept."""
         mask = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.bool)
@@ -54,6 +59,11 @@ class CropsTrace:
     tokens: Tensor
     cut: CropLayout
     layout: str
+
+    @property
+    def num_tokens(self) -> int:
+        """How many visual tokens reach the language model, newlines included."""
+        return len(self.tokens)
 
     @property
     def crops(self) -> list[ImageTrace]:

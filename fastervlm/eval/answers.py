@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from fastervlm.report import write_json, write_text
 
 @dataclass(frozen=True)
 class Entry:
-    """One question in the journal: its answer or why it failed; `seconds` is its share of the time its batch took."""
+    """One question in the journal: its answer or why it failed.
+
+    `seconds` is its share of the time its batch took, `visual_tokens` how many the language model saw, and of how many.
+    """
 
     line: int
     text: str | None = None
     failure: str | None = None
     seconds: float = 0.0
     first_token: float | None = None
+    visual_tokens: Sequence[int] | None = None
 
 
 class Journal:

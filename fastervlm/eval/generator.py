@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import fastervlm
+from fastervlm import PruneHandle
 from fastervlm.eval.pictures import Batch
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
@@ -16,10 +18,16 @@ from fastervlm.measure import FirstTokenClock
 
 
 class Generator:
-    """One call answers one batch; `clock.seconds` is then its time to the first token."""
+    """One call answers one batch.
 
-    def __init__(self, subject: Subject, settings: Settings) -> None:
+    `clock.seconds` is then its time to the first token, and `visual_tokens` holds for each question how many visual tokens
+    the language model saw, and of how many.
+    """
+
+    def __init__(self, subject: Subject, settings: Settings, handle: PruneHandle | None) -> None:
         self.model, self.processor, self.settings = subject.model, subject.processor, settings
+        self.handle = handle
+        self.visual_tokens: list[tuple[int, int]] = []
         self.device: torch.device = subject.model.device
         self.clock = FirstTokenClock(self.device)
         self.cold = True
@@ -32,6 +40,7 @@ class Generator:
         if temperature:
             torch.manual_seed(self.settings.seed + batch.questions[0].line)
         ids = self._generate(batch, self.settings.max_new_tokens, temperature)
+        self.visual_tokens = self._count(batch)
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [self.settings.task.post_process(text) for text in texts]
 
@@ -39,6 +48,12 @@ class Generator:
         """One token that nobody times: the first call of a process also sets up the device's libraries."""
         self._generate(batch, 1, None)
         self.cold = False
+
+    def _count(self, batch: Batch) -> list[tuple[int, int]]:
+        """For each question the visual tokens left and those before, read off the trace and the prompt."""
+        before = (batch.inputs["input_ids"] == self.model.config.image_token_id).sum(dim=1).tolist()
+        left = before if self.handle is None else [trace.num_tokens for trace in self.handle.trace]
+        return list(zip(left, before, strict=True))
 
     def _generate(self, batch: Batch, max_new_tokens: int, temperature: float | None) -> torch.Tensor:
         """The new token ids (B, T); greedy without a temperature."""
@@ -61,15 +76,24 @@ class Generator:
         """The inputs of `generate`, where each picture is encoded once however many questions ask about it."""
         if image_index is None:
             return dict(inputs)
-        if self.settings.keep is not None:
+        if self.handle is not None:
             return {**inputs, "image_index": image_index}
+        pictures = {name: value for name, value in inputs.items() if name in ("pixel_values", "image_sizes")}
         with torch.no_grad():
-            features = self.model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
+            features = self.model.get_image_features(**pictures, return_dict=True).pooler_output
         shown = BaseModelOutputWithPooling(pooler_output=[features[i] for i in image_index])  # type: ignore[arg-type]
-        text = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        text = {name: value for name, value in inputs.items() if name not in pictures}
         return {**text, "mm_encoder_outputs": {"image": shown}}
 
 
-def pruned(model: Any, settings: Settings) -> Any:
-    """A context in which the model is pruned as the settings say; gives the handle, None without pruning."""
-    return nullcontext() if settings.keep is None else fastervlm.prune(model, settings.keep, method=settings.pruner)
+def pruned(subject: Subject, settings: Settings) -> Any:
+    """A context in which the model is pruned as the settings say; gives the handle, None without pruning.
+
+    The paper's layout is none of transformers': without a budget it is still laid out by pruning that keeps all.
+    """
+    keep = settings.keep
+    if keep is None and subject.has_crops and subject.anyres.anyres == "paper":
+        keep = 1.0
+    if keep is None:
+        return nullcontext()
+    return fastervlm.prune(subject.model, keep, method=settings.pruner, **asdict(subject.anyres))

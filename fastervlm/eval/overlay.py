@@ -17,14 +17,14 @@ from fastervlm.eval.subject import Subject
 def save_overlay(subject: Subject, settings: Settings, path: Path) -> None:
     """Ask the first question with a sound picture once more, for one token, and save the picture with the kept patches."""
     ask = conversation(subject.processor, settings.conv_mode)
-    preparation = Preparation(lambda question: ask(settings.task.prompt(question)), settings.image_aspect_ratio)
+    preparation = Preparation(lambda question: ask(settings.task.prompt(question)), settings.aspect_ratio(subject))
     for question in checked_questions(settings):
         try:
             picture = preparation.picture(question, subject.processor)
         except BadPicture:
             continue
-        with pruned(subject.model, settings) as handle:
-            Generator(subject, settings).warm_up(preparation([question], subject.processor))
+        with pruned(subject, settings) as handle:
+            Generator(subject, settings, handle).warm_up(preparation([question], subject.processor))
             fastervlm.overlay(picture, handle.trace[0]).save(path)
         return
     raise UserError("There is no picture to draw on: none of them can be read.")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fastervlm.eval.task import Question
 
-ASPECT_RATIOS = ("pad", "square")
+ASPECT_RATIOS = ("pad", "square", "anyres")
 WORKERS = 4
 LONGEST_SIDE = 4096
 MOST_STRETCHED = 100
@@ -66,7 +66,8 @@ class Preparation:
         first = {file: files.index(file) for file in files}
         if len(first) == len(files):
             return Batch(good, inputs, failures)
-        inputs["pixel_values"] = inputs["pixel_values"][list(first.values())]
+        for name in inputs.keys() & {"pixel_values", "image_sizes"}:
+            inputs[name] = inputs[name][list(first.values())]
         return Batch(good, inputs, failures, [list(first).index(file) for file in files])
 
     def _try(self, question: Question, processor: Any) -> Image.Image | BadPicture:
@@ -80,7 +81,7 @@ class Preparation:
         picture = open_picture(question)
         if self.image_aspect_ratio == "pad":
             picture = pad_to_square(picture, processor.image_processor.image_mean)
-        elif max(picture.size) > MOST_STRETCHED * min(picture.size):
+        elif self.image_aspect_ratio == "square" and max(picture.size) > MOST_STRETCHED * min(picture.size):
             raise BadPicture(f"is {picture.width} x {picture.height}, too narrow to be cropped; pad it")
         return Image.new("RGB", picture.size, GREY) if self.blind else picture
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,7 +25,6 @@ def circumstances(subject: Subject, settings: Settings) -> dict[str, Any]:
         "command": shlex.join(["fastervlm", *sys.argv[1:]]),
         "model_path": subject.path,
         "budget": settings.keep,
-        "visual_tokens_unpruned": subject.num_visual_tokens,
         "device": _device_name(subject.model.device),
         "batch_size": settings.batch_size,
         "versions": {"python": platform.python_version(), **packages},
@@ -39,6 +40,7 @@ def results(questions: list[Question], journal: Journal) -> dict[str, Any]:
     """
     answered = [entry for entry in journal.entries.values() if entry.text is not None]
     seconds = sum(entry.seconds for entry in answered)
+    tokens = [entry.visual_tokens for entry in answered if entry.visual_tokens is not None]
     waits = [entry.first_token for entry in answered if entry.first_token is not None]
     failures = journal.failures
     return {
@@ -47,8 +49,14 @@ def results(questions: list[Question], journal: Journal) -> dict[str, Any]:
         "failed": len(failures),
         "failures": [_failure(question, failures[question.line]) for question in questions if question.line in failures],
         "samples_per_second": len(answered) / seconds if seconds else None,
-        "mean_time_to_first_token_s": sum(waits) / len(waits) if waits else None,
+        "mean_time_to_first_token_s": _mean(waits),
+        "mean_visual_tokens": _mean([left for left, _ in tokens]),
+        "mean_visual_tokens_unpruned": _mean([before for _, before in tokens]),
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def _failure(question: Question, reason: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def checked_questions(settings: Settings) -> list[Question]:
 def _run(subject: Subject, settings: Settings, questions: list[Question], identity: dict[str, Any]) -> dict[str, Any]:
     """Answer what is not answered yet and publish the whole; each step of the end may be repeated after a kill."""
     out = settings.answers_file
-    with pruned(subject.model, settings):
+    with pruned(subject, settings):
         pass  # a model that cannot be pruned is refused before anything is written
     with Journal(journal_file(out), identity) as journal:
         console.print(f"Answers go to {out}; until the run is complete they collect in {journal.path.name} beside it.")
@@ -81,27 +81,32 @@ def _answer_all(subject: Subject, settings: Settings, questions: list[Question],
     left = [question for question in questions if question.line not in journal.entries or question.line in failed]
     batches = [left[start : start + settings.batch_size] for start in range(0, len(left), settings.batch_size)]
     ask = conversation(subject.processor, settings.conv_mode)
-    preparation = Preparation(lambda question: ask(settings.task.prompt(question)), settings.image_aspect_ratio, settings.blind)
-    generator = Generator(subject, settings)
+    shape = settings.aspect_ratio(subject)
+    preparation = Preparation(lambda question: ask(settings.task.prompt(question)), shape, settings.blind)
     with (
-        pruned(subject.model, settings),
+        pruned(subject, settings) as handle,
         _progress(len(questions), len(questions) - len(left)) as advance,
         closing(prepared(batches, preparation, subject.processor)) as ready,
     ):
+        generator = Generator(subject, settings, handle)
         watch = Stopwatch(generator.device)
         for batch in ready:
             if generator.cold and batch.inputs is not None:
                 generator.warm_up(batch)
                 watch.lap()
-            journal.add(_entries(batch, generator(batch), watch.lap(), generator.clock.seconds))
+            texts = generator(batch)
+            journal.add(_entries(batch, texts, watch.lap(), generator))
             advance(len(batch.failures) + len(batch.questions))
 
 
-def _entries(batch: Batch, texts: list[str], seconds: float, first_token: float | None) -> list[Entry]:
+def _entries(batch: Batch, texts: list[str], seconds: float, generator: Generator) -> list[Entry]:
     failed = [Entry(line, failure=reason) for line, reason in batch.failures.items()]
-    share = seconds / max(1, len(texts))
-    answered = zip(batch.questions, texts, strict=True)
-    return failed + [Entry(q.line, text=text, seconds=share, first_token=first_token) for q, text in answered]
+    same = {"seconds": seconds / max(1, len(texts)), "first_token": generator.clock.seconds}
+    counts = generator.visual_tokens if texts else []
+    return failed + [
+        Entry(question.line, text=text, visual_tokens=count, **same)
+        for question, text, count in zip(batch.questions, texts, counts, strict=True)
+    ]
 
 
 def _scored(settings: Settings, protocol: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Settings:
     conv_mode: str | None = None
     temperature: float = 0.0
     max_new_tokens: int = 128
-    image_aspect_ratio: str = "pad"
+    image_aspect_ratio: str | None = None
     seed: int = 0
     blind: bool = False
 
@@ -73,6 +73,14 @@ class Settings:
         names = [name for name, method in METHODS.items() if method == self.pruner]
         return names[0] if names else getattr(self.pruner, "__qualname__", repr(self.pruner))
 
+    def aspect_ratio(self, subject: Subject) -> str:
+        """How pictures are brought to the shape the model reads: as asked for, or as its kind of model was trained."""
+        wanted = self.image_aspect_ratio or ("anyres" if subject.has_crops else "pad")
+        if (wanted == "anyres") != subject.has_crops:
+            fitting = "anyres" if subject.has_crops else "pad or square"
+            raise UserError(f"{subject.name} cannot be asked with --image-aspect-ratio {wanted}; use {fitting}.")
+        return wanted
+
 
 def seeded(name: str, seed: int) -> Method:
     """The method of that name, with the seed if it draws at random."""
@@ -96,7 +104,8 @@ def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
         "method": settings.method_name,
         "visual_token_num": settings.budget.resolve(total) if settings.budget else total,
         "prompt_template": conversation(subject.processor, settings.conv_mode)("{text}"),
-        "image_aspect_ratio": settings.image_aspect_ratio,
+        "image_aspect_ratio": settings.aspect_ratio(subject),
+        "anyres": asdict(subject.anyres) if subject.has_crops else None,
         "blind": settings.blind,
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "max_new_tokens": settings.max_new_tokens,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.anyres import Anyres
 from fastervlm.load import find_device, find_dtype, load
 
 _SMALL = ("*.json", "*.jinja", "*.model")
@@ -16,11 +17,15 @@ _SMALL = ("*.json", "*.jinja", "*.model")
 
 @dataclass
 class Subject:
-    """A model to evaluate, loaded when it is first needed; `path` is a folder or a name on the hub."""
+    """A model to evaluate, loaded when it is first needed; `path` is a folder or a name on the hub.
+
+    `anyres` says how pictures are cut into crops and laid out, by its processor and under pruning.
+    """
 
     path: str
     dtype: str | None = None
     device: str | None = None
+    anyres: Anyres = field(default_factory=Anyres)
 
     def __post_init__(self) -> None:
         find_dtype(self.dtype, find_device(self.device))  # says what is wrong with them before anything is read
@@ -28,7 +33,7 @@ class Subject:
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """The model and its processor."""
-        return load(self.path, dtype=self.dtype, device=self.device)
+        return load(self.path, dtype=self.dtype, device=self.device, anyres=self.anyres.anyres)
 
     @property
     def model(self) -> Any:
@@ -47,8 +52,13 @@ class Subject:
         return folder.resolve().name if folder.is_dir() else folder.name
 
     @property
+    def has_crops(self) -> bool:
+        """Whether pictures are cut into crops, of which each has its own budget."""
+        return hasattr(self.model.config, "image_grid_pinpoints")
+
+    @property
     def num_visual_tokens(self) -> int:
-        """Visual tokens of a picture when nothing is pruned."""
+        """Visual tokens of a picture, or of one crop of it, when nothing is pruned."""
         vision = self.model.config.vision_config
         return (vision.image_size // vision.patch_size) ** 2
 
