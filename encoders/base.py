@@ -22,8 +22,9 @@ class ScoredPatches:
     """A batch of images, stopped inside the feature block: scored already, its features not computed yet.
 
     Attributes:
-        cls_attention: (B, M, N) float32, the softmax over 1 + N keys of the [CLS] query of the feature block. The column
-            of [CLS] itself is dropped and nothing is renormalised, so a row sums to less than 1.
+        cls_attention: (B, M, N) float32, the softmax over all keys of the [CLS] query of the feature block. The columns of
+            [CLS] itself and of other prefix tokens are dropped and nothing is renormalised, so a row sums to less than 1.
+            With `score="pool"` it is the attention of the pooling head's probe, which takes the place of [CLS].
         grid: rows and columns of the patches; rows * columns == N.
         image_key: (B,) int64, see `image_key`.
         finish: runs the rest of the feature block for the patches at an index (B, K), or for all patches at None.
@@ -36,7 +37,7 @@ class ScoredPatches:
 
     @property
     def scores(self) -> Tensor:
-        """(B, N) float32: the attention each patch gets from [CLS], a plain mean over the heads."""
+        """(B, N) float32: the attention each patch gets from [CLS] (or the probe), a plain mean over the heads."""
         return self.cls_attention.mean(dim=1)
 
     def features(self, index: Tensor | None = None) -> Tensor:
@@ -63,12 +64,19 @@ class ScoredPatches:
 class VisionEncoder(Protocol):
     """A vision tower that can stop inside its feature block; what `encoders.wrap` returns."""
 
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels of `pixel_values`."""
+        ...
+
     def __call__(self, pixel_values: Tensor, *, interpolate_pos_encoding: bool = False) -> ScoredPatches:
         """Score the patches of a batch of images.
 
         Args:
             pixel_values: (B, 3, H, W), preprocessed for the tower.
-            interpolate_pos_encoding: stretch the position table for pictures of another size than the tower's own.
+            interpolate_pos_encoding: stretch the position table for pictures of another size than the tower's own, as
+                transformers' towers do on demand. timm's do it where they are made with `dynamic_img_size=True`, asked or
+                not; open_clip's never.
         """
         ...
 

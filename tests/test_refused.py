@@ -26,7 +26,7 @@ MODELS = [
     (lambda: None, UserTypeError, "A NoneType cannot be pruned"),
     (lambda: "llava-hf/llava-1.5-7b-hf", UserTypeError, "A str cannot be pruned"),
     (lambda: type(tiny.llava()), UserTypeError, "A type cannot be pruned"),
-    (siglip, UserError, r"A SiglipVisionModel has no \[CLS\] token to score its patches by; supported towers are"),
+    (siglip, UserError, r"This SiglipVisionModel has no \[CLS\] token to score its patches by; .* pass score='pool' to"),
     (lambda: tiny.llava(vision_feature_select_strategy="full"), UserError, "strategy='full' .* use 'default'"),
     (lambda: tiny.llava(vision_feature_layer=0), UserError, "names no layer with attention"),
     (lambda: tiny.llava(vision_feature_layer=7), UserError, "select_layer=7 is out of range: this tower has 3 layers"),

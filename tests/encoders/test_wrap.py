@@ -1,26 +1,43 @@
 """Choosing an adapter, the sentences for what cannot be used, and the small types every adapter shares."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
+import torchvision
+from open_clip.transformer import ResidualAttentionBlock
+from open_clip.transformer import VisionTransformer as OpenClipViT
+from timm.models.vision_transformer import Block, ParallelScalingBlock, ParallelThingsBlock, VisionTransformer
 from torch import nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-import encoders
 from encoders import UserError, UserTypeError, wrap
 from encoders.base import ScoredPatches, cls_row, image_key
+from tests import plain
+from tests.encoders.towers import OPEN_CLIP, TIMM
 
 
-def test_all_is_the_sorted_truth():
-    assert encoders.__all__ == sorted(encoders.__all__)
-    assert all(hasattr(encoders, name) for name in encoders.__all__)
+def torchvision_vit():
+    """A class of the same name in a library that is not supported."""
+    return torchvision.models.VisionTransformer(32, 16, 1, 2, 16, 16)
 
 
-def test_importing_needs_no_transformers():
+class OwnOpenClipBlock(ResidualAttentionBlock):
+    """A user's block, which may compute anything."""
+
+
+def own_open_clip_block():
+    tower = OpenClipViT(**OPEN_CLIP)
+    tower.transformer.resblocks[0] = OwnOpenClipBlock(OPEN_CLIP["width"], OPEN_CLIP["heads"])
+    return tower
+
+
+def test_importing_needs_no_library_of_towers():
     names = [name for name in sys.modules if name.split(".")[0] == "encoders"]
     assert names
-    assert not any("transformers" in vars(sys.modules[name]) for name in names)
+    libraries = [sys.modules.get(name) for name in ("transformers", "open_clip", "timm")]
+    assert not any(module in libraries for name in names for module in vars(sys.modules[name]).values() if module is not None)
 
 
 def test_a_subclass_of_a_tower_is_a_tower(make_tower, pixels):
@@ -30,20 +47,78 @@ def test_a_subclass_of_a_tower_is_a_tower(make_tower, pixels):
     assert torch.equal(wrap(tower)(pixels).scores, expected)
 
 
-def test_a_tower_without_cls_is_refused():
-    siglip = SiglipVisionModel(
-        SiglipVisionConfig(
-            hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
-        )
-    )
-    with pytest.raises(UserError, match=r"SiglipVisionModel has no \[CLS\] token .* supported towers are CLIPVisionModel and"):
-        wrap(siglip)
+def siglip(**changes):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=16, patch_size=8, **changes))
 
 
-@pytest.mark.parametrize("other", [nn.Linear(2, 2), "openai/clip-vit-large-patch14-336", None])
+CHOICES = r"This \w+ has no \[CLS\] token to score its patches by; .* pooling head's probe instead, pass score='pool' to wrap"
+NEITHER = (
+    r"no \[CLS\] token to score its patches by \(score='cls'\) and no pooling head .*\(score='pool'\); choose a tower that has"
+)
+
+
+@pytest.mark.parametrize(
+    ("make", "score", "sentence"),
+    [
+        (siglip, "cls", CHOICES),
+        (partial(siglip, vision_use_head=False), "cls", NEITHER),
+        (partial(siglip, vision_use_head=False), "pool", NEITHER),
+        (partial(VisionTransformer, **TIMM, class_token=False, global_pool="map"), "cls", CHOICES),
+        (partial(VisionTransformer, **TIMM, class_token=False, global_pool="avg"), "cls", NEITHER),
+        (partial(VisionTransformer, **TIMM, class_token=False, reg_tokens=2, global_pool="avg"), "cls", NEITHER),
+        (partial(VisionTransformer, **TIMM), "pool", "no pooling head with one probe; score its patches by .*score='cls'"),
+        (partial(VisionTransformer, **TIMM, global_pool="prr"), "pool", "no pooling head with one probe"),
+        (partial(OpenClipViT, **OPEN_CLIP, attentional_pool=True), "pool", "no pooling head with one probe"),
+        (siglip, "best", "score='best' is not known; choose one of cls, pool"),
+        (siglip, None, "score=None is not known; choose one of cls, pool"),
+    ],
+)
+def test_a_score_that_a_tower_cannot_give_is_refused(make, score, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        wrap(make(), score=score)
+    plain.one_sentence(caught.value)
+
+
+def test_the_probe_scores_at_any_layer_even_the_embeddings():
+    pixel_values = torch.randn(2, 3, 16, 16)
+    tower = siglip()
+    patches = wrap(tower, select_layer=0, score="pool")(pixel_values)
+    assert torch.equal(patches.features(), tower.embeddings(pixel_values))
+    assert torch.equal(patches.scores, wrap(tower, select_layer=-1, score="pool")(pixel_values).scores)
+
+
+@pytest.mark.parametrize(
+    "other", [nn.Linear(2, 2), "openai/clip-vit-large-patch14-336", None, torchvision_vit(), CLIPVisionModel]
+)
 def test_another_object_is_refused(other):
-    with pytest.raises(UserTypeError, match=r"is not a vision tower .* supported towers are CLIPVisionModel"):
+    with pytest.raises(UserTypeError, match=r"is not a vision tower .* supported towers are CLIPVisionModel") as caught:
         wrap(other)
+    plain.one_sentence(caught.value)
+
+
+class OwnBlock(Block):
+    """A user's block, which may compute anything."""
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (
+            partial(VisionTransformer, **TIMM, block_fn=ParallelThingsBlock),
+            "ParallelThingsBlock with attention of class NoneType",
+        ),
+        (partial(VisionTransformer, **TIMM, block_fn=ParallelScalingBlock), "ParallelScalingBlock with .* timm's Block, "),
+        (partial(VisionTransformer, **TIMM, attn_layer="diff"), "Block with attention of class DiffAttention"),
+        (partial(VisionTransformer, **TIMM, block_fn=OwnBlock), "OwnBlock with attention of class Attention"),
+        (partial(OpenClipViT, **OPEN_CLIP, scaled_cosine_attn=True), "Scaled cosine attention is not supported"),
+        (own_open_clip_block, "Blocks of class OwnOpenClipBlock cannot be stopped half-way"),
+    ],
+)
+def test_a_block_that_cannot_be_finished_exactly_is_refused(make, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        wrap(make())
+    plain.one_sentence(caught.value)
 
 
 @pytest.mark.parametrize(

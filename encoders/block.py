@@ -1,0 +1,105 @@
+"""One transformer block, run in two halves: keys first, then the rest for the kept rows only.
+
+Exact, not an approximation: each row of a block depends on the other rows through their keys and values alone.
+Source: FasterVLM, arXiv 2412.01818.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoders.base import cls_row, gather_rows
+
+
+class FeatureBlock(ABC):
+    """A block of a tower, stopped after its keys; a library's subclass says how its blocks compute.
+
+    Attributes:
+        block: the library's own block.
+        prefix: how many tokens stand before the patches, [CLS] first.
+        hidden: (B, P + N, C), the input of the block, on the device where the block computes.
+        normed: (B, P + N, C), what its attention reads.
+        key: (B, M, P + N, d).
+    """
+
+    scale: float
+    dropout: float
+
+    def __init__(self, block: nn.Module, hidden: Tensor, prefix: int) -> None:
+        self.block: Any = block
+        self.prefix = prefix
+        self.normed = self._norm(hidden)
+        self.hidden = hidden.to(self.normed.device)
+        self.key = self._placed(self._key(), None)
+
+    def cls_attention(self) -> Tensor:
+        """(B, M, N) float32: the softmax of the [CLS] query over all P + N keys, the prefix's own columns dropped."""
+        return cls_row(self._query(self.normed[:, :1]), self.key, self.scale)[..., self.prefix :]
+
+    def finish(self, index: Tensor | None) -> Tensor:
+        """Output of the block (B, K, C) for the patches at index (B, K), or (B, N, C) for all patches.
+
+        Where all patches are wanted, the prefix rows are computed along and dropped: the matrices then have the shapes of
+        the stock block, and so exactly its rounding.
+        """
+        patches, residual = self.normed[:, self.prefix :], self.hidden[:, self.prefix :]
+        if index is None or index.shape[1] == patches.shape[1]:
+            return gather_rows(self._rows(self.normed, self.hidden, None)[:, self.prefix :], index)
+        return self._rows(gather_rows(patches, index), gather_rows(residual, index), index)
+
+    def _rows(self, normed: Tensor, residual: Tensor, index: Tensor | None) -> Tensor:
+        """The block's output (B, K, C) for the rows at an index, or all P + N, seeing all keys and values."""
+        query = self._placed(self._query(normed), index)
+        dropout = self.dropout if self.block.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, self.key, self._value(), dropout_p=dropout, scale=self.scale)
+        return self._rest(mixed, normed, residual)
+
+    def _placed(self, x: Tensor, index: Tensor | None) -> Tensor:
+        """Queries or keys (B, M, T, d) turned by the position of the patches at an index, or of all tokens; here untouched."""
+        return x
+
+    @abstractmethod
+    def _norm(self, hidden: Tensor) -> Tensor:
+        """What attention reads of hidden (B, P + N, C)."""
+
+    @abstractmethod
+    def _query(self, normed: Tensor) -> Tensor:
+        """(B, M, K, d) of some rows (B, K, C)."""
+
+    @abstractmethod
+    def _key(self) -> Tensor:
+        """(B, M, P + N, d)."""
+
+    @abstractmethod
+    def _value(self) -> Tensor:
+        """(B, M, P + N, d)."""
+
+    @abstractmethod
+    def _rest(self, mixed: Tensor, normed: Tensor, residual: Tensor) -> Tensor:
+        """The block's output for rows whose mixed values are (B, M, K, d): output projection, residuals, MLP."""
+
+
+def heads(x: Tensor, count: int) -> Tensor:
+    """(B, T, C) as (B, M, T, d), with M = `count`."""
+    return x.unflatten(-1, (count, -1)).transpose(1, 2)
+
+
+def merged(x: Tensor) -> Tensor:
+    """(B, M, T, d) as (B, T, C)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def third(x: Tensor, weight: Tensor, bias: Tensor | None, part: int) -> Tensor:
+    """Queries (part 0), keys (1) or values (2) of x (B, T, C) by a fused projection with a weight (3 C', C)."""
+    return F.linear(x, weight.chunk(3)[part], None if bias is None else bias.chunk(3)[part])
+
+
+def third_of(linear: nn.Module, x: Tensor, part: int) -> Tensor:
+    """`third` of a fused projection module; one that is no plain `Linear` (quantised, adapted, offloaded) is called whole."""
+    if type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and "forward" not in vars(linear):
+        return third(x, linear.weight, linear.bias, part)
+    return linear(x).chunk(3, dim=-1)[part]

@@ -1,0 +1,152 @@
+"""Which towers are supported, what scores their patches, and `wrap`, which finds the adapter of a tower."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from encoders.base import VisionEncoder
+from encoders.errors import UserError, UserTypeError
+from encoders.hf_clip import HfClipEncoder
+from encoders.open_clip import OpenClipEncoder
+from encoders.timm import TimmEncoder
+from encoders.tower import TowerEncoder
+
+
+@dataclass(frozen=True)
+class SupportedTower:
+    """A line of the table of supported towers.
+
+    Attributes:
+        library: the library the tower is made with.
+        classes: names of its classes that `wrap` takes.
+        names: patterns of the names the library creates it by, as `fnmatch` reads them.
+        score: what can score its patches, as `wrap` takes it; the first is meant where there are two.
+        tested: the version of the library that the tests ran with.
+    """
+
+    library: str
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    score: tuple[str, ...]
+    tested: str
+
+
+# The first line whose patterns match a name is meant.
+TOWERS: tuple[SupportedTower, ...] = (
+    SupportedTower(
+        "transformers",
+        ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel"),
+        ("openai/clip-vit-*", "laion/CLIP-ViT-*", "facebook/metaclip-*"),
+        ("cls",),
+        "5.23.0",
+    ),
+    SupportedTower("transformers", ("SiglipVisionModel", "SiglipModel"), ("google/siglip-*",), ("pool",), "5.23.0"),
+    SupportedTower("open_clip", ("TimmModel",), ("*-SigLIP*", "*-siglip", "PE-Core-bigG-*"), ("pool",), "3.3.0"),
+    SupportedTower("open_clip", ("TimmModel",), ("PE-Core-*",), ("cls", "pool"), "3.3.0"),
+    SupportedTower("open_clip", ("TimmModel",), ("EVA0*", "MobileCLIP*-B", "MobileCLIP2-L-14"), ("cls",), "3.3.0"),
+    SupportedTower(
+        "open_clip",
+        ("VisionTransformer", "CLIP", "CustomTextCLIP", "CoCa"),
+        ("ViT-*", "coca_*", "*roberta-*ViT-*", "mt5-*", "nllb-clip-*"),
+        ("cls",),
+        "3.3.0",
+    ),
+    SupportedTower("timm", ("VisionTransformer",), ("vit_*_clip_*", "vit_*_dinov2"), ("cls",), "1.0.31"),
+    SupportedTower("timm", ("VisionTransformerDistilled", "VisionTransformer"), ("deit*",), ("cls",), "1.0.31"),
+    SupportedTower("timm", ("VisionTransformer",), ("vit_*_siglip_[0-9]*",), ("pool",), "1.0.31"),
+    SupportedTower("timm", ("Eva",), ("eva*_clip_*", "vit_*_dinov3*"), ("cls",), "1.0.31"),
+    SupportedTower("timm", ("Eva",), ("vit_pe_core_gigantic_*",), ("pool",), "1.0.31"),
+    SupportedTower("timm", ("Eva",), ("vit_pe_core_*",), ("cls", "pool"), "1.0.31"),
+)
+
+# By library and name of the class, or of a class it derives from: no library is imported to look them up.
+_ADAPTERS: dict[str, type[TowerEncoder]] = {
+    "transformers.CLIPVisionModel": HfClipEncoder,
+    "transformers.SiglipVisionModel": HfClipEncoder,
+    "open_clip.VisionTransformer": OpenClipEncoder,
+    "timm.VisionTransformer": TimmEncoder,
+    "timm.Eva": TimmEncoder,
+}
+# The visual part of a whole model.
+_PARTS: dict[str, str] = {
+    "transformers.CLIPModel": "vision_model",
+    "transformers.CLIPVisionModelWithProjection": "vision_model",
+    "transformers.SiglipModel": "vision_model",
+    "open_clip.CLIP": "visual",
+    "open_clip.CustomTextCLIP": "visual",
+    "open_clip.CoCa": "visual",
+    "open_clip.TimmModel": "trunk",
+}
+_CONVOLUTIONS = "it is made of convolutions and has neither patch tokens nor a [CLS] token to score them by"
+_WINDOWS = "its attention sees windows only and it has no [CLS] token to score patches by"
+_PACKED = "it packs pictures of many shapes into one sequence and has no [CLS] token to score its patches by"
+_REASONS: dict[str, str] = {
+    "transformers.ConvNextModel": _CONVOLUTIONS,
+    "transformers.ConvNextV2Model": _CONVOLUTIONS,
+    "transformers.PixtralVisionModel": _PACKED,
+    "transformers.Siglip2VisionModel": _PACKED,
+    "transformers.SwinModel": _WINDOWS,
+    "open_clip.ModifiedResNet": _CONVOLUTIONS,
+    "timm.ByobNet": _CONVOLUTIONS,
+    "timm.ConvNeXt": _CONVOLUTIONS,
+    "timm.FastVit": _CONVOLUTIONS,
+    "timm.ResNet": _CONVOLUTIONS,
+    "timm.SwinTransformer": _WINDOWS,
+    "timm.VisionTransformerRelPos": "its attention adds relative positions, which are not supported",
+}
+
+
+def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Literal["cls", "pool"] = "cls") -> VisionEncoder:
+    """An encoder that stops inside the feature block of a vision tower; the tower is shared, not copied or changed.
+
+    Mind the activation of the weights: OpenAI's, MetaCLIP's and DFN's CLIP want QuickGELU, and under plain GELU all features
+    come out wrong though nothing fails. transformers' config says which; timm has a variant of its own, such as
+    `vit_large_patch14_clip_quickgelu_336`, and its note of the weights is checked here, with a warning; on an open_clip tower
+    nothing tells: create "ViT-L-14-336-quickgelu" for OpenAI's weights.
+
+    A tower may have a [CLS] token that nothing trained to look at what matters, because it pools otherwise: CoCa and PE by
+    attention, CLIPA by the mean. It is scored by [CLS] all the same.
+
+    Args:
+        tower: a tower of one of the classes in `encoders.TOWERS`, such as a `CLIPVisionModel` of transformers, an open_clip
+            model or its `visual`, or a timm `VisionTransformer`; of a whole CLIP the visual part is taken.
+        select_layer: the hidden state to take features from, counted as transformers' `hidden_states` and LLaVA's
+            `vision_feature_layer`; of a list, the features are concatenated and the deepest gives the scores.
+        score: "cls" scores patches by the attention of [CLS] in the feature block. "pool" takes that of the probe of an
+            attention pooling head instead, for towers without [CLS] such as SigLIP. The probe looks at the finished
+            patches, after all blocks and the final norm, so every block runs; the features are still those of `select_layer`.
+
+    Raises:
+        UserError: the tower has nothing to give that score, or its blocks compute what is not supported, or `select_layer`
+            does not fit.
+        UserTypeError: the tower is of a kind that is not supported.
+    """
+    for name in _names(tower):
+        if name in _PARTS:
+            return wrap(getattr(tower, _PARTS[name]), select_layer=select_layer, score=score)
+        if name in _ADAPTERS:
+            return _ADAPTERS[name](tower, select_layer, score)
+        if name in _REASONS:
+            raise UserError(
+                f"A {type(tower).__name__} cannot be wrapped: {_REASONS[name]}; supported towers are {_supported()}."
+            )
+    raise UserTypeError(
+        f"A {type(tower).__name__} is not a vision tower that can be wrapped; supported towers are {_supported()}."
+    )
+
+
+def _names(tower: object) -> list[str]:
+    """Library and name of an object's class and of all it derives from."""
+    return [f"{cls.__module__.split('.')[0]}.{cls.__name__}" for cls in type(tower).__mro__]
+
+
+def _supported() -> str:
+    """The classes of `TOWERS`, by library, each once."""
+    classes: dict[str, dict[str, None]] = {}
+    for tower in TOWERS:
+        classes.setdefault(tower.library, {}).update(dict.fromkeys(tower.classes))
+    return "; ".join(f"{', '.join(names)} of {library}" for library, names in classes.items())

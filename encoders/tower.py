@@ -1,0 +1,190 @@
+"""The walk through a tower that all adapters share: blocks untouched, the feature block in two halves, nothing after it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from encoders.base import ScoredPatches, gather_rows, image_key
+from encoders.block import FeatureBlock
+from encoders.errors import UserError, UserTypeError
+
+SCORES = ("cls", "pool")
+
+
+class TowerEncoder(ABC):
+    """A vision tower, read up to its feature block; the tower itself is not changed.
+
+    A library's subclass says how its towers embed pictures, which blocks they have and what can score their patches.
+
+    Attributes:
+        tower: the library's own tower.
+        depths: number of blocks below each selected hidden state.
+        score: "cls" or "pool", see `encoders.wrap`.
+    """
+
+    def __init__(self, tower: nn.Module, select_layer: int | Sequence[int] = -2, score: str = "cls") -> None:
+        self.tower: Any = tower
+        self.score = score
+        self._check_score()
+        self.depths = depths(select_layer, len(self.blocks), scored=score == "cls")
+
+    def __call__(self, pixel_values: Tensor, *, interpolate_pos_encoding: bool = False) -> ScoredPatches:
+        """Score the patches of pixel_values (B, 3, H, W); see `VisionEncoder`."""
+        rows, columns = self._grid(pixel_values, interpolate_pos_encoding)
+        hidden, rope = self._embed(pixel_values, interpolate_pos_encoding)
+        if hidden.shape[1] != self.prefix + rows * columns:
+            raise UserError("This tower drops patches at random while it trains, so they have no grid; call its eval() first.")
+        deepest = max(self.depths)
+        states = self._states(hidden, rope, deepest - 1 if self.score == "cls" else len(self.blocks))
+        parts: dict[int, Callable[[Tensor | None], Tensor]] = {
+            depth: partial(gather_rows, states[depth][:, self.prefix :]) for depth in self.depths if depth in states
+        }
+        if self.score == "cls":
+            block = self._feature_block(deepest - 1, states[deepest - 1], rope)
+            parts[deepest] = block.finish
+            attention = block.cls_attention()
+        else:
+            attention = self._probe_attention(states[len(self.blocks)])
+        finish = partial(_join, [parts[depth] for depth in self.depths])
+        return ScoredPatches(attention, (rows, columns), image_key(pixel_values), finish)
+
+    def _states(self, hidden: Tensor, rope: Tensor | None, last: int) -> dict[int, Tensor]:
+        """Hidden states (B, P + N, C) by their index: those selected, and that after `last` blocks."""
+        states = {0: hidden}
+        for depth, block in enumerate(self.blocks[:last], start=1):
+            hidden = self._run(block, hidden, self._rope(rope, depth - 1))
+            if depth in self.depths or depth == last:
+                states[depth] = hidden
+        return states
+
+    def _run(self, block: nn.Module, hidden: Tensor, rope: Tensor | None) -> Tensor:
+        """Output (B, P + N, C) of a whole block, with gradient checkpointing where the tower asks for it."""
+        settings = {} if rope is None else {"rope": rope}
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, hidden, use_reentrant=False, **settings)  # type: ignore[return-value]
+        return block(hidden, **settings)
+
+    def _rope(self, rope: Tensor | None, block: int) -> Tensor | None:
+        """The rotary table of one block, numbered from 0."""
+        return rope
+
+    def _check_score(self) -> None:
+        """Refuse a score that this tower cannot give, and name those it can."""
+        name = type(self.tower).__name__
+        if self.score not in SCORES:
+            raise UserError(f"score={self.score!r} is not known; choose one of {', '.join(SCORES)}.")
+        if self.score in self.scores:
+            return
+        if not self.scores:
+            raise UserError(
+                f"This {name} has no [CLS] token to score its patches by (score='cls') and no pooling head with one "
+                "probe (score='pool'); choose a tower that has either, such as CLIP or SigLIP."
+            )
+        if self.score == "cls":
+            raise UserError(
+                f"This {name} has no [CLS] token to score its patches by; to take the attention of its pooling head's probe "
+                "instead, pass score='pool' to wrap or prune_patches."
+            )
+        raise UserError(f"This {name} has no pooling head with one probe; score its patches by [CLS], score='cls'.")
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The tower's blocks, in their order."""
+
+    @property
+    @abstractmethod
+    def prefix(self) -> int:
+        """How many tokens stand before the patches: [CLS], registers, distillation."""
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+
+    @property
+    @abstractmethod
+    def scores(self) -> tuple[str, ...]:
+        """What this tower can score its patches by, of `SCORES`."""
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether the tower wants its blocks run with gradient checkpointing by whoever walks through them."""
+        return False
+
+    @abstractmethod
+    def _grid(self, pixel_values: Tensor, interpolate: bool) -> tuple[int, int]:
+        """Rows and columns of the patches of pixel_values, refused here if the tower cannot read them."""
+
+    @abstractmethod
+    def _embed(self, pixel_values: Tensor, interpolate: bool) -> tuple[Tensor, Tensor | None]:
+        """What the first block reads (B, P + N, C), and the rotary table where the tower has one."""
+
+    @abstractmethod
+    def _feature_block(self, block: int, hidden: Tensor, rope: Tensor | None) -> FeatureBlock:
+        """A block, numbered from 0, stopped after its keys."""
+
+    def _probe_attention(self, hidden: Tensor) -> Tensor:
+        """(B, M, N) float32: attention of the pooling head's probe, given the last block's output (B, P + N, C)."""
+        raise NotImplementedError
+
+
+def depths(select_layer: int | Sequence[int], layers: int, scored: bool = True) -> tuple[int, ...]:
+    """Number of blocks below each selected hidden state, 0 for the embeddings, in the order given.
+
+    `select_layer` counts as transformers' `hidden_states` does, which has one entry more than the tower has blocks: -2 is
+    the output of the last block but one. With `scored` the deepest must be a block, whose attention gives the scores.
+    """
+    wanted = [select_layer] if isinstance(select_layer, int) else select_layer
+    if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not all(type(k) is int for k in wanted):
+        raise UserTypeError(f"select_layer must be a whole number or a list of them, not {select_layer!r}.")
+    for k in wanted:
+        if not -layers - 1 <= k <= layers:
+            raise UserError(f"select_layer={k} is out of range: this tower has {layers} layers, so {-layers} to {layers} fit.")
+    found = tuple(k % (layers + 1) for k in wanted)
+    if not found or (scored and not any(found)):
+        raise UserError(
+            f"select_layer={select_layer} names no layer with attention to score by; "
+            f"choose one of the tower's {layers} layers, 1 to {layers} or {-layers} to -1."
+        )
+    return found
+
+
+def check_pixels(pixel_values: Tensor, channels: int) -> tuple[int, int]:
+    """Height and width of pixel_values (B, channels, H, W), refused here if they have another shape."""
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != channels:
+        raise UserError(f"pixel_values of shape (B, {channels}, H, W) are needed, but these are {shape}.")
+    return shape[2], shape[3]
+
+
+def check_size(size: tuple[int, int], own: tuple[int, int], advice: str) -> None:
+    """Refuse pictures of another height and width than a tower's own, where it can read no other."""
+    if size != tuple(own):
+        raise UserError(
+            f"This tower reads pictures of {own[0]} x {own[1]} pixels, but these are {size[0]} x {size[1]}; "
+            f"resize them, or {advice}."
+        )
+
+
+def check_loaded(module: nn.Module) -> None:
+    """Refuse a module whose own weights are offloaded: they are there only while its forward runs, which is not called."""
+    if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        raise UserError(
+            f"The weights of this tower's {type(module).__name__} are offloaded and cannot be read; keep the tower on a device."
+        )
+
+
+def _join(parts: Sequence[Callable[[Tensor | None], Tensor]], index: Tensor | None) -> Tensor:
+    """Features (B, K, C) of each part, concatenated on channels in their order, on the device of the last computed."""
+    features = [part(index) for part in parts]
+    if len(features) == 1:
+        return features[0]
+    return torch.cat([x.to(features[-1].device) for x in features], dim=-1)

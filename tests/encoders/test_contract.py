@@ -1,0 +1,200 @@
+"""The contract every adapter keeps, one row per kind of tower: scores, features, early stop, and a tower left as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from encoders import wrap
+from tests.encoders import towers
+from tests.encoders.towers import DEPTH, TOWERS, WIDTH, rows
+
+pytestmark = pytest.mark.parametrize("case", TOWERS.values(), ids=TOWERS)
+LAYERS = [-2, -1, 1]
+
+
+def encode(case, model, layer: int | list[int] = -2):
+    return wrap(model, select_layer=layer, score=case.score)(towers.pixels(case))
+
+
+def best(patches, keep=5):
+    return patches.scores.topk(keep).indices.sort().values
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_scores_are_a_row_of_full_attention(case, layer):
+    model = towers.make(case)
+    patches = encode(case, model, layer)
+    expected = towers.stock(case, model, towers.pixels(case)).attention[layer % (DEPTH + 1)]
+    assert patches.grid == case.grid
+    assert patches.cls_attention.dtype == torch.float32
+    torch.testing.assert_close(patches.cls_attention, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(patches.scores, expected.mean(1), rtol=0, atol=1e-6)
+    assert patches.scores.std() > 1e-3
+
+
+def test_rows_sum_to_less_than_one_by_what_the_prefix_gets(case):
+    sums = encode(case, towers.make(case)).cls_attention.sum(-1)
+    # A probe without a prefix beside it, and timm's SigLIP, whose pooling leaves the prefix out, have all on the patches.
+    if case.score == "pool" and case is not TOWERS["pe by probe"]:
+        close(sums, torch.ones_like(sums))
+    else:
+        assert (sums < 1).all()
+        assert (sums > 0.1).all()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_features_equal_the_whole_tower_indexed_afterwards(case, layer):
+    model = towers.make(case)
+    patches = encode(case, model, layer)
+    expected = towers.stock(case, model, towers.pixels(case)).states[layer % (DEPTH + 1)]
+    close(patches.features(), expected)
+    index = best(patches)
+    close(patches.features(index), rows(expected, index))
+
+
+def test_a_list_of_layers_is_concatenated_in_its_order(case):
+    model = towers.make(case)
+    states = towers.stock(case, model, towers.pixels(case)).states
+    patches = encode(case, model, [-2, 0, 1])
+    expected = torch.cat([states[2], states[0], states[1]], dim=-1)
+    close(patches.features(), expected)
+    assert torch.equal(patches.scores, encode(case, model, 2).scores)
+    index = best(patches)
+    close(patches.features(index), rows(expected, index))
+
+
+def test_the_order_of_an_index_is_kept_and_it_may_be_empty_or_repeat(case):
+    patches = encode(case, towers.make(case))
+    index = torch.tensor([[15, 0, 7, 7, 1]] * 3, dtype=torch.int32)
+    close(patches.features(index), rows(patches.features(), index.long()))
+    assert patches.features(index[:, :0]).shape == (3, 0, WIDTH)
+    every = torch.stack([torch.randperm(case.grid[0] * case.grid[1]) for _ in range(3)])
+    close(patches.features(every), rows(patches.features(), every))
+
+
+def test_a_batch_equals_its_pictures(case):
+    encoder = wrap(towers.make(case), score=case.score)
+    pixel_values = towers.pixels(case)
+    batch = encoder(pixel_values)
+    index = best(batch)
+    for i in range(len(pixel_values)):
+        single = encoder(pixel_values[i : i + 1])
+        torch.testing.assert_close(single.cls_attention[0], batch.cls_attention[i], rtol=0, atol=1e-6)
+        close(single.features(index[i : i + 1])[0], batch.features(index)[i])
+        assert torch.equal(single.image_key[0], batch.image_key[i])
+
+
+def test_what_comes_after_the_features_never_runs(case):
+    model = towers.make(case)
+    expected = encode(case, model)
+    trunk = case.trunk(model)
+    blocks = trunk.get_submodule(case.blocks)
+    if case.score == "cls":
+        towers.forbid(blocks[DEPTH - 1])
+        for name in ("norm", "post_layernorm", "ln_post", "attn_pool", "head", "fc_norm"):
+            if isinstance(getattr(trunk, name, None), torch.nn.Module):
+                towers.forbid(getattr(trunk, name))
+    patches = encode(case, model)
+    assert torch.equal(patches.scores, expected.scores)
+    assert torch.equal(patches.features(), expected.features())
+    towers.forbid(blocks[0])
+    with pytest.raises(RuntimeError, match="must not run"):
+        encode(case, model)
+
+
+def snapshot(model):
+    """Everything a careless adapter could leave behind, module by module."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
+    modules = {
+        name: (type(module), module.training, sorted(vars(module)), [len(vars(module)[hook]) for hook in hooks])
+        for name, module in model.named_modules()
+    }
+    tensors = {name: (x.dtype, x.device, x.requires_grad) for name, x in [*model.named_parameters(), *model.named_buffers()]}
+    return modules, tensors, copy.deepcopy(model.config.to_dict()) if hasattr(model, "config") else None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_is_left_on_the_tower(case, training):
+    model = towers.make(case).train(training)
+    before, state = snapshot(model), {name: x.clone() for name, x in model.state_dict().items()}
+    patches = encode(case, model, [-2, 1])
+    patches.features(best(patches))
+    patches.features()
+    assert snapshot(model) == before
+    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+
+
+def test_without_gradients_the_numbers_are_the_same(case):
+    model = towers.make(case)
+    patches = encode(case, model)
+    with torch.no_grad():
+        bare = encode(case, model)
+        index = best(bare)
+        features = bare.features(index)
+    assert patches.scores.requires_grad
+    assert not features.requires_grad
+    torch.testing.assert_close(patches.scores, bare.scores, rtol=0, atol=1e-6)
+    close(patches.features(index), features)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_are_those_of_the_stock_tower(case, checkpointing):
+    model, reference = towers.make(case), towers.make(case)
+    index = torch.tensor([[3, 9, 10, 11, 12]] * 3)
+    if checkpointing:
+        trunk = case.trunk(model)
+        switch = "set_grad_checkpointing" if hasattr(trunk, "set_grad_checkpointing") else "activation_checkpointing_enable"
+        getattr(trunk, switch)()
+        model.train()
+    encode(case, model).features(index).square().sum().backward()
+    caught = []
+    case.trunk(reference).get_submodule(case.blocks)[1].register_forward_hook(lambda module, args, out: caught.append(out))
+    case.trunk(reference)(towers.pixels(case))
+    rows(caught[0][:, case.prefix :], index).square().sum().backward()
+    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None and theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gives_scores_in_float32(case, dtype):
+    model = towers.make(case)
+    expected = encode(case, model)
+    whole = expected.features()
+    with torch.autocast("cpu", dtype):
+        assert encode(case, model).cls_attention.dtype == torch.float32
+    patches = encode(case, model.to(dtype))
+    assert patches.scores.dtype == patches.cls_attention.dtype == torch.float32
+    assert patches.features().dtype == patches.features(best(patches)).dtype == dtype
+    torch.testing.assert_close(patches.scores, expected.scores, rtol=0, atol=0.05)
+    torch.testing.assert_close(patches.features().float(), whole, rtol=0.1, atol=0.2)
+
+
+class Squares(TorchDispatchMode):
+    """Counts the maps of all tokens by all tokens that torch makes."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens, self.count = tokens, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = out if isinstance(out, (tuple, list)) else (out,)
+        self.count += sum(isinstance(x, torch.Tensor) and x.shape[-2:] == (self.tokens, self.tokens) for x in tensors)
+        return out
+
+
+def test_no_map_of_all_tokens_by_all_tokens(case):
+    model = towers.make(case)
+    with torch.no_grad(), Squares(case.prefix + case.grid[0] * case.grid[1]) as squares:
+        patches = encode(case, model)
+        patches.features(best(patches))
+        patches.features()
+        assert squares.count == 0
