@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import pickle
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
 from encoders import UserError, UserTypeError
+from fastervlm.unreadable import reading_weights, reason, refuse_missing
 
 # Classes of transformers by the `model_type` of the checkpoint's config.
-_CLASSES = {"llava": "LlavaForConditionalGeneration"}
+_CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -24,9 +22,11 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     anyres: Literal["native", "paper"] = "native",
+    vision_tower: str | Path | None = None,
 ) -> tuple[Any, Any]:
-    """Load a LLaVA checkpoint of transformers and its processor, ready for `fastervlm.prune`.
+    """Load a LLaVA checkpoint and its processor, ready for `fastervlm.prune`.
 
+    It may be in the layout of transformers or in the one that LLaVA's authors publish (LLaVA-1.5 and LLaVA-1.6 on Vicuna).
     Weights are read from safetensors, or from torch files with `weights_only=True`; remote code is never run.
 
     Args:
@@ -34,6 +34,8 @@ def load(
         dtype: "float32", "float16", "bfloat16" or a torch dtype; float16 on a GPU and float32 elsewhere by default.
         device: a torch device; the first GPU if there is one, else the CPU.
         anyres: how the processor cuts pictures into crops; no matter for models with one crop.
+        vision_tower: folder or hub name of the vision tower of a checkpoint in the authors' layout, if it is neither inside
+            nor where the checkpoint says.
 
     Returns:
         The model, in evaluation mode, and its processor, which pads on the left.
@@ -42,48 +44,65 @@ def load(
         UserError: there is no such checkpoint or device, or its files are damaged, incomplete or hold more than tensors.
         UserTypeError: the checkpoint is of a kind of model that is not supported.
     """
-    from transformers import AutoConfig, AutoProcessor
+    from fastervlm.original import is_original, read
 
     if anyres not in ("native", "paper"):
         raise UserError(f"anyres={anyres!r} is not known; choose one of native, paper.")
     target = find_device(device)
     kind = find_dtype(dtype, target)
     name = str(name_or_path)
+    told = read_config(name)
+    if is_original(told):
+        model, processor = read(name, told, dtype=kind, device=target, vision_tower=vision_tower)
+    elif vision_tower is not None:
+        raise UserError(f"{name} holds its own vision tower; leave vision_tower out.")
+    else:
+        model, processor = _read(name, kind)
+    _complete(processor, model.config)
+    if anyres == "paper" and model.config.model_type == "llava_next":
+        from fastervlm.paper import paper_processor
+
+        processor = paper_processor(processor)
+    return model.to(target).eval(), processor
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """What the config.json of a checkpoint says; nothing if it is damaged, which transformers then tells about."""
+    from transformers.utils import cached_file
+
     if Path(name).is_file():
         raise UserError(f"{name} is a file; give the folder of the checkpoint.")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise UserError(f"The folder {name} holds no config.json; give the folder of a checkpoint of transformers.")
-    _refuse_original_layout(name)
+        raise UserError(f"The folder {name} holds no config.json; give the folder of a checkpoint.")
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        file = Path(str(cached_file(name, "config.json")))
     except (OSError, ValueError) as error:
-        if Path(name).is_dir():
-            raise UserError(f"The config.json of {name} cannot be read ({_reason(error)}); download it again.") from error
         raise UserError(
             f"There is no checkpoint {name!r}: neither a folder with one nor a model of the hub in reach."
         ) from error
+    try:
+        told = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _read(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model and the processor of a checkpoint in the layout of transformers."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoProcessor
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise UserError(f"The config.json of {name} cannot be read ({reason(error)}); download it again.") from error
     if config.model_type not in _CLASSES:
         raise UserTypeError(f"{name} is a {config.model_type!r} model; supported are {', '.join(_CLASSES)}.")
-    model = _read_weights(name, _CLASSES[config.model_type], kind).to(target).eval()
+    model = _read_weights(name, _CLASSES[config.model_type], dtype)
     try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # damaged files of a tokenizer raise errors of many kinds
-        raise UserError(f"The processor of {name} cannot be read ({_reason(error)}); download its files again.") from error
-    _complete(processor, config)
-    return model, processor
-
-
-def _refuse_original_layout(name: str) -> None:
-    """LLaVA's authors publish their checkpoints in a layout of their own, which transformers does not read."""
-    try:
-        kind = json.loads((Path(name) / "config.json").read_bytes()).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return
-    if kind in ("llava_llama", "llava_mistral", "llava_mpt"):
-        raise UserTypeError(
-            f"{name} is a {kind!r} checkpoint in the layout of LLaVA's authors, which is not supported; "
-            "use the one for transformers, such as llava-hf/llava-1.5-7b-hf."
-        )
+        raise UserError(f"The processor of {name} cannot be read ({reason(error)}); download its files again.") from error
 
 
 def find_device(device: torch.device | str | None) -> torch.device:
@@ -117,29 +136,12 @@ def find_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.d
 def _read_weights(name: str, cls: str, dtype: torch.dtype) -> Any:
     import transformers
 
-    try:
+    with reading_weights(name):
         model, info = getattr(transformers, cls).from_pretrained(
             name, dtype=dtype, trust_remote_code=False, weights_only=True, output_loading_info=True
         )
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"The weights of {name} are a pickle that holds more than plain tensors and were not opened "
-            f"({_offender(error)}); convert them to safetensors where you trust them."
-        ) from error
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"The weights of {name} cannot be read ({_reason(error)}); download them again.") from error
-    if info["missing_keys"]:
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(
-            f"The checkpoint {name} lacks {len(info['missing_keys'])} of the model's weights ({some}, ...); download it again."
-        )
+    refuse_missing(name, set(info["missing_keys"]))
     return model
-
-
-def _offender(error: BaseException) -> str:
-    """What a refused pickle wanted to call, as far as torch's message names it."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    return f"it calls {found.group(1)}" if found else _reason(error)
 
 
 def _complete(processor: Any, config: Any) -> None:
@@ -149,11 +151,5 @@ def _complete(processor: Any, config: Any) -> None:
         processor.patch_size = config.vision_config.patch_size
     if processor.vision_feature_select_strategy is None:
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-
-
-def _reason(error: BaseException) -> str:
-    """The first sentence of an error's message, to be quoted within another."""
-    if "mismatched_sizes" in str(error):
-        return "their shapes are not those that config.json asks for"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0].rstrip(" .:")[:200]
+    if config.vision_config.model_type == "clip_vision_model":
+        processor.num_additional_image_tokens = 1  # the [CLS] token, which the strategy "default" takes off again

@@ -5,14 +5,16 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlavaNextImageProcessor, LlavaNextProcessor, LlavaProcessor
 
 import fastervlm
 from fastervlm import UserError, UserTypeError
-from tests import plain, tiny
+from tests import original, plain, tiny
 from tests.plain import one_sentence
 
 
@@ -73,10 +75,45 @@ def test_a_processor_that_does_not_know_its_patches(folder):
     told = json.loads(file.read_text())
     for name in ("patch_size", "vision_feature_select_strategy"):
         told[name] = None
+    del told["num_additional_image_tokens"]
     file.write_text(json.dumps(told))
     _, processor = fastervlm.load(folder, device="cpu")
     ids = processor(images=plain.pictures(1), text="<image>", return_tensors="pt")["input_ids"]
     assert int((ids == plain.IMAGE_ID).sum()) == tiny.PATCHES
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory):
+    """A LLaVA-NeXT whose processor is as old."""
+    folder = tmp_path_factory.mktemp("crops")
+    original.stock("llava_next").save_pretrained(folder)
+    size: dict[str, Any] = {"shortest_edge": tiny.IMAGE}
+    crop: dict[str, Any] = {"height": tiny.IMAGE, "width": tiny.IMAGE}
+    images = LlavaNextImageProcessor(image_grid_pinpoints=original.PINPOINTS, size=size, crop_size=crop)
+    LlavaNextProcessor(images, tiny.tokenizer()).save_pretrained(folder)
+    return folder
+
+
+def test_crops_as_the_model_cuts_them(crops):
+    model, processor = fastervlm.load(crops, device="cpu")
+    assert type(model).__name__ == "LlavaNextForConditionalGeneration"
+    batch = processor(images=plain.pictures(4), text=["<image>?"] * 4, padding=True, return_tensors="pt")
+    features = model.model.get_image_features(batch["pixel_values"], image_sizes=batch["image_sizes"]).pooler_output
+    counts = (batch["input_ids"] == processor.image_token_id).sum(dim=1)
+    assert counts.tolist() == [len(each) for each in features]
+
+
+def test_crops_as_the_paper_cuts_them(crops):
+    _, processor = fastervlm.load(crops, device="cpu", anyres="paper")
+    for picture in plain.pictures(4):
+        batch = processor(images=picture, text="<image>?", return_tensors="pt")
+        count = int((batch["input_ids"] == processor.image_token_id).sum())
+        assert count == batch["pixel_values"].shape[1] * tiny.PATCHES
+
+
+def test_the_papers_crops_are_no_matter_for_one_crop(good):
+    _, processor = fastervlm.load(good, device="cpu", anyres="paper")
+    assert type(processor) is LlavaProcessor
 
 
 def test_torch_files_of_plain_tensors(folder):
@@ -166,6 +203,12 @@ def config_of_no_type(folder):
 
 def config_of_a_list(folder):
     (folder / "config.json").write_text("[]")
+
+
+def config_of_other_values(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["hidden_size"] = "wide"
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def unknown_type(folder):
@@ -266,8 +309,9 @@ DAMAGE = {
     broken_config: r"The config\.json of .*tiny-llava cannot be read",
     config_of_no_type: r"The config\.json of .*tiny-llava cannot be read",
     config_of_a_list: r"The config\.json of .*tiny-llava cannot be read",
+    config_of_other_values: r"The config\.json of .*tiny-llava cannot be read",
     unknown_type: r"The config\.json of .*tiny-llava cannot be read .*no-such-model",
-    another_type: "is a 'llama' model; supported are llava.",
+    another_type: "is a 'llama' model; supported are llava, llava_next.",
     no_weights: "The weights of .*tiny-llava cannot be read",
     empty_weights: "The weights of .*tiny-llava cannot be read",
     truncated_weights: "The weights of .*tiny-llava cannot be read",
@@ -345,13 +389,6 @@ def test_a_device_that_cannot_be_used_is_refused(device):
         pytest.skip("there is such a device")
     with pytest.raises(UserError, match="cannot be used here"):
         fastervlm.load("nowhere", device=device)
-
-
-@pytest.mark.parametrize("kind", ["llava_llama", "llava_mistral"])
-def test_the_layout_of_llavas_authors_is_named(tmp_path, kind):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-    with pytest.raises(UserTypeError, match="layout of LLaVA's authors"):
-        fastervlm.load(tmp_path)
 
 
 def test_a_seed_that_no_tensor_can_hold_is_refused():

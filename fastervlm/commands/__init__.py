@@ -1,0 +1,1 @@
+"""Commands of `fastervlm` that have a file of their own."""

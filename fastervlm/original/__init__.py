@@ -1,0 +1,13 @@
+"""Checkpoints in the layout that LLaVA's authors publish: read into the classes of transformers as they are, or converted once.
+
+Their config.json is that of the language model with `mm_*` keys added, their weights bear other names, the vision tower is
+stored inside or elsewhere (`mm_vision_tower`), and there is no processor.
+"""
+
+from __future__ import annotations
+
+from fastervlm.original.config import is_original
+from fastervlm.original.convert import convert
+from fastervlm.original.read import read
+
+__all__ = ["convert", "is_original", "read"]

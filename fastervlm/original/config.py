@@ -1,0 +1,126 @@
+"""What the authors' config.json says, and the config of transformers that says the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from encoders import UserError, UserTypeError
+from fastervlm.unreadable import reason
+
+_LLAVA = (
+    ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
+    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    ("model.layers.", "model.language_model.layers."),
+    ("model.embed_tokens.", "model.language_model.embed_tokens."),
+    ("model.norm.", "model.language_model.norm."),
+    ("lm_head.", "lm_head."),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One kind of checkpoint: the config class of transformers and how its weights are called here and there.
+
+    Attributes:
+        config: name of the config class.
+        names: beginnings of weight names, the authors' and the one of transformers.
+        tower: beginning of the names of the vision tower's weights, in transformers.
+    """
+
+    config: str
+    names: tuple[tuple[str, str], ...]
+    tower: str = "model.vision_tower."
+
+    def rename(self, name: str) -> str | None:
+        """The name of a weight in transformers; None for tables that are computed, not learned.
+
+        A weight that no beginning fits keeps its name, which no model has.
+        """
+        if name.endswith((".rotary_emb.inv_freq", ".position_ids")):
+            return None
+        return next((new + name[len(old) :] for old, new in self.names if name.startswith(old)), name)
+
+
+# By `image_aspect_ratio` and `mm_patch_merge_type`.
+_LAYOUTS = {
+    ("pad", "flat"): Layout("LlavaConfig", _LLAVA),
+    ("square", "flat"): Layout("LlavaConfig", _LLAVA),
+    ("anyres", "spatial_unpad"): Layout("LlavaNextConfig", (*_LLAVA, ("model.image_newline", "model.image_newline"))),
+}
+# What LLaVA's code takes a setting for if it is missing, and what it must be here.
+_SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "model_type": (None, ("llava", "llava_llama")),
+    "mm_projector_type": ("linear", ("mlp2x_gelu",)),
+    "mm_vision_select_feature": ("patch", ("patch", "cls_patch")),
+    "mm_use_im_start_end": (False, (False,)),
+    "tie_word_embeddings": (False, (False,)),
+}
+
+
+def is_original(told: dict[str, Any]) -> bool:
+    """Whether a config.json is of the authors' layout; transformers' own may bear the same `model_type`."""
+    named = told.get("model_type") in ("llava_llama", "llava_mistral", "llava_mpt")
+    return "text_config" not in told and (named or any(key.startswith("mm_") for key in told))
+
+
+def find_layout(name: str, told: dict[str, Any]) -> Layout:
+    """The layout of a checkpoint, or `UserTypeError` if it is of a kind that is not supported."""
+    if "mm_video_tower" in told:
+        raise UserTypeError(f"{name} is a Video-LLaVA in the layout of its authors, which is not supported.")
+    for key, (default, supported) in _SUPPORTED.items():
+        if (value := told.get(key, default)) not in supported:
+            raise UserTypeError(
+                f"{name} is a checkpoint in the layout of LLaVA's authors with {key}={value!r}, which is not supported; "
+                f"it must be {' or '.join(map(repr, supported))}."
+            )
+    look = told.get("image_aspect_ratio") or "square", told.get("mm_patch_merge_type") or "flat"
+    if look not in _LAYOUTS:
+        raise UserTypeError(
+            f"{name} is a checkpoint in the layout of LLaVA's authors with image_aspect_ratio={look[0]!r} and "
+            f"mm_patch_merge_type={look[1]!r}; supported are pad or square with flat, and anyres with spatial_unpad."
+        )
+    return _LAYOUTS[look]
+
+
+def build_config(name: str, told: dict[str, Any], layout: Layout, vision: Any, image_token: int) -> Any:
+    """The config of transformers, with as many rows of vocabulary as `image_token` takes."""
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    known = transformers.LlamaConfig().to_dict().keys() | {"rope_theta", "rope_scaling"}
+    known -= {"architectures", "dtype", "model_type", "transformers_version"}
+    try:
+        text = transformers.LlamaConfig(**{key: value for key, value in told.items() if key in known})
+        text.vocab_size = max(told["vocab_size"], image_token + 1)
+        settings = {
+            "vision_config": vision,
+            "text_config": text,
+            "image_token_index": image_token,
+            "image_seq_length": (vision.image_size // vision.patch_size) ** 2,
+            "vision_feature_layer": told.get("mm_vision_select_layer", -2),
+            "vision_feature_select_strategy": select_strategy(told),
+        }
+        if layout.config == "LlavaNextConfig":
+            settings["image_grid_pinpoints"] = grid_pinpoints(told)
+        return getattr(transformers, layout.config)(**settings)
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        raise UserError(f"The config.json of {name} cannot be used ({reason(error)}); download it again.") from error
+
+
+def select_strategy(told: dict[str, Any]) -> str:
+    """transformers' word for `mm_vision_select_feature`."""
+    return {"patch": "default", "cls_patch": "full"}[told.get("mm_vision_select_feature", "patch")]
+
+
+def grid_pinpoints(told: dict[str, Any]) -> list[list[int]]:
+    """The canvases of LLaVA-NeXT as (height, width); the authors write (width, height)."""
+    try:
+        return [[int(height), int(width)] for width, height in told["image_grid_pinpoints"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"image_grid_pinpoints={told.get('image_grid_pinpoints')!r} of config.json is no list of [width, height]."
+        ) from error

@@ -1,0 +1,74 @@
+"""A processor for a checkpoint that comes with a tokenizer alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from encoders import UserError, UserTypeError
+from fastervlm.eval.prompts import VICUNA_V1
+from fastervlm.original.config import Layout, grid_pinpoints, select_strategy
+from fastervlm.original.tower import Tower
+from fastervlm.unreadable import reason
+
+# Vicuna's conversation, as LLaVA's "v1" writes it: pictures first, no space behind the end of an answer.
+_CHAT = (
+    "{% macro said(content) %}{% if content is string %}{{ content }}{% else %}"
+    "{% for part in content if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}{% endmacro %}"
+    "{% if messages[0]['role'] == 'system' %}{{ said(messages[0]['content']) }}{% else %}{{ 'SYSTEM' }}{% endif %}{{ ' ' }}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' + said(message['content']) }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ASSISTANT: ' + said(message['content']) + '</s>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+).replace("'SYSTEM'", repr(VICUNA_V1.partition(" USER:")[0]))
+
+
+def build_processor(folder: Path, told: dict[str, Any], layout: Layout, tower: Tower) -> Any:
+    """A processor that gives the ids and pixel values of LLaVA's own code (pixels to within the rounding of the resize)."""
+    import transformers
+
+    patches: dict[str, Any] = {
+        "tokenizer": build_tokenizer(folder),
+        "patch_size": tower.config.patch_size,
+        "vision_feature_select_strategy": select_strategy(told),
+        "num_additional_image_tokens": 1,
+        "chat_template": _CHAT,
+    }
+    if layout.config == "LlavaNextConfig":
+        pictures = transformers.LlavaNextImageProcessor(image_grid_pinpoints=grid_pinpoints(told), **tower.pictures())
+        return transformers.LlavaNextProcessor(image_processor=pictures, **patches)
+    pad = told.get("image_aspect_ratio") == "pad"
+    pictures = transformers.LlavaImageProcessor(do_pad=pad, **tower.pictures())
+    return transformers.LlavaProcessor(image_processor=pictures, **patches)
+
+
+def build_tokenizer(folder: Path) -> Any:
+    """The checkpoint's tokenizer with a token `<image>`; it pads on the left with `<unk>`.
+
+    LLaVA's code tokenizes what stands before, between and behind pictures on its own, each part as if it began the text,
+    while a turn that follows the end of an answer goes on without the space that begins a text.
+    """
+    from tokenizers import Regex, normalizers
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
+    if not any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        raise UserError(f"The folder {folder} holds no tokenizer.model; download it.")
+    try:
+        stored = LlamaTokenizer.from_pretrained(folder, legacy=False)
+    except Exception as error:  # damaged files of a tokenizer raise errors of many kinds
+        raise UserError(f"The tokenizer of {folder} cannot be read ({reason(error)}); download its files again.") from error
+    if stored.eos_token != "</s>":
+        raise UserTypeError(
+            f"{folder} ends its answers with {stored.eos_token!r}, so it was not tuned on Vicuna's prompt, the one supported."
+        )
+    inner = stored.backend_tokenizer
+    inner.normalizer = normalizers.Replace(Regex(r"\A(?!USER:)"), "▁")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token=stored.bos_token,
+        eos_token=stored.eos_token,
+        unk_token=stored.unk_token,
+        pad_token=stored.unk_token,
+        padding_side="left",
+        extra_special_tokens={"image_token": "<image>"},
+    )
