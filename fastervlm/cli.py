@@ -177,7 +177,7 @@ def compare(
 ) -> None:
     """Table and plot of accuracy and time to first token over visual tokens and methods.
 
-    Without a model and data it compares the tiny model of this checkout on the mini benchmark.
+    Without a model and data it compares the tiny model of this checkout on the mini benchmark; without data a tiny model.
     """
     from fastervlm.anyres import Anyres
     from fastervlm.eval import get_task
@@ -211,17 +211,18 @@ def compare(
 
 
 def _what_to_compare(model: str | None, *files: Path | None) -> tuple[str, Path, Path, Path]:
-    """Model, question file, image folder and annotation file as given, or the embedded ones if none is."""
+    """Model, question file, image folder and annotation file as given, or those of a tiny model if none is."""
+    from fastervlm.embedded import BENCHMARKS, embedded_benchmark, embedded_model
+
     given = [path for path in files if path is not None]
     if model is not None and len(given) == 3:
         return model, given[0], given[1], given[2]
-    if model is not None or given:
+    tiny = embedded_model() if model is None else Path(model).resolve()
+    if given or tiny not in BENCHMARKS:
         raise UserError(
             "Give --model, --question-file, --image-folder and --annotation-file together, or none of them for the tiny model."
         )
-    from fastervlm.embedded import embedded_benchmark, embedded_model
-
-    return str(embedded_model()), *embedded_benchmark()
+    return str(tiny), *embedded_benchmark(tiny)
 
 
 def _number(text: str) -> int | float:

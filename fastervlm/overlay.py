@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -9,42 +10,89 @@ import numpy as np
 from PIL import Image
 
 from encoders import UserError, UserTypeError
-from fastervlm.trace import ImageTrace
+from fastervlm.trace import CropsTrace, ImageTrace, Trace
 
 Fit = Literal["crop", "pad"]
 
 
-def overlay(image: Image.Image, trace: ImageTrace | Sequence[ImageTrace], *, fit: Fit = "crop", side: int = 672) -> Image.Image:
+def overlay(
+    image: Image.Image, trace: Trace | Sequence[ImageTrace] | Sequence[CropsTrace], *, fit: Fit = "crop", side: int = 672
+) -> Image.Image:
     """Draw the kept patches and the score map of one picture side by side.
 
-    Left the picture with all dropped patches dimmed, right the [CLS] attention over it, from dark (least) to yellow (most).
+    On the left the picture with all dropped patches dimmed, on the right the [CLS] attention over it, from dark (least) to
+    yellow (most). Of a picture cut into crops, the whole picture is drawn: first with what the overview kept, then with what
+    the crops kept, then with the scores of the crops; wide pictures stand one below the other.
 
     Args:
         image: the picture, as it was given to the processor.
         trace: what was kept of it, one entry of `PruneHandle.trace`, or that list itself where it has one entry.
-        fit: how the processor made the picture square: "crop" cut out the middle, as CLIP does, "pad" added borders.
-        side: height of the drawing in pixels.
+        fit: how the processor made the picture square: "crop" cut out the middle, as CLIP does, "pad" added borders; no matter
+            for a picture cut into crops.
+        side: height of the square, or longer side of the picture cut into crops, in pixels.
 
     Returns:
-        An RGB picture, `side` high and a little more than twice as wide.
+        An RGB picture of the drawings, with a white gap between them.
 
     Raises:
         UserError: the list of traces has several entries, or none, or `fit` is not known.
+        UserTypeError: `image` is no PIL picture.
     """
     if not isinstance(image, Image.Image):
         raise UserTypeError(f"overlay draws on a PIL picture, not on a {type(image).__name__}; open it with PIL.Image.open.")
-    if not isinstance(trace, ImageTrace):
+    if not isinstance(trace, (ImageTrace, CropsTrace)):
         if len(trace) != 1:
             raise UserError(f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0].")
         trace = trace[0]
+    drawings = _draw_crops(image, trace, side) if isinstance(trace, CropsTrace) else _draw_square(image, trace, fit, side)
+    high, wide = drawings[0].shape[:2]
+    gap = np.full((side // 48, wide, 3) if wide > high else (high, side // 48, 3), 255, dtype=np.float32)
+    joined = [part for drawing in drawings for part in (drawing, gap)][:-1]
+    return Image.fromarray(np.concatenate(joined, axis=0 if wide > high else 1).clip(0, 255).astype(np.uint8))
+
+
+def _draw_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> list[np.ndarray]:
+    """The two drawings (side, side, 3) of a picture that the model saw as one square."""
     square = np.asarray(_square(image.convert("RGB"), fit).resize((side, side), Image.Resampling.NEAREST), dtype=np.float32)
-    mask = _enlarge(trace.mask.numpy().astype(np.float32), side, Image.Resampling.NEAREST)[..., None]
-    dim = square * 0.18 + 14
-    kept = mask * square + (1 - mask) * dim
+    mask = _enlarge(trace.mask.numpy().astype(np.float32), side)
     scores = _stretch(trace.scores.float().cpu().numpy()).reshape(trace.grid)
-    heat = _colour(_enlarge(scores, side, Image.Resampling.NEAREST))
-    gap = np.full((side, side // 48, 3), 255, dtype=np.float32)
-    return Image.fromarray(np.concatenate((kept, gap, 0.35 * square + 0.65 * heat), axis=1).clip(0, 255).astype(np.uint8))
+    return [_dim(square, mask), _heat(square, _enlarge(scores, side))]
+
+
+def _draw_crops(image: Image.Image, trace: CropsTrace, side: int) -> list[np.ndarray]:
+    """The three drawings (H, W, 3) of a picture cut into crops."""
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    picture = np.asarray(image.convert("RGB").resize(size, Image.Resampling.NEAREST), dtype=np.float32)
+    boxes = (trace.cut.regions() * scale).round().int().tolist()
+    kept = trace.mask.float().cpu().numpy()
+    scores = _stretch(trace.scores.float().cpu().numpy())
+    overview, crops = slice(0, 1), slice(1, None)
+    return [
+        _dim(picture, _mosaic(kept[overview], boxes[overview], size)),
+        _dim(picture, _mosaic(kept[crops], boxes[crops], size)),
+        _heat(picture, _mosaic(scores[crops], boxes[crops], size)),
+    ]
+
+
+def _mosaic(values: np.ndarray, boxes: list[list[int]], size: tuple[int, int]) -> np.ndarray:
+    """(H, W) of the values (crops, N) of square crops, each enlarged to its box; what lies outside the picture is cut off."""
+    canvas = Image.new("F", size)
+    grid = (math.isqrt(values.shape[1]),) * 2
+    for crop, (left, top, right, bottom) in zip(values, boxes, strict=True):
+        piece = Image.fromarray(crop.reshape(grid).astype(np.float32))
+        canvas.paste(piece.resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.NEAREST), (left, top))
+    return np.asarray(canvas)
+
+
+def _dim(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) that is dark where mask (H, W) is 0."""
+    return mask[..., None] * picture + (1 - mask[..., None]) * (picture * 0.18 + 14)
+
+
+def _heat(picture: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) under a map of scores (H, W) in 0..1."""
+    return 0.35 * picture + 0.65 * _colour(scores)
 
 
 def _square(image: Image.Image, fit: str) -> Image.Image:
@@ -61,8 +109,8 @@ def _square(image: Image.Image, fit: str) -> Image.Image:
     raise UserError(f"fit={fit!r} is not known; choose one of crop, pad.")
 
 
-def _enlarge(values: np.ndarray, side: int, how: Image.Resampling) -> np.ndarray:
-    return np.asarray(Image.fromarray(values.astype(np.float32)).resize((side, side), how))
+def _enlarge(values: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize((side, side), Image.Resampling.NEAREST))
 
 
 def _stretch(scores: np.ndarray) -> np.ndarray:

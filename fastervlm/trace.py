@@ -90,3 +90,6 @@ class CropsTrace:
         start, unit = regions[:, :2], (regions[:, 2:] - regions[:, :2]) / side
         boxes = torch.cat((start + corner * unit, start + (corner + 1) * unit), dim=1)
         return boxes.masked_fill((tokens == NEWLINE)[:, None], float("nan"))
+
+
+Trace = ImageTrace | CropsTrace

@@ -1,6 +1,7 @@
-"""The mini benchmark: fresh scenes and questions in TextVQA's own file layout, drawn by seed.
+"""The mini benchmarks: fresh scenes and questions in TextVQA's own file layout, drawn by seed.
 
-`python -m playground.minibench` writes 320 pictures and 960 questions, none of which the tiny model was trained on:
+`python -m playground.minibench` writes 320 pictures and 960 questions, none of which the tiny LLaVA was trained on, and
+`python -m playground.minibench next` 200 larger ones of several shapes, and 600 questions, for the tiny LLaVA-NeXT:
 
     OUT/llava_textvqa_val_v051_ocr.jsonl   the questions, as LLaVA's evaluation reads them
     OUT/TextVQA_0.5.1_val.json             the annotations, ten answers each
@@ -11,39 +12,50 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from fastervlm.embedded import ANNOTATIONS, BENCHMARK, IMAGES, QUESTIONS
+from fastervlm.embedded import ANNOTATIONS, BENCHMARK, IMAGES, NEXT_BENCHMARK, QUESTIONS
 from fastervlm.report import write_text
+from playground.crops import SHAPES
 from playground.language import INSTRUCTION
 from playground.scenes import draw, questions
+from playground.tower import GRID
 
-PICTURES = 320
-# The first word of every seed of a benchmark scene; training counts its seeds from the --seed it is given, 0.
-_BENCHMARK = 20_250
+# Of each benchmark: where it goes, how many pictures, the shapes of the scenes in cells, and the first word of every seed of
+# a scene; training counts its seeds from the --seed it is given, 0.
+_HALF = GRID // 2
+KINDS: dict[str, tuple[Path, int, Sequence[tuple[int, int]], int]] = {
+    "llava": (BENCHMARK, 320, [(GRID, GRID)], 20_250),
+    "next": (NEXT_BENCHMARK, 200, [(high * _HALF, wide * _HALF) for high, wide in SHAPES], 20_251),
+}
 _ASKED = ("number", "sign", "colour", "shape", "exists")
 
 
 def main() -> None:
     """Write the benchmark where it is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=BENCHMARK)
-    parser.add_argument("--pictures", type=int, default=PICTURES, help="pictures; each gets three questions")
+    parser.add_argument("kind", nargs="?", choices=KINDS, default="llava")
+    parser.add_argument("--out", type=Path, help="the folder; the embedded benchmark's if left out")
+    parser.add_argument("--pictures", type=int, help="pictures; each gets three questions")
     arguments = parser.parse_args()
-    write(arguments.out, arguments.pictures)
-    print(f"Wrote {3 * arguments.pictures} questions over {arguments.pictures} pictures to {arguments.out}.")
+    folder, pictures, _, _ = KINDS[arguments.kind]
+    folder, pictures = arguments.out or folder, arguments.pictures or pictures
+    write(folder, pictures, arguments.kind)
+    print(f"Wrote {3 * pictures} questions over {pictures} pictures to {folder}.")
 
 
-def write(out: Path, pictures: int) -> None:
+def write(out: Path, pictures: int, kind: str = "llava") -> None:
     """Write the benchmark; the question file comes last, so that its presence means that all is there."""
+    _, _, shapes, seed = KINDS[kind]
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     asked, annotations = [], []
     for number in range(pictures):
-        rng = np.random.default_rng((_BENCHMARK, number))
-        scene = draw(rng)
+        rng = np.random.default_rng((seed, number))
+        scene = draw(rng, shapes[number % len(shapes)])
         name = f"{rng.integers(1 << 62):016x}"
         Image.fromarray(scene.image).save(out / IMAGES / f"{name}.png")
         for kind, question, answer in _choose(number, questions(rng, scene)):

@@ -1,8 +1,9 @@
-# The one body of the evaluation scripts, sourced by scripts/<model>/eval/<task>.sh with TASK set.
+# The one body of the evaluation scripts, sourced by scripts/<model>/eval/<task>.sh with TASK and KIND (llava, next) set.
 #
-# Usage: bash scripts/v1_5/eval/textvqa.sh TOKEN, the number of visual tokens to keep. From the environment:
+# Usage: bash scripts/v1_5/eval/textvqa.sh TOKEN, the number of visual tokens to keep; under v1_6 of each crop. From the environment:
 #   CKPT    folder of the model; without it the embedded tiny model answers the embedded mini benchmark
 #   METHOD  pruning method (cls)
+#   ANYRES  layout of the crops under v1_6: as the reference implementation's, or native (paper)
 #   DATA    folder of the benchmark (playground/data/eval/<task>)
 #   BATCH   questions at a time (16)
 #   PYTHON  Python to use (.venv/bin/python of the checkout if it is there, else python3)
@@ -11,7 +12,9 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 TOKEN="${1:-}"
 if [[ $# -ne 1 || ! "$TOKEN" =~ ^[1-9][0-9]*$ ]]; then
-    echo "usage: [CKPT=folder] [METHOD=cls] [DATA=folder] [BATCH=16] bash $0 TOKEN    (visual tokens to keep, for example 58)" >&2
+    OF=$([[ "$KIND" == next ]] && echo " of each crop" || true)
+    ANY=$([[ "$KIND" == next ]] && echo "[ANYRES=paper] " || true)
+    echo "usage: [CKPT=folder] [METHOD=cls] $ANY[DATA=folder] [BATCH=16] bash $0 TOKEN    (visual tokens to keep$OF, for example 58)" >&2
     exit 2
 fi
 CKPT="${CKPT:-}"
@@ -53,17 +56,25 @@ TEXT
     exit 1
 }
 
+MINI="$TASK-mini"
+TINY=tiny-llava
+LAYOUT=()
+if [[ "$KIND" == next ]]; then
+    MINI="$TASK-next-mini"
+    TINY=tiny-llava-next
+    LAYOUT=(--anyres "${ANYRES:-paper}")
+fi
 if [[ -z "$CKPT" ]]; then
-    MODEL="$ROOT/playground/models/tiny-llava"
+    MODEL="$ROOT/playground/models/$TINY"
     CONV=()
 else
     MODEL="$CKPT"
     CONV=(--conv-mode vicuna_v1)
 fi
 if [[ -z "$CKPT" && -z "${DATA:-}" ]]; then
-    DATA="$ROOT/playground/data/eval/$TASK-mini"
+    DATA="$ROOT/playground/data/eval/$MINI"
     echo "CKPT is not set: the embedded tiny model ($MODEL) answers the embedded mini benchmark ($DATA)."
-    [[ -f "$DATA/$QUESTIONS" ]] || "$PYTHON" -m playground.minibench --out "$DATA"
+    [[ -f "$DATA/$QUESTIONS" ]] || "$PYTHON" -m playground.minibench "$KIND" --out "$DATA"
 else
     DATA="${DATA:-$ROOT/playground/data/eval/$TASK}"
     [[ -n "$CKPT" ]] || echo "CKPT is not set: the embedded tiny model ($MODEL) answers the questions in $DATA."
@@ -71,7 +82,10 @@ else
     if ckpt_is_missing; then exit 2; fi
 fi
 
-OUT="$DATA/answers/$(basename "$MODEL")/$METHOD/n_$TOKEN"
+NAME="$METHOD"
+[[ "$KIND" == next && "${ANYRES:-paper}" != paper ]] && NAME="$METHOD-$ANYRES"
+OUT="$DATA/answers/$(basename "$MODEL")/$NAME/n_$TOKEN"
 exec "$PYTHON" -m fastervlm.cli eval "$TASK" --model "$MODEL" --visual-token-num "$TOKEN" --method "$METHOD" \
     --question-file "$DATA/$QUESTIONS" --image-folder "$DATA/$IMAGES" --annotation-file "$DATA/$ANNOTATIONS" \
-    --answers-file "$OUT.jsonl" --overlay "$OUT.png" --batch-size "$BATCH" ${CONV[@]+"${CONV[@]}"}
+    --answers-file "$OUT.jsonl" --overlay "$OUT.png" --batch-size "$BATCH" \
+    ${CONV[@]+"${CONV[@]}"} ${LAYOUT[@]+"${LAYOUT[@]}"}

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # TextVQA with LLaVA-1.5: textvqa.sh TOKEN
-TASK=textvqa source "$(dirname "${BASH_SOURCE[0]}")/../../_eval.sh"
+TASK=textvqa KIND=llava source "$(dirname "${BASH_SOURCE[0]}")/../../_eval.sh"
