@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from encoders import ScoredPatches, UserError, wrap
 from fastervlm.kept import KeptTokens
-from fastervlm.trace import CropsTrace, ImageTrace
+from fastervlm.trace import ImageTrace
 
 if TYPE_CHECKING:
     from fastervlm.prune import PruneHandle
@@ -24,12 +24,12 @@ class Encoded:
     Attributes:
         features: for each picture (T_i, D), what stands at its placeholders.
         keep: for each picture (N_i,) bool, which of its placeholders stay; T_i of them are true.
-        trace: for each picture, what was kept.
+        trace: for each picture, what was kept; an `ImageTrace` or a `CropsTrace`.
     """
 
     features: list[Tensor]
     keep: list[Tensor]
-    trace: list[ImageTrace] | list[CropsTrace]
+    trace: list[Any]
 
     def shown(self, image_index: Sequence[int] | Tensor) -> Encoded:
         """The picture behind each placeholder run, where `image_index` (n,) names them: a picture may be shown often."""

@@ -15,9 +15,7 @@ from fastervlm.trace import CropsTrace, ImageTrace, Trace
 Fit = Literal["crop", "pad"]
 
 
-def overlay(
-    image: Image.Image, trace: Trace | Sequence[ImageTrace] | Sequence[CropsTrace], *, fit: Fit = "crop", side: int = 672
-) -> Image.Image:
+def overlay(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "crop", side: int = 672) -> Image.Image:
     """Draw the kept patches and the score map of one picture side by side.
 
     On the left the picture with all dropped patches dimmed, on the right the [CLS] attention over it, from dark (least) to

@@ -17,7 +17,6 @@ from fastervlm.budget import TokenBudget
 from fastervlm.llava import Llava
 from fastervlm.llava_next import LlavaNext
 from fastervlm.methods import Method, get_method
-from fastervlm.trace import CropsTrace, ImageTrace
 
 # How each kind of model encodes its pictures, by the name of its class or of a class it derives from.
 FAMILIES: dict[str, type[Llava]] = {"LlavaForConditionalGeneration": Llava, "LlavaNextForConditionalGeneration": LlavaNext}
@@ -96,7 +95,7 @@ class PruneHandle:
         self.method = method
         self.anyres = anyres
         self.positions = positions
-        self.trace: list[ImageTrace] | list[CropsTrace] = []
+        self.trace: list[Any] = []
         self.originals = {name: model.__dict__.get(name) for name in ("generate", "forward")}
         model.__dict__[_HANDLE] = self
         model.__dict__["generate"] = _bound(model, "generate", generation.generate)

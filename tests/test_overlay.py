@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 import fastervlm
-from fastervlm import ImageTrace, UserError
+from fastervlm import CropsTrace, ImageTrace, UserError
+from fastervlm.anyres import CropLayout
 from tests import plain, tiny
 
 
@@ -120,3 +121,49 @@ def test_a_trace_of_one_picture_may_be_passed_as_it_comes():
     assert fastervlm.overlay(image, [trace]).tobytes() == fastervlm.overlay(image, trace).tobytes()
     with pytest.raises(UserError, match="2 pictures"):
         fastervlm.overlay(image, [trace, trace])
+
+
+def crops_trace(size, kept, layout="native"):
+    """A picture of that size (height, width) on crops of 32 pixels and 4 x 4 patches, of which `kept` (crop, patch) stay."""
+    cut = getattr(CropLayout, layout)(size, [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]], 32, 4)
+    mask = torch.zeros(cut.crops, 16, dtype=torch.bool)
+    for crop, patch in kept:
+        mask[crop, patch] = True
+    return CropsTrace(torch.rand(cut.crops, 16), mask, cut.source[cut.keep(mask.flatten(), "none")], cut, layout)
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "kept"),
+    [
+        ((64, 64), "native", [(1, 0), (4, 15), (2, 5), (0, 3)]),
+        ((48, 64), "native", [(1, 9), (3, 2), (0, 0)]),
+        ((48, 64), "paper", [(1, 9), (1, 0), (4, 15), (0, 15)]),
+        ((30, 180), "native", [(2, 6), (3, 7), (0, 12)]),
+        ((180, 30), "paper", [(1, 6), (3, 5), (0, 12)]),
+    ],
+)
+def test_kept_patches_of_crops_are_bright_where_they_lie_in_the_picture(size, layout, kept):
+    trace = crops_trace(size, kept, layout)
+    image = Image.new("RGB", size[::-1], (200, 100, 40))
+    drawing = np.asarray(fastervlm.overlay(image, trace, side=480)).astype(int)
+    wide = size[1] > size[0]
+    high = round(480 * size[0] / max(size)), round(480 * size[1] / max(size))
+    assert drawing.shape[1 if wide else 0] == 480
+    levels = [drawing[: high[0], : high[1]], None]
+    gap = 480 // 48
+    levels[1] = drawing[high[0] + gap :][: high[0]] if wide else drawing[:, high[1] + gap :][:, : high[1]]
+    scale = 480 / max(size)
+    for token, (left, top, right, bottom) in zip(trace.tokens.tolist(), trace.boxes.tolist(), strict=True):
+        y, x = int((top + bottom) / 2 * scale), int((left + right) / 2 * scale)
+        if 0 <= y < high[0] and 0 <= x < high[1]:
+            assert levels[token >= 16][y, x].tolist() == [200, 100, 40]
+    for level, crops in ((levels[0], {0}), (levels[1], set(range(1, trace.cut.crops)))):
+        bright = (level == [200, 100, 40]).all(axis=2).mean()
+        inside = [box for box, crop in zip(trace.boxes, trace.crop, strict=True) if int(crop) in crops]
+        area = sum(_visible(box, size) for box in inside) / (size[0] * size[1])
+        assert bright == pytest.approx(area, abs=0.02)
+
+
+def _visible(box, size):
+    left, top, right, bottom = box.tolist()
+    return max(0, min(right, size[1]) - max(left, 0)) * max(0, min(bottom, size[0]) - max(top, 0))
