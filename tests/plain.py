@@ -85,32 +85,32 @@ class Plain:
         """(B, K), ascending."""
         return self.scores(pixel_values).topk(self.keep).indices.sort().values
 
-    def visual(self, pixel_values):
-        """(B, K, D): all patches projected, then those kept."""
+    def projected(self, pixel_values):
+        """(B, N, D): all patches, projected."""
         states = self.model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
-        features = self.model.model.multi_modal_projector(torch.cat([states[x][:, 1:] for x in self._layers()], dim=-1))
-        return torch.stack([x[index] for x, index in zip(features, self.index(pixel_values), strict=True)])
+        return self.model.model.multi_modal_projector(torch.cat([states[x][:, 1:] for x in self._layers()], dim=-1))
 
-    def columns(self, ids, pixel_values):
+    def visual(self, pictures):
+        """(B * K, D): those kept."""
+        features = self.projected(pictures)
+        return torch.cat([x[index] for x, index in zip(features, self.index(pictures), strict=True)])
+
+    def stays(self, pictures):
+        """For each placeholder, in order, whether it stays."""
+        return [patch in index for index in self.index(pictures).tolist() for patch in range(tiny.PATCHES)]
+
+    def columns(self, ids, pictures):
         """The columns of a row that stay, ascending."""
-        kept = [] if pixel_values is None else [set(x.tolist()) for x in self.index(pixel_values)]
-        columns, seen = [], 0
-        for column, token in enumerate(ids):
-            if token == IMAGE_ID and seen < len(kept) * tiny.PATCHES:
-                picture, patch = divmod(seen, tiny.PATCHES)
-                seen += 1
-                if patch not in kept[picture]:
-                    continue
-            columns.append(column)
-        return columns
+        stays = iter([] if pictures is None else self.stays(pictures))
+        return [column for column, token in enumerate(ids) if token != IMAGE_ID or next(stays, True)]
 
-    def logits(self, ids, pixel_values):
+    def logits(self, ids, pictures):
         """(L, V) for one row without pads; what is generated may stand behind the prompt."""
-        columns = self.columns(ids, pixel_values)
+        columns = self.columns(ids, pictures)
         short = torch.tensor([ids[column] for column in columns])
         embeds = self.model.get_input_embeddings()(short).clone()
-        if pixel_values is not None:
-            visual = self.visual(pixel_values).flatten(0, 1)
+        if pictures is not None:
+            visual = self.visual(pictures)
             embeds[(short == IMAGE_ID).nonzero().flatten()[: len(visual)]] = visual
         places = torch.tensor([columns if self.positions == "original" else list(range(len(columns)))])
         # The mask tells transformers that gaps in the positions are no borders of packed sequences.
@@ -120,11 +120,11 @@ class Plain:
         return self.model.lm_head(hidden.last_hidden_state)[0]
 
     @torch.no_grad()
-    def greedy(self, ids, pixel_values, count):
+    def greedy(self, ids, pictures, count):
         """`count` tokens, each the most likely after all before it; stops at the end token."""
         new = []
         while len(new) < count and END_ID not in new:
-            new.append(int(self.logits(ids + new, pixel_values)[-1].argmax()))
+            new.append(int(self.logits(ids + new, pictures)[-1].argmax()))
         return new
 
     def _layers(self):

@@ -14,12 +14,17 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
 IMAGE, PATCH = 32, 8
 PATCHES = (IMAGE // PATCH) ** 2
+CANVASES = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]  # of LLaVA-NeXT's checkpoints, in crops
 CHAT = (
     "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
@@ -50,12 +55,40 @@ def processor(chat_template: str | None = CHAT) -> Any:
     )
 
 
+def pinpoints(crop=IMAGE):
+    """The canvases in pixels, (height, width), for crops of `crop` pixels."""
+    return [[high * crop, wide * crop] for high, wide in CANVASES]
+
+
+def next_processor(crop=IMAGE, patch=PATCH, kind: Any = LlavaNextImageProcessor, **changes: Any) -> Any:
+    """Of LLaVA-NeXT; `kind` of image processor, `changes` to its settings."""
+    size = {"size": {"shortest_edge": crop}, "crop_size": {"height": crop, "width": crop}}
+    return LlavaNextProcessor(
+        kind(**size, **({"image_grid_pinpoints": pinpoints(crop)} | changes)),
+        tokenizer(),
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT,
+    )
+
+
 def llava(seed=0, **changes) -> Any:
     """Random weights, wide enough that pictures and questions change the answers; `changes` are of the config."""
+    return _random(LlavaForConditionalGeneration, LlavaConfig, seed, image_seq_length=PATCHES, **changes)
+
+
+def llava_next(seed=0, crop=IMAGE, patch=PATCH, **changes) -> Any:
+    """The same of LLaVA-NeXT, for crops of `crop` pixels."""
+    settings = {"image_grid_pinpoints": pinpoints(crop)} | changes
+    return _random(LlavaNextForConditionalGeneration, LlavaNextConfig, seed, crop, patch, **settings)
+
+
+def _random(model_class, config_class, seed, crop=IMAGE, patch=PATCH, **changes) -> Any:
     torch.manual_seed(seed)
     small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**small, num_hidden_layers=3, image_size=IMAGE, patch_size=PATCH),
+    config = config_class(
+        vision_config=CLIPVisionConfig(**small, num_hidden_layers=3, image_size=crop, patch_size=patch),
         text_config=LlamaConfig(
             **small,
             num_hidden_layers=2,
@@ -66,10 +99,9 @@ def llava(seed=0, **changes) -> Any:
             eos_token_id=2,
         ),
         image_token_index=3,
-        image_seq_length=PATCHES,
         **changes,
     )
-    model = LlavaForConditionalGeneration(config).eval()
+    model = model_class(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
