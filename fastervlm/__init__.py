@@ -11,6 +11,7 @@ from fastervlm.kept import KeptTokens
 from fastervlm.load import load
 from fastervlm.methods import METHODS, ClsAttention, Method, RandomTokens, UniformGrid
 from fastervlm.overlay import overlay
+from fastervlm.patches import KeptPatches, prune_patches
 from fastervlm.prune import PruneHandle, prune
 from fastervlm.trace import CropsTrace, ImageTrace
 
@@ -21,6 +22,7 @@ __all__ = [
     "ClsAttention",
     "CropsTrace",
     "ImageTrace",
+    "KeptPatches",
     "KeptTokens",
     "Method",
     "PruneHandle",
@@ -34,5 +36,6 @@ __all__ = [
     "load",
     "overlay",
     "prune",
+    "prune_patches",
     "wrap",
 ]

@@ -146,13 +146,15 @@ def test_without_gradients_the_numbers_are_the_same(case):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_are_those_of_the_stock_tower(case, checkpointing):
     model, reference = towers.make(case), towers.make(case)
-    index = torch.tensor([[3, 9, 10, 11, 12]] * 3)
+    index, runs = torch.tensor([[3, 9, 10, 11, 12]] * 3), []
     if checkpointing:
         trunk = case.trunk(model)
         switch = "set_grad_checkpointing" if hasattr(trunk, "set_grad_checkpointing") else "activation_checkpointing_enable"
         getattr(trunk, switch)()
         model.train()
+        trunk.get_submodule(case.blocks)[0].mlp.register_forward_pre_hook(lambda *args: runs.append(1))
     encode(case, model).features(index).square().sum().backward()
+    assert len(runs) == 2 * checkpointing
     caught = []
     case.trunk(reference).get_submodule(case.blocks)[1].register_forward_hook(lambda module, args, out: caught.append(out))
     case.trunk(reference)(towers.pixels(case))

@@ -1,0 +1,85 @@
+"""`prune_patches`: the kept patches of any vision tower, for pipelines that are not LLaVA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from encoders import wrap
+from fastervlm.budget import TokenBudget
+from fastervlm.kept import KeptTokens
+from fastervlm.llava import _check_kept
+from fastervlm.methods import Method, get_method
+
+
+@dataclass(frozen=True, eq=False)
+class KeptPatches(KeptTokens):
+    """The patches a method kept, and where they lie in their pictures.
+
+    Attributes:
+        grid: rows and columns of the patches; rows * columns == num_patches.
+        patch_size: height and width of a patch in pixels.
+    """
+
+    grid: tuple[int, int]
+    patch_size: tuple[int, int]
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, K, 2) int64: row and column of each kept patch."""
+        columns = self.grid[1]
+        return torch.stack((self.index // columns, self.index % columns), dim=-1)
+
+    @property
+    def boxes(self) -> Tensor:
+        """(B, K, 4) int64: left, top, right and bottom edge of each kept patch, in pixels of `pixel_values`.
+
+        Right and bottom are the first pixels outside. Where a tower pads its pictures, they may lie beyond the picture.
+        """
+        size = self.positions.new_tensor(self.patch_size)
+        corner = (self.positions * size).flip(-1)
+        return torch.cat((corner, corner + size.flip(-1)), dim=-1)
+
+
+def prune_patches(
+    tower: nn.Module,
+    pixel_values: Tensor,
+    keep: int | float | TokenBudget,
+    *,
+    method: str | Method = "cls",
+    select_layer: int | Sequence[int] = -2,
+    score: Literal["cls", "pool"] = "cls",
+    interpolate_pos_encoding: bool = False,
+) -> tuple[Tensor, KeptPatches]:
+    """Compute the best patches of each picture and no others; the tower is neither copied nor changed.
+
+    Scoring stops inside the feature block, and only the kept rows are finished; they equal the whole tower's, indexed
+    afterwards. Put them through a projector and into a language model. Source: FasterVLM, arXiv 2412.01818.
+
+    Args:
+        tower: any tower of `encoders.TOWERS`: transformers' CLIP or SigLIP, an open_clip model, a timm vision transformer.
+        pixel_values: (B, 3, H, W), preprocessed for the tower.
+        keep: how many patches to keep of each picture: a count (58), a fraction (0.1) or a `TokenBudget`.
+        method: which ones: a name in `fastervlm.methods.METHODS` or a method.
+        select_layer: the hidden state to take features from, as `wrap` counts it.
+        score: "cls", or "pool" for a tower that has no [CLS] but a pooling head with a probe, such as SigLIP; see `wrap`.
+        interpolate_pos_encoding: stretch the position table for pictures of another size, where the tower can.
+
+    Returns:
+        The kept patches (B, K, C) in raster order, and which they are.
+
+    Raises:
+        UserError: the budget, the method, the layer, the score or the pixels cannot be used with this tower.
+        UserTypeError: the tower is of a kind that is not supported.
+    """
+    budget, choose = TokenBudget.of(keep), get_method(method)
+    encoder = wrap(tower, select_layer=select_layer, score=score)
+    patches = encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+    rows, columns = patches.grid
+    kept = choose(patches, budget.resolve(rows * columns))
+    _check_kept(kept, len(pixel_values), rows * columns)
+    return patches.features(kept.index), KeptPatches(kept.index, kept.num_patches, patches.grid, encoder.patch_size)
