@@ -12,6 +12,7 @@ import typer
 from PIL import Image
 
 from fastervlm import cli
+from tests import tiny
 from tests.tiny import save_llava, write_benchmark
 
 ROOT = Path(__file__).parents[1]
@@ -228,19 +229,20 @@ def test_stopped_run_goes_on_where_it_stopped(run, model, tmp_path, number):
     assert not journal.exists()
 
 
-def script(tmp_path, *arguments, **environment):
-    """Run scripts/v1_5/eval/textvqa.sh from another working directory."""
-    clean = {key: value for key, value in os.environ.items() if key not in ("CKPT", "METHOD", "DATA", "BATCH")}
-    command = ["bash", str(ROOT / "scripts" / "v1_5" / "eval" / "textvqa.sh"), *arguments]
+def script(tmp_path, *arguments, version="v1_5", **environment):
+    """Run scripts/<version>/eval/textvqa.sh from another working directory."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("CKPT", "METHOD", "ANYRES", "DATA", "BATCH")}
+    command = ["bash", str(ROOT / "scripts" / version / "eval" / "textvqa.sh"), *arguments]
     settings = {key: str(value) for key, value in environment.items()}
     return subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=False, env=clean | {"PYTHON": sys.executable} | settings
     )
 
 
+@pytest.mark.parametrize("version", ["v1_5", "v1_6"])
 @pytest.mark.parametrize("arguments", [[], ["many"], ["0"], ["-5"], ["5.5"], ["5", "6"]])
-def test_script_without_a_number_of_tokens_says_how_it_is_used(tmp_path, arguments):
-    done = script(tmp_path, *arguments)
+def test_script_without_a_number_of_tokens_says_how_it_is_used(tmp_path, arguments, version):
+    done = script(tmp_path, *arguments, version=version)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: ")
     assert len(done.stderr.splitlines()) == 1
@@ -290,3 +292,23 @@ def test_script_evaluates_a_checkpoint_with_the_reference_template(model, bench,
     assert protocol["prompt_template"].startswith("A chat between a curious user and")
     assert (protocol["batch_size"], protocol["method"]) == (10, "grid")
     assert f"Picture of the kept tokens: {out / 'n_5.png'}" in done.stdout
+
+
+@pytest.mark.parametrize(("layout", "folder"), [({}, "cls"), ({"ANYRES": "native"}, "cls-native")])
+def test_script_of_llava_next_lays_crops_out_as_the_paper_unless_told(bench, tmp_path, layout, folder):
+    tiny.llava_next().save_pretrained(tmp_path / "tiny-next")
+    tiny.next_processor().save_pretrained(tmp_path / "tiny-next")
+    data = bench["question_file"].parent
+    done = script(tmp_path, "5", version="v1_6", CKPT=tmp_path / "tiny-next", DATA=data, BATCH=10, **layout)
+    assert done.returncode == 0, done.stderr
+    out = data / "answers" / "tiny-next" / folder
+    assert sorted(path.name for path in out.iterdir()) == ["n_5.jsonl", "n_5.png", "n_5.protocol.json"]
+    protocol = json.loads((out / "n_5.protocol.json").read_text())
+    assert protocol["anyres"]["anyres"] == layout.get("ANYRES", "paper")
+    assert "at most 5 a crop" in done.stdout
+
+
+def test_script_refuses_an_unknown_layout(bench, tmp_path):
+    done = script(tmp_path, "5", version="v1_6", DATA=bench["question_file"].parent, ANYRES="both")
+    assert done.returncode == 2
+    assert "'both' is not one of 'native', 'paper'" in " ".join(done.stderr.split())
