@@ -1,6 +1,9 @@
 """What surrounds the adapters of open_clip and timm: sizes of pictures, offloading, other layers in place, training."""
 
+from functools import partial
+
 import pytest
+import timm
 import torch
 from open_clip.transformer import VisionTransformer as OpenClipViT
 from timm.models.eva import Eva
@@ -10,7 +13,7 @@ from torch import nn
 from encoders import UserError, wrap
 from tests import plain
 from tests.encoders import towers
-from tests.encoders.towers import OPEN_CLIP, TIMM, TOWERS, Case
+from tests.encoders.towers import DEPTH, OPEN_CLIP, TIMM, TOWERS, Case
 
 SIZES = [
     (OpenClipViT, OPEN_CLIP, (48, 64), "reads pictures of 64 x 64 .* 48 x 64; .* force_image_size=(48, 64)"),
@@ -48,6 +51,31 @@ def test_a_tower_may_change_its_size_between_calls():
     assert patches.grid == (3, 6)
     torch.testing.assert_close(patches.cls_attention, expected.attention[2], rtol=0, atol=1e-6)
     torch.testing.assert_close(patches.features(), expected.states[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "width"),
+    [
+        ("vit_base_mci_224", 1, 768),  # MobileCLIP-B: convolutions before the patches
+        ("eva_giant_patch14_clip_224", 1, 32),
+        ("eva02_base_patch16_clip_224", 1, 32),
+        ("eva02_enormous_patch14_clip_224", 1, 32),
+        ("vit_pe_core_tiny_patch16_384", 1, 32),
+        ("vit_small_patch16_dinov3", 5, 32),
+        ("vit_giant_patch14_reg4_dinov2", 5, 32),
+        ("deit3_small_patch16_224", 1, 32),
+    ],
+)
+def test_real_names_made_small(name, prefix, width):
+    size = 56 if "patch14" in name else 64
+    make = partial(timm.create_model, name, img_size=size, depth=DEPTH, embed_dim=width, num_heads=4, num_classes=0)
+    case = Case(make, prefix=prefix, size=(size, size))
+    model, pixel_values = towers.make(case), towers.pixels(case)
+    patches, expected = wrap(model)(pixel_values), towers.stock(case, model, pixel_values)
+    index = patches.scores.topk(5).indices
+    assert patches.grid == (4, 4)
+    torch.testing.assert_close(patches.cls_attention, expected.attention[2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(patches.features(index), towers.rows(expected.states[2], index), rtol=1e-5, atol=1e-5)
 
 
 class Adapted(nn.Linear):

@@ -218,7 +218,7 @@ def _made(case):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             sharp = any(part in name for part in ("q_proj", "k_proj", "qkv", "in_proj_weight", "kv.weight", "latent", "probe"))
-            parameter += (0.1 if sharp else 0.05) * torch.randn_like(parameter)
+            parameter += (0.6 * parameter.shape[-1] ** -0.5 if sharp else 0.05) * torch.randn_like(parameter)
     return model
 
 
