@@ -7,6 +7,7 @@ with fastervlm.prune(model, keep=58):
 
 from encoders import ScoredPatches, UserError, UserTypeError, VisionEncoder, wrap
 from fastervlm.budget import TokenBudget
+from fastervlm.inllm import FastV, InLLM, Simignore
 from fastervlm.kept import KeptTokens
 from fastervlm.load import load
 from fastervlm.methods import METHODS, ClsAttention, Method, RandomTokens, UniformGrid
@@ -21,13 +22,16 @@ __all__ = [
     "METHODS",
     "ClsAttention",
     "CropsTrace",
+    "FastV",
     "ImageTrace",
+    "InLLM",
     "KeptPatches",
     "KeptTokens",
     "Method",
     "PruneHandle",
     "RandomTokens",
     "ScoredPatches",
+    "Simignore",
     "TokenBudget",
     "UniformGrid",
     "UserError",

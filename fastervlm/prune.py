@@ -14,6 +14,7 @@ from encoders import UserError, UserTypeError
 from fastervlm import generation
 from fastervlm.anyres import Anyres
 from fastervlm.budget import TokenBudget
+from fastervlm.inllm import InLLM
 from fastervlm.llava import Llava
 from fastervlm.llava_next import LlavaNext
 from fastervlm.methods import Method, get_method
@@ -67,6 +68,8 @@ def prune(
     """
     tokens, layout = TokenBudget.of(keep), Anyres(anyres, newline, budget)
     _check_choice("positions", positions, ("compact", "original"))
+    if isinstance(get_method(method), InLLM):
+        raise UserError(f"method={method!r} does not work yet; choose one that prunes before the language model.")
     family = _family(model)
     if _HANDLE in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")

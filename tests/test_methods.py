@@ -9,7 +9,7 @@ import torch
 
 import fastervlm
 from encoders.base import image_key
-from fastervlm import METHODS, ClsAttention, KeptTokens, RandomTokens, ScoredPatches, UniformGrid, UserError
+from fastervlm import METHODS, ClsAttention, InLLM, KeptTokens, RandomTokens, ScoredPatches, UniformGrid, UserError
 from fastervlm.methods import get_method
 from fastervlm.methods.baselines import lattice
 
@@ -44,7 +44,7 @@ def test_ties_go_to_the_earlier_patch(method):
     assert method(scored(torch.full((2, 3, 9), 0.1)), 4).index.tolist() == [[0, 1, 2, 3]] * 2
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(name for name, method in METHODS.items() if not isinstance(method, InLLM)))
 @pytest.mark.parametrize("k", [1, 5, 58, 575, 576])
 def test_every_method_keeps_k_distinct_patches_in_raster_order(name, k):
     kept = METHODS[name](scored(noise(2, 2, 576), (24, 24)), k)
@@ -172,7 +172,7 @@ def test_a_method_by_name_with_settings():
 @pytest.mark.parametrize(
     ("method", "settings", "sentence"),
     [
-        ("CLS", {}, "There is no method named 'CLS'; choose one of cls, cls-lowest, random, grid."),
+        ("CLS", {}, "There is no method named 'CLS'; choose one of cls, cls-lowest, random, grid, fastv, simignore."),
         ("", {}, "There is no method named ''; choose one of"),
         (None, {}, "method=None is neither a name nor a method; the names are cls, "),
         (3, {}, "method=3 is neither a name nor a method"),

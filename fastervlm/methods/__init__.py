@@ -1,7 +1,7 @@
-"""Methods that choose which patches to keep, before the language model sees any.
+"""Methods that choose which visual tokens to keep, before the language model sees any or inside it.
 
-A method is a small frozen dataclass, called with the scored patches and the number to keep. To add one, write it in a file
-of its own and name it in METHODS.
+A method is a small frozen dataclass, called with the scored patches and the number to keep; one that prunes inside the
+language model is an `InLLM` instead. To add one, write it in a file of its own and name it in METHODS.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 from encoders import ScoredPatches, UserError
+from fastervlm.inllm import FastV, InLLM, Simignore
 from fastervlm.kept import KeptTokens
 from fastervlm.methods.baselines import RandomTokens, UniformGrid
 from fastervlm.methods.cls_attention import ClsAttention
 
-__all__ = ["METHODS", "ClsAttention", "Method", "RandomTokens", "UniformGrid", "get_method"]
+__all__ = ["METHODS", "ClsAttention", "FastV", "InLLM", "Method", "RandomTokens", "Simignore", "UniformGrid", "get_method"]
 
 Method = Callable[[ScoredPatches, int], KeptTokens]
 
@@ -24,6 +25,8 @@ METHODS: dict[str, Method] = {
     "cls-lowest": ClsAttention(lowest=True),
     "random": RandomTokens(),
     "grid": UniformGrid(),
+    "fastv": FastV(),
+    "simignore": Simignore(),
 }
 
 

@@ -1,0 +1,39 @@
+"""FastV: the visual tokens that the last token of the prompt attends to, from layer K on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from encoders import UserError
+from fastervlm.inllm.method import InLLM, check_count, check_mode
+
+
+@dataclass(frozen=True)
+class FastV(InLLM):
+    """Keep the visual tokens that the last token of the prompt attends to most in layer K - 1. Source: FastV, arXiv 2403.06764.
+
+    The visual tokens of all pictures of a prompt are ranked together, ties go to the earlier one. Positions stay those of the
+    whole prompt. A visual token that is the last token of its prompt always stays, as one of those kept.
+
+    Args:
+        layer: K, the first layer without the others, counted from 0; 0 draws at random, as the paper's ablation does.
+        mode: "drop" or "mask", see `InLLM`.
+        reference_offsets: rank and prune one column further to the right than the visual tokens stand, as the scripts behind
+            the paper's tables do: the first visual token always stays, and the first token of text behind the last competes.
+        random_seed: of the draw at layer 0; it depends on the prompt's own visual tokens and on nothing else in the batch.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    layer: int = 2
+    mode: Literal["drop", "mask"] = "drop"
+    reference_offsets: bool = False
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("layer", self.layer, 0)
+        check_mode(self.mode)
+        if not -(1 << 63) <= self.random_seed < 1 << 63:
+            raise UserError(f"random_seed={self.random_seed} is too large; give a number below 2 ** 63.")

@@ -1,0 +1,45 @@
+"""What the methods that prune inside the language model have in common."""
+
+from __future__ import annotations
+
+from typing import Literal, NoReturn
+
+from encoders import ScoredPatches, UserError
+
+MODES = ("drop", "mask")
+
+
+class InLLM:
+    """A method that prunes in front of a layer of the language model; give it to `fastervlm.prune`.
+
+    Attributes:
+        layer: the first decoder layer that sees the kept visual tokens only, counted from 0.
+        mode: "drop" takes the others out of that layer and all behind it, KV cache included; "mask" leaves them in place and
+            hides them, which gives the same answers and saves nothing.
+    """
+
+    layer: int
+    mode: Literal["drop", "mask"]
+
+    def __call__(self, patches: ScoredPatches, k: int) -> NoReturn:
+        """Refuse patches: before the language model there is nothing to rank by.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"{type(self).__name__} prunes inside a language model and cannot choose patches of a tower; "
+            "use it with fastervlm.prune(model, keep, method=...)."
+        )
+
+
+def check_mode(mode: object) -> None:
+    """Refuse a mode that is not there."""
+    if mode not in MODES:
+        raise UserError(f"mode={mode!r} is not known; choose one of {', '.join(MODES)}.")
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Refuse what is no whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name}={value!r} cannot be used; give a whole number of at least {least}.")
