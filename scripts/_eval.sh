@@ -62,7 +62,12 @@ LAYOUT=()
 if [[ "$KIND" == next ]]; then
     MINI="$TASK-next-mini"
     TINY=tiny-llava-next
-    LAYOUT=(--anyres "${ANYRES:-paper}")
+    ANYRES="${ANYRES:-paper}"
+    if [[ "$ANYRES" != paper && "$ANYRES" != native ]]; then
+        echo "ANYRES=$ANYRES is not known; choose paper or native." >&2
+        exit 2
+    fi
+    LAYOUT=(--anyres "$ANYRES")
 fi
 if [[ -z "$CKPT" ]]; then
     MODEL="$ROOT/playground/models/$TINY"
@@ -83,7 +88,7 @@ else
 fi
 
 NAME="$METHOD"
-[[ "$KIND" == next && "${ANYRES:-paper}" != paper ]] && NAME="$METHOD-$ANYRES"
+[[ "$KIND" == next && "$ANYRES" != paper ]] && NAME="$METHOD-$ANYRES"
 OUT="$DATA/answers/$(basename "$MODEL")/$NAME/n_$TOKEN"
 exec "$PYTHON" -m fastervlm.cli eval "$TASK" --model "$MODEL" --visual-token-num "$TOKEN" --method "$METHOD" \
     --question-file "$DATA/$QUESTIONS" --image-folder "$DATA/$IMAGES" --annotation-file "$DATA/$ANNOTATIONS" \
