@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from encoders.errors import UserError
+from fastervlm.commands.convert import convert
+from fastervlm.commands.towers import towers
 
 app = typer.Typer(
     help="Prune the visual tokens of a CLIP vision-language model by the attention of its [CLS] token, and measure it.",
@@ -270,7 +272,9 @@ def _resumable() -> Iterator[None]:
 
 
 def add_commands() -> None:
-    """Register the commands of other packages."""
+    """Register the commands that have a file of their own, and those of other packages."""
+    app.command()(convert)
+    app.command()(towers)
     for point in entry_points(group="fastervlm.commands"):
         command = point.load()
         if isinstance(command, typer.Typer):
