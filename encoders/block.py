@@ -83,6 +83,11 @@ class FeatureBlock(ABC):
         """The block's output for rows whose mixed values are (B, M, K, d): output projection, residuals, MLP."""
 
 
+def kind(cls: type) -> str:
+    """Library and name of a class, such as "timm.Block"."""
+    return f"{cls.__module__.split('.')[0]}.{cls.__name__}"
+
+
 def heads(x: Tensor, count: int) -> Tensor:
     """(B, T, C) as (B, M, T, d), with M = `count`."""
     return x.unflatten(-1, (count, -1)).transpose(1, 2)

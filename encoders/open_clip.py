@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from encoders.block import FeatureBlock, heads, merged, third
+from encoders.block import FeatureBlock, heads, kind, merged, third
 from encoders.errors import UserError, UserTypeError
 from encoders.tower import TowerEncoder, check_loaded, check_pixels, check_size
 
-_BLOCKS = ("ResidualAttentionBlock", "CustomResidualAttentionBlock")
+_BLOCKS = ("open_clip.ResidualAttentionBlock", "open_clip.CustomResidualAttentionBlock")
+_ATTENTIONS = ("torch.MultiheadAttention", "open_clip.Attention")
 
 
 class OpenClipEncoder(TowerEncoder):
@@ -112,9 +113,10 @@ class OpenClipBlock(FeatureBlock):
 
 def _check_block(block: Any) -> None:
     """Refuse a block whose second half would not be computed as the block itself does."""
-    if type(block).__name__ not in _BLOCKS:
+    if kind(type(block)) not in _BLOCKS or kind(type(block.attn)) not in _ATTENTIONS:
         raise UserTypeError(
-            f"Blocks of class {type(block).__name__} cannot be stopped half-way; towers with {' or '.join(_BLOCKS)} can."
+            f"Blocks of class {kind(type(block))} with attention of class {kind(type(block.attn))} cannot be stopped half-way; "
+            f"{', '.join(_BLOCKS)} with {', '.join(_ATTENTIONS)} can."
         )
     if getattr(block.attn, "logit_scale", None) is not None:
         raise UserError("Scaled cosine attention is not supported; choose a tower without scaled_cosine_attn.")

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from encoders.base import VisionEncoder
+from encoders.block import kind
 from encoders.errors import UserError, UserTypeError
 from encoders.hf_clip import HfClipEncoder
 from encoders.open_clip import OpenClipEncoder
@@ -125,7 +126,7 @@ def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Lit
             does not fit.
         UserTypeError: the tower is of a kind that is not supported.
     """
-    for name in _names(tower):
+    for name in map(kind, type(tower).__mro__):
         if name in _PARTS:
             return wrap(getattr(tower, _PARTS[name]), select_layer=select_layer, score=score)
         if name in _ADAPTERS:
@@ -137,11 +138,6 @@ def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Lit
     raise UserTypeError(
         f"A {type(tower).__name__} is not a vision tower that can be wrapped; supported towers are {_supported()}."
     )
-
-
-def _names(tower: object) -> list[str]:
-    """Library and name of an object's class and of all it derives from."""
-    return [f"{cls.__module__.split('.')[0]}.{cls.__name__}" for cls in type(tower).__mro__]
 
 
 def _supported() -> str:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.block import FeatureBlock, heads, merged, third_of
+from encoders.block import FeatureBlock, heads, kind, merged, third_of
 from encoders.errors import UserTypeError
 
-_POST_NORM = ("ResPostBlock", "EvaBlockPostNorm")
-_BLOCKS = ("Block", "EvaBlock", *_POST_NORM)
-_ATTENTIONS = ("Attention", "AttentionRope", "EvaAttention")
+_POST_NORM = ("timm.ResPostBlock", "timm.EvaBlockPostNorm")
+_BLOCKS = ("timm.Block", "timm.EvaBlock", *_POST_NORM)
+_ATTENTIONS = ("timm.Attention", "timm.AttentionRope", "timm.EvaAttention")
 
 
 class TimmBlock(FeatureBlock):
@@ -27,7 +27,7 @@ class TimmBlock(FeatureBlock):
         self.attention: Any = block.attn
         self.scale, self.dropout = self.attention.scale, self.attention.attn_drop.p
         self.rope = rope
-        self.post_norm = type(block).__name__ in _POST_NORM
+        self.post_norm = kind(type(block)) in _POST_NORM
         super().__init__(block, hidden, prefix)
 
     def _norm(self, hidden: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ def _rotate(x: Tensor, rope: Tensor, half: bool) -> Tensor:
 
 def check_block(block: Any) -> None:
     """Refuse a block whose second half would not be computed as the block itself does."""
-    kind, attention = type(block).__name__, type(getattr(block, "attn", None)).__name__
-    if not type(block).__module__.startswith("timm.") or kind not in _BLOCKS or attention not in _ATTENTIONS:
+    attention = getattr(block, "attn", None)
+    if kind(type(block)) not in _BLOCKS or kind(type(attention)) not in _ATTENTIONS:
         raise UserTypeError(
-            f"Blocks of class {kind} with attention of class {attention} cannot be stopped half-way; "
-            f"timm's {', '.join(_BLOCKS)} with {', '.join(_ATTENTIONS)} can."
+            f"Blocks of class {kind(type(block))} with attention of class {kind(type(attention))} cannot be stopped half-way; "
+            f"{', '.join(_BLOCKS)} with {', '.join(_ATTENTIONS)} can."
         )

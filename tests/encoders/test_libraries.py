@@ -1,7 +1,7 @@
 """The same weights in transformers, open_clip and timm: the same scores, the same kept patches, the same features.
 
-timm's own converter reads the weights of OpenAI's CLIP and Meta's DINOv2; open_clip's tower has OpenAI's names already. What
-is left to this file is the way from transformers' names to those, for which no library has a converter.
+timm's own converter reads the weights of OpenAI's CLIP and Meta's DINOv2; open_clip's tower has OpenAI's names already. The
+way from transformers' names to those, for which no library has a converter, is `playground.weights` and the table below.
 """
 
 import pytest
@@ -19,21 +19,10 @@ from transformers import (
 )
 
 from encoders import wrap
+from playground.weights import renamed, to_open_clip
 
 # (width, heads, layers, image, patch)
 SHAPES = [(32, 4, 2, 64, 16), (48, 3, 3, 56, 14), (64, 8, 5, 96, 8), (128, 2, 4, 64, 32)]
-CLIP_NAMES = [
-    ("embeddings.class_embedding", "class_embedding"),
-    ("embeddings.position_embedding.weight", "positional_embedding"),
-    ("embeddings.patch_embedding", "conv1"),
-    ("pre_layrnorm", "ln_pre"),
-    ("post_layernorm", "ln_post"),
-    ("encoder.layers", "transformer.resblocks"),
-    ("self_attn.", "attn."),
-    ("layer_norm", "ln_"),
-    ("mlp.fc1", "mlp.c_fc"),
-    ("mlp.fc2", "mlp.c_proj"),
-]
 TIMM_NAMES = [
     ("head.probe", "attn_pool.latent"),
     ("head.attention.out_proj", "attn_pool.proj"),
@@ -56,19 +45,6 @@ TIMM_NAMES = [
     ("layer_scale1.lambda1", "ls1.gamma"),
     ("layer_scale2.lambda1", "ls2.gamma"),
 ]
-
-
-def renamed(state, names, fused):
-    """Weights of a transformers tower by other names, with queries, keys and values in one matrix."""
-    out = {}
-    for name, value in state.items():
-        for old, new in names:
-            name = name.replace(old, new)
-        out[name] = value
-    for name in [name for name in out if "q_proj" in name]:
-        parts = [out.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
-        out[name.replace("q_proj.", fused)] = torch.cat(parts)
-    return out
 
 
 def scrambled(tower):
@@ -105,7 +81,7 @@ def test_clip_in_three_libraries(shape, layer):
     )
     ours = scrambled(CLIPVisionModel(config))
     clip = OpenClipViT(**size, width=width, layers=layers, heads=heads, mlp_ratio=2, output_dim=8, act_layer=QuickGELU).eval()
-    state = renamed(ours.state_dict(), CLIP_NAMES, "in_proj_")
+    state = to_open_clip(ours.state_dict())
     clip.load_state_dict({name: x for name, x in state.items() if "position_ids" not in name} | {"proj": clip.proj})
     sizes = {"img_size": image, "patch_size": patch, "embed_dim": width, "depth": layers, "num_heads": heads}
     timm = VisionTransformer(**sizes, mlp_ratio=2, pre_norm=True, act_layer="quick_gelu", num_classes=0).eval()

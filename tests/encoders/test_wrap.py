@@ -8,7 +8,7 @@ import torch
 import torchvision
 from open_clip.transformer import ResidualAttentionBlock
 from open_clip.transformer import VisionTransformer as OpenClipViT
-from timm.models.vision_transformer import Block, ParallelScalingBlock, ParallelThingsBlock, VisionTransformer
+from timm.models.vision_transformer import Attention, Block, ParallelScalingBlock, ParallelThingsBlock, VisionTransformer
 from torch import nn
 from transformers import CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
@@ -97,8 +97,9 @@ def test_another_object_is_refused(other):
     plain.one_sentence(caught.value)
 
 
-class OwnBlock(Block):
-    """A user's block, which may compute anything."""
+# A user's own, which may compute anything.
+OwnBlock = type("Block", (Block,), {"__module__": __name__})
+OwnAttention = type("Attention", (Attention,), {"__module__": __name__})
 
 
 @pytest.mark.parametrize(
@@ -106,13 +107,14 @@ class OwnBlock(Block):
     [
         (
             partial(VisionTransformer, **TIMM, block_fn=ParallelThingsBlock),
-            "ParallelThingsBlock with attention of class NoneType",
+            "ParallelThingsBlock with attention of class builtins.NoneType",
         ),
-        (partial(VisionTransformer, **TIMM, block_fn=ParallelScalingBlock), "ParallelScalingBlock with .* timm's Block, "),
-        (partial(VisionTransformer, **TIMM, attn_layer="diff"), "Block with attention of class DiffAttention"),
-        (partial(VisionTransformer, **TIMM, block_fn=OwnBlock), "OwnBlock with attention of class Attention"),
+        (partial(VisionTransformer, **TIMM, block_fn=ParallelScalingBlock), "ParallelScalingBlock with .*; timm.Block, "),
+        (partial(VisionTransformer, **TIMM, attn_layer="diff"), "Block with attention of class timm.DiffAttention"),
+        (partial(VisionTransformer, **TIMM, block_fn=OwnBlock), "test_wrap.Block with attention of class timm.Attention"),
+        (partial(VisionTransformer, **TIMM, attn_layer=OwnAttention), "timm.Block with attention of class test_wrap.Attention"),
         (partial(OpenClipViT, **OPEN_CLIP, scaled_cosine_attn=True), "Scaled cosine attention is not supported"),
-        (own_open_clip_block, "Blocks of class OwnOpenClipBlock cannot be stopped half-way"),
+        (own_open_clip_block, "Blocks of class test_wrap.OwnOpenClipBlock with .* cannot be stopped half-way"),
     ],
 )
 def test_a_block_that_cannot_be_finished_exactly_is_refused(make, sentence):
