@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from encoders import UserError, UserTypeError
+from fastervlm.quantize import check_quantize, quantization
 from fastervlm.unreadable import reading_weights, reason, refuse_missing
 
 # Classes of transformers by the `model_type` of the checkpoint's config.
@@ -23,6 +24,7 @@ def load(
     device: torch.device | str | None = None,
     anyres: Literal["native", "paper"] = "native",
     vision_tower: str | Path | None = None,
+    quantize: Literal["4bit", "8bit"] | None = None,
 ) -> tuple[Any, Any]:
     """Load a LLaVA checkpoint and its processor, ready for `fastervlm.prune`.
 
@@ -36,12 +38,15 @@ def load(
         anyres: how the processor cuts pictures into crops; no matter for models with one crop.
         vision_tower: folder or hub name of the vision tower of a checkpoint in the authors' layout, if it is neither inside
             nor where the checkpoint says.
+        quantize: hold the weights of the language model's layers in 4 bits (nf4, nested) or 8 bits, by bitsandbytes; `dtype`
+            is then that of everything else.
 
     Returns:
         The model, in evaluation mode, and its processor, which pads on the left.
 
     Raises:
-        UserError: there is no such checkpoint or device, or its files are damaged, incomplete or hold more than tensors.
+        UserError: there is no such checkpoint or device, its files are damaged, incomplete or hold more than tensors, or it
+            cannot be quantized.
         UserTypeError: the checkpoint is of a kind of model that is not supported.
     """
     from fastervlm.original import is_original, read
@@ -51,19 +56,22 @@ def load(
     target = find_device(device)
     kind = find_dtype(dtype, target)
     name = str(name_or_path)
+    check_quantize(quantize)
     told = read_config(name)
     if is_original(told):
+        if quantize is not None:
+            raise UserError(f"{name} cannot be quantized in its authors' layout; write it anew by `fastervlm convert` first.")
         model, processor = read(name, told, dtype=kind, device=target, vision_tower=vision_tower)
     elif vision_tower is not None:
         raise UserError(f"{name} holds its own vision tower; leave vision_tower out.")
     else:
-        model, processor = _read(name, kind)
+        model, processor = _read(name, kind, target, quantize)
     _complete(processor, model.config)
     if anyres == "paper" and model.config.model_type == "llava_next":
         from fastervlm.paper import paper_processor
 
         processor = paper_processor(processor)
-    return model.to(target).eval(), processor
+    return (model if quantize else model.to(target)).eval(), processor
 
 
 def read_config(name: str) -> dict[str, Any]:
@@ -87,8 +95,8 @@ def read_config(name: str) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _read(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The model and the processor of a checkpoint in the layout of transformers."""
+def _read(name: str, dtype: torch.dtype, device: torch.device, quantize: str | None) -> tuple[Any, Any]:
+    """The model and the processor of a checkpoint in the layout of transformers; a quantized model is on its device."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoProcessor
 
@@ -98,7 +106,10 @@ def _read(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         raise UserError(f"The config.json of {name} cannot be read ({reason(error)}); download it again.") from error
     if config.model_type not in _CLASSES:
         raise UserTypeError(f"{name} is a {config.model_type!r} model; supported are {', '.join(_CLASSES)}.")
-    model = _read_weights(name, _CLASSES[config.model_type], dtype)
+    placed = {}
+    if quantize:
+        placed = {"quantization_config": quantization(config, quantize, dtype), "device_map": {"": device}}
+    model = _read_weights(name, _CLASSES[config.model_type], dtype, placed)
     try:
         return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # damaged files of a tokenizer raise errors of many kinds
@@ -133,12 +144,12 @@ def find_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.d
     return _DTYPES[dtype]
 
 
-def _read_weights(name: str, cls: str, dtype: torch.dtype) -> Any:
+def _read_weights(name: str, cls: str, dtype: torch.dtype, placed: dict[str, Any]) -> Any:
     import transformers
 
     with reading_weights(name):
         model, info = getattr(transformers, cls).from_pretrained(
-            name, dtype=dtype, trust_remote_code=False, weights_only=True, output_loading_info=True
+            name, dtype=dtype, trust_remote_code=False, weights_only=True, output_loading_info=True, **placed
         )
     refuse_missing(name, set(info["missing_keys"]))
     return model

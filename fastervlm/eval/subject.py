@@ -6,11 +6,12 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from encoders.errors import UserError
 from fastervlm.anyres import Anyres
 from fastervlm.load import find_device, find_dtype, load
+from fastervlm.quantize import check_quantize
 
 _SMALL = ("*.json", "*.jinja", "*.model")
 
@@ -19,21 +20,24 @@ _SMALL = ("*.json", "*.jinja", "*.model")
 class Subject:
     """A model to evaluate, loaded when it is first needed; `path` is a folder or a name on the hub.
 
-    `anyres` says how pictures are cut into crops and laid out, by its processor and under pruning.
+    `anyres` says how pictures are cut into crops and laid out, by its processor and under pruning; `quantize` in how many
+    bits the weights of the language model are held, if not as they are stored.
     """
 
     path: str
     dtype: str | None = None
     device: str | None = None
     anyres: Anyres = field(default_factory=Anyres)
+    quantize: Literal["4bit", "8bit"] | None = None
 
     def __post_init__(self) -> None:
+        check_quantize(self.quantize)
         find_dtype(self.dtype, find_device(self.device))  # says what is wrong with them before anything is read
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """The model and its processor."""
-        return load(self.path, dtype=self.dtype, device=self.device, anyres=self.anyres.anyres)
+        return load(self.path, dtype=self.dtype, device=self.device, anyres=self.anyres.anyres, quantize=self.quantize)
 
     @property
     def model(self) -> Any:
