@@ -1,12 +1,19 @@
-"""The one place that measures time."""
+"""The one place that measures: time, memory, the size of KV caches."""
 
 from __future__ import annotations
 
+import gc
+import os
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import StoppingCriteria
+
+from encoders import UserError
 
 
 def synchronize(device: torch.device) -> None:
@@ -47,8 +54,71 @@ class FirstTokenClock(StoppingCriteria):
         self.seconds = None
         self._watch.lap()
 
+    def stop(self) -> float:
+        """Seconds from `start()` to now; to be called once, after `generate`."""
+        return (self.seconds or 0.0) + self._watch.lap()
+
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
         """Called by `generate` after each new token; `input_ids` is (B, T), the result (B,) all False."""
         if self.seconds is None:
             self.seconds = self._watch.lap()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Repeated measurements of one thing, told by their median and quartiles."""
+
+    values: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        """Half of the values lie below."""
+        return float(np.median(self.values))
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Half of the values lie between these two."""
+        low, high = np.percentile(self.values, (25, 75))
+        return float(low), float(high)
+
+    def ratio(self, base: Spread) -> float:
+        """Median of the ratios to `base`, pair by pair: each value was measured right before or after its partner."""
+        return Spread([value / other for value, other in zip(self.values, base.values, strict=True)]).median
+
+    def summary(self) -> dict[str, Any]:
+        """The spread for a JSON file."""
+        return {"median": self.median, "quartiles": list(self.quartiles), "values": list(self.values)}
+
+
+def peak_bytes(device: torch.device, call: Callable[[], Any]) -> int:
+    """The most memory that torch held at once on the device during `call()`, beyond what it held before.
+
+    It is what torch's allocator gave out: on CUDA by its own statistics, on the CPU by the profiler's record of each block
+    taken and given back, which slows the call down. Memory that libraries take for themselves is in neither.
+
+    Raises:
+        UserError: the device is of another kind.
+    """
+    if device.type == "cuda":
+        synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        raise UserError(f"Memory is measured on cpu and cuda, not on {device}; use one of them.")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler reports its start and stop on stderr
+    gc.collect()  # it would report what it sees freed and did not see taken
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    recorded: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    blocks = sorted((event.start_ns(), event.nbytes()) for event in recorded if event.name() == "[memory]")
+    return max(0, int(np.cumsum([size for _, size in blocks]).max(initial=0)))
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values in a KV cache of transformers, whose layers may hold unequal numbers of tokens."""
+    held = [part for layer in cache.layers for part in (layer.keys, layer.values) if part is not None]
+    return sum(part.numel() * part.element_size() for part in held)
