@@ -227,7 +227,7 @@ def test_the_crops_of_a_trace(model, anyres):
     with fastervlm.prune(model, 5, anyres=anyres) as handle:
         model(**batch)
     trace, chosen = traces(handle)[0], reference.choice((pixels, size))
-    assert trace.layout == anyres
+    assert (trace.layout, trace.num_tokens) == (anyres, len(reference.tokens((pixels, size))))
     assert len(trace.crops) == len(trace.scores) == reference.crops(size) == 5
     torch.testing.assert_close(trace.scores, reference.scores(pixels), rtol=0, atol=1e-6)
     for number, crop in enumerate(trace.crops):

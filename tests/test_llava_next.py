@@ -184,6 +184,22 @@ def test_other_methods_choose_within_each_crop(model, name, method, anyres):
 
 
 @each_mode
+@pytest.mark.parametrize("method", ["random", "grid", "cls-lowest"])
+@torch.no_grad()
+def test_other_methods_share_a_budget_by_score_too(model, method, anyres):
+    """Each crop has as many tokens as by [CLS] attention, wherever in it."""
+    size, reference = SIZES["4:3"], NextPlain(model, 3, anyres, budget="image")
+    batch = inputs(ONE, [size], anyres)
+    _, (picture,) = next(reference.rows(batch))
+    best = [number // N for number in reference.choice(picture)]
+    with fastervlm.prune(model, 3, method=method, anyres=anyres, budget="image") as handle:
+        model(**batch)
+    trace = traces(handle)[0]
+    assert trace.mask.sum(1).tolist() == [best.count(crop) for crop in range(reference.crops(size))]
+    assert set(trace.mask.flatten().nonzero().flatten().tolist()) <= set(reference.order(size))
+
+
+@each_mode
 @torch.no_grad()
 def test_random_depends_on_seed_and_picture_alone(model, anyres):
     pictures, processor = next_plain.noise(CYCLE[:4] * 2), processor_of(anyres)
