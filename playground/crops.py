@@ -118,14 +118,8 @@ def export(task: CropsTask, tokenizer: PreTrainedTokenizerFast, out: Path) -> No
         image_grid_pinpoints=pinpoints(GRID),
     )
     model = LlavaNextForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(task.tower.state_dict())
-    model.model.multi_modal_projector.load_state_dict(task.projector.state_dict())
-    model.model.language_model.load_state_dict(task.language.model.state_dict())
-    model.lm_head.load_state_dict(task.language.lm_head.state_dict())
     with torch.no_grad():
         model.model.image_newline.copy_(task.image_newline)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 3
-    model.save_pretrained(out)
     processor = LlavaNextProcessor(
         image_processor(),
         tokenizer,
@@ -134,4 +128,4 @@ def export(task: CropsTask, tokenizer: PreTrainedTokenizerFast, out: Path) -> No
         chat_template=CHAT_TEMPLATE,
         num_additional_image_tokens=1,
     )
-    processor.save_pretrained(out)
+    task.save(model, processor, out)

@@ -7,7 +7,8 @@ that the model bears short sequences; the subsets use no saliency and favour no 
 
 from __future__ import annotations
 
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -87,6 +88,16 @@ class LanguageTask(nn.Module):
         self.tower = tower.requires_grad_(False)
         self.projector = LlavaMultiModalProjector(config)
         self.language = LlamaForCausalLM(cast(LlamaConfig, config.text_config))
+
+    def save(self, model: Any, processor: Any, out: Path) -> None:
+        """Write `model`, a LLaVA of transformers, with the trained parts in it, and its processor; float32 safetensors."""
+        model.model.vision_tower.load_state_dict(self.tower.state_dict())
+        model.model.multi_modal_projector.load_state_dict(self.projector.state_dict())
+        model.model.language_model.load_state_dict(self.language.model.state_dict())
+        model.lm_head.load_state_dict(self.language.lm_head.state_dict())
+        model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 3
+        model.save_pretrained(out)
+        processor.save_pretrained(out)
 
     @torch.no_grad()
     def patches(self, pixel_values: Tensor, offset: Tensor) -> Tensor:

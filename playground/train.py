@@ -64,13 +64,6 @@ def train_next(runs: Path, seed: int, scale: float, out: Path) -> None:
 
 def export(task: LanguageTask, tokenizer: language.PreTrainedTokenizerFast, out: Path) -> None:
     """Write the trained parts as a LlavaForConditionalGeneration with its processor, float32 safetensors."""
-    model = LlavaForConditionalGeneration(llava_config())
-    model.model.vision_tower.load_state_dict(task.tower.state_dict())
-    model.model.multi_modal_projector.load_state_dict(task.projector.state_dict())
-    model.model.language_model.load_state_dict(task.language.model.state_dict())
-    model.lm_head.load_state_dict(task.language.lm_head.state_dict())
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 3
-    model.save_pretrained(out)
     side = {"height": GRID * CELL, "width": GRID * CELL}
     images = CLIPImageProcessor(size={"shortest_edge": GRID * CELL}, crop_size=side)
     processor = LlavaProcessor(
@@ -81,7 +74,7 @@ def export(task: LanguageTask, tokenizer: language.PreTrainedTokenizerFast, out:
         chat_template=CHAT_TEMPLATE,
         num_additional_image_tokens=1,
     )
-    processor.save_pretrained(out)
+    task.save(LlavaForConditionalGeneration(llava_config()), processor, out)
 
 
 if __name__ == "__main__":
