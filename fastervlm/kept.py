@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from encoders import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +39,12 @@ class KeptTokens:
         """The kept rows of x (B, N, ...), as (B, K, ...)."""
         index = self.index.to(x.device)
         return x[torch.arange(len(index), device=x.device)[:, None], index]
+
+
+def check_kept(kept: KeptTokens, pictures: int, patches: int) -> None:
+    """Refuse what a method returned for pictures of so many patches, if it is not what a method has to return."""
+    if not isinstance(kept, KeptTokens) or kept.index.dim() != 2 or len(kept.index) != pictures:
+        raise UserError(f"A method must return KeptTokens with an index of shape ({pictures}, K) for {pictures} pictures.")
+    bounds = F.pad(kept.index, (1, 0), value=-1), F.pad(kept.index, (0, 1), value=patches)
+    if kept.num_patches != patches or bool((bounds[0] >= bounds[1]).any()):
+        raise UserError(f"A method must return positions of the {patches} patches, ascending and each once; sort its index.")

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from encoders import ScoredPatches, UserError, wrap
-from fastervlm.kept import KeptTokens
+from fastervlm.kept import KeptTokens, check_kept
 from fastervlm.trace import ImageTrace
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def scored(model: Any, call: dict[str, Any], pixel_values: Tensor) -> ScoredPatc
 def chosen(handle: PruneHandle, patches: ScoredPatches, k: int) -> KeptTokens:
     """The `k` patches of each image that the method keeps, checked."""
     kept = handle.method(patches, k)
-    _check_kept(kept, *patches.scores.shape)
+    check_kept(kept, *patches.scores.shape)
     return kept
 
 
@@ -87,11 +86,3 @@ def _check_strategy(strategy: str) -> None:
             f"vision_feature_select_strategy={strategy!r} also feeds the [CLS] token to the language model, where fastervlm "
             "prunes patches only; use 'default'."
         )
-
-
-def _check_kept(kept: KeptTokens, pictures: int, patches: int) -> None:
-    if not isinstance(kept, KeptTokens) or kept.index.dim() != 2 or len(kept.index) != pictures:
-        raise UserError(f"A method must return KeptTokens with an index of shape ({pictures}, K) for {pictures} pictures.")
-    bounds = F.pad(kept.index, (1, 0), value=-1), F.pad(kept.index, (0, 1), value=patches)
-    if kept.num_patches != patches or bool((bounds[0] >= bounds[1]).any()):
-        raise UserError(f"A method must return positions of the {patches} patches, ascending and each once; sort its index.")

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from encoders import wrap
 from fastervlm.budget import TokenBudget
-from fastervlm.kept import KeptTokens
-from fastervlm.llava import _check_kept
+from fastervlm.kept import KeptTokens, check_kept
 from fastervlm.methods import Method, get_method
 
 
@@ -81,5 +80,5 @@ def prune_patches(
     patches = encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
     rows, columns = patches.grid
     kept = choose(patches, budget.resolve(rows * columns))
-    _check_kept(kept, len(pixel_values), rows * columns)
+    check_kept(kept, len(pixel_values), rows * columns)
     return patches.features(kept.index), KeptPatches(kept.index, kept.num_patches, patches.grid, encoder.patch_size)

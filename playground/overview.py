@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.progress import track
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import fastervlm
 from fastervlm.embedded import NEXT_MODEL, embedded_benchmark
 from fastervlm.eval import Question, get_task
+from fastervlm.eval.pictures import open_picture
 from fastervlm.eval.prompts import conversation
 from fastervlm.eval.settings import answer_to
 from fastervlm.report import write_json
@@ -51,7 +51,7 @@ def main() -> None:
 def answer(model: Any, processor: Any, question: Question, count: int | None) -> str:
     """The model's answer from the first `count` visual tokens of the picture, or from all."""
     prompt = conversation(processor, None)(question.text)
-    inputs = processor(images=Image.open(question.image).convert("RGB"), text=prompt, return_tensors="pt")
+    inputs = processor(images=open_picture(question), text=prompt, return_tensors="pt")
     features = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], return_dict=True).pooler_output[0][
         :count
     ]

@@ -34,7 +34,7 @@ def layouts(subject, bench):
     cut = {"native": CropLayout.native, "paper": CropLayout.paper}[subject.anyres.anyres]
     for line in bench["question_file"].read_text().splitlines():
         size = size_of(bench["image_folder"] / json.loads(line)["image"])
-        yield cut(size[::-1], tiny.pinpoints(), tiny.IMAGE, 4)
+        yield cut((size[1], size[0]), tiny.pinpoints(), tiny.IMAGE, 4)
 
 
 @pytest.mark.parametrize("keep", [None, 3])
