@@ -28,7 +28,7 @@ app = typer.Typer(
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The benchmark, for example textvqa.")]
 ModelPath = Annotated[str, typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub.")]
-QuestionFile = Annotated[Path, typer.Option(help="Questions, one JSON object a line.")]
+QuestionFile = Annotated[Path, typer.Option(help="Questions, in the benchmark's own layout.")]
 ImageFolder = Annotated[Path, typer.Option(help="Folder of the pictures named in the question file.")]
 AnnotationFile = Annotated[Path, typer.Option(help="The right answers.")]
 BatchSize = Annotated[int, typer.Option(help="Questions answered at a time.")]
@@ -36,9 +36,10 @@ Limit = Annotated[int | None, typer.Option(help="Take only the first questions."
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; chosen for the device if left out.")]
 Device = Annotated[str | None, typer.Option(help="For example cpu or cuda; chosen if left out.")]
 ConvMode = Annotated[
-    str | None, typer.Option(help="Prompt template: vicuna_v1, or chat for the processor's own; chat if there is one.")
+    str | None,
+    typer.Option(help="Prompt template: vicuna_v1, llava_v1, or chat for the processor's own; chat if there is one."),
 ]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest answer.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens; the benchmark's own if left out.")]
 AspectRatio = Annotated[
     str | None,
     typer.Option("--image-aspect-ratio", help="pad to a square, square: leave it to the processor, or anyres: cut into crops."),
@@ -61,7 +62,9 @@ def eval_(
     question_file: QuestionFile,
     image_folder: ImageFolder,
     answers_file: Annotated[Path, typer.Option(help="Where the answers go (.jsonl).")],
-    annotation_file: Annotated[Path | None, typer.Option(help="The right answers; without them there is no score.")] = None,
+    annotation_file: Annotated[
+        Path | None, typer.Option(help="The right answers, if the question file does not hold them; without them no score.")
+    ] = None,
     visual_token_num: Annotated[
         str | None, typer.Option(help="Visual tokens kept: a count (58) or a fraction (0.1); all if left out.")
     ] = None,
@@ -73,7 +76,7 @@ def eval_(
     device: Device = None,
     conv_mode: ConvMode = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    max_new_tokens: MaxNewTokens = 128,
+    max_new_tokens: MaxNewTokens = None,
     image_aspect_ratio: AspectRatio = None,
     anyres: AnyresMode = "native",
     newline: Newline = "kept",
@@ -88,12 +91,13 @@ def eval_(
     from fastervlm.eval.settings import Settings, seeded
     from fastervlm.eval.subject import Subject
 
+    benchmark = get_task(task)
     settings = Settings(
-        task=get_task(task),
+        task=benchmark,
         question_file=question_file,
         image_folder=image_folder,
         answers_file=answers_file,
-        annotation_file=annotation_file,
+        annotation_file=annotation_file or (question_file if benchmark.answers_inside else None),
         keep=None if visual_token_num is None else _number(visual_token_num),
         method=seeded(method, seed),
         batch_size=batch_size,
@@ -241,7 +245,8 @@ def _speed_lines(protocol: dict[str, Any]) -> list[str]:
     first, rate = protocol["mean_time_to_first_token_s"], protocol["samples_per_second"]
     if protocol["mean_visual_tokens"] is None:
         return []
-    each = f", at most {protocol['visual_token_num']} a crop" if protocol["anyres"] else ""
+    most = protocol["visual_token_num"]
+    each = f", at most {most} a crop" if protocol["anyres"] and isinstance(most, int) else ""
     before = protocol["mean_visual_tokens_unpruned"]
     kept = f"Visual tokens: {protocol['mean_visual_tokens']:.5g} of {before:.5g} a question{each}"
     if rate is None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from encoders.errors import UserError
+from fastervlm.eval.aokvqa import AOKVQA
+from fastervlm.eval.ocrvqa import OCRVQA
+from fastervlm.eval.scienceqa import SCIENCEQA
 from fastervlm.eval.task import Answer, Question, Score, Task
 from fastervlm.eval.textvqa import TEXTVQA
 
 __all__ = ["TASKS", "Answer", "Question", "Score", "Task", "get_task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (TEXTVQA,)}
+TASKS: dict[str, Task] = {task.name: task for task in (TEXTVQA, AOKVQA, OCRVQA, SCIENCEQA)}
 
 
 def get_task(name: str) -> Task:

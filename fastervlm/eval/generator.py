@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -11,9 +12,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import fastervlm
 from fastervlm import PruneHandle
-from fastervlm.eval.pictures import Batch
+from fastervlm.eval.pictures import Batch, Preparation
+from fastervlm.eval.prompts import conversation
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
+from fastervlm.inllm import Simignore
 from fastervlm.measure import FirstTokenClock
 
 
@@ -27,6 +30,7 @@ class Generator:
     def __init__(self, subject: Subject, settings: Settings, handle: PruneHandle | None) -> None:
         self.model, self.processor, self.settings = subject.model, subject.processor, settings
         self.handle = handle
+        self.encodes_anew = handle is not None and (not settings.in_llm or _has_paper_layout(subject))
         self.visual_tokens: list[tuple[int, int]] = []
         self.device: torch.device = subject.model.device
         self.clock = FirstTokenClock(self.device)
@@ -39,7 +43,7 @@ class Generator:
         temperature = self.settings.temperature or None
         if temperature:
             torch.manual_seed(self.settings.seed + batch.questions[0].line)
-        ids = self._generate(batch, self.settings.max_new_tokens, temperature)
+        ids = self._generate(batch, self.settings.longest_answer, temperature)
         self.visual_tokens = self._count(batch)
         texts = self.processor.batch_decode(ids, skip_special_tokens=True)
         return [self.settings.task.post_process(text) for text in texts]
@@ -52,7 +56,13 @@ class Generator:
     def _count(self, batch: Batch) -> list[tuple[int, int]]:
         """For each question the visual tokens left and those before, read off the trace and the prompt."""
         before = (batch.inputs["input_ids"] == self.model.config.image_token_id).sum(dim=1).tolist()
-        left = before if self.handle is None else [trace.num_tokens for trace in self.handle.trace]
+        if self.handle is None:
+            return list(zip(before, before, strict=True))
+        if self.settings.in_llm:  # one trace a row, not a picture
+            left = [trace.num_tokens for trace in self.handle.trace]
+        else:
+            shown = iter(self.handle.trace)
+            left = [next(shown).num_tokens if question.image else 0 for question in batch.questions]
         return list(zip(left, before, strict=True))
 
     def _generate(self, batch: Batch, max_new_tokens: int, temperature: float | None) -> torch.Tensor:
@@ -76,7 +86,7 @@ class Generator:
         """The inputs of `generate`, where each picture is encoded once however many questions ask about it."""
         if image_index is None:
             return dict(inputs)
-        if self.handle is not None:
+        if self.encodes_anew:
             return {**inputs, "image_index": image_index}
         pictures = {name: value for name, value in inputs.items() if name in ("pixel_values", "image_sizes")}
         with torch.no_grad():
@@ -86,14 +96,35 @@ class Generator:
         return {**text, "mm_encoder_outputs": {"image": shown}}
 
 
-def pruned(subject: Subject, settings: Settings) -> Any:
+@contextmanager
+def pruned(subject: Subject, settings: Settings) -> Iterator[Any]:
     """A context in which the model is pruned as the settings say; gives the handle, None without pruning.
 
-    The paper's layout is none of transformers': without a budget it is still laid out by pruning that keeps all.
+    The paper's layout is none of transformers': where nothing is pruned before the language model, it is still laid out by
+    pruning that keeps all.
     """
-    keep = settings.keep
-    if keep is None and subject.has_crops and subject.anyres.anyres == "paper":
-        keep = 1.0
-    if keep is None:
-        return nullcontext()
-    return fastervlm.prune(subject.model, keep, method=settings.pruner, **asdict(subject.anyres))
+    layout = asdict(subject.anyres)
+    with ExitStack() as stack:
+        handle = None
+        if _has_paper_layout(subject) and (settings.keep is None or settings.in_llm):
+            handle = stack.enter_context(fastervlm.prune(subject.model, 1.0, **layout))
+        if settings.keep is not None:
+            kept = {} if settings.in_llm else layout
+            handle = stack.enter_context(fastervlm.prune(subject.model, settings.keep, method=settings.pruner, **kept))
+        yield handle
+
+
+def _has_paper_layout(subject: Subject) -> bool:
+    return subject.has_crops and subject.anyres.anyres == "paper"
+
+
+def preparation(subject: Subject, settings: Settings) -> Preparation:
+    """How the run's questions become model inputs."""
+    ask, task = conversation(subject.processor, settings.conv_mode), settings.task
+    selector = task.selector if settings.in_llm and isinstance(settings.pruner, Simignore) else None
+    return Preparation(
+        lambda question: ask(task.prompt(question), question.image is not None),
+        settings.aspect_ratio(subject),
+        settings.blind,
+        selector,
+    )

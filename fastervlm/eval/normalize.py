@@ -1,6 +1,7 @@
 """The answer normalisation of the EvalAI server, which TextVQA, VQAv2 and VizWiz are scored with.
 
-Its oddities are kept, since published numbers contain them; each is named where it happens.
+OCR-VQA is scored without its first step. Its oddities are kept, since published numbers contain them; each is named where it
+happens.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ ARTICLES = {"a", "an", "the"}
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 _PERIOD = re.compile(r"\.(?!\d)")
+_THOUSANDS = re.compile(r"\d,\d")
 _MOST_PERIODS = 32
 
 # The official table, less the entries with a capital letter, which a lower-cased answer never meets.
@@ -50,8 +52,17 @@ def normalize(answer: str) -> str:
         >>> normalize("The Two-Way sign's")
         '2 way sign 's'
     """
-    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    text = text.replace("\n", " ").replace("\t", " ").strip()
+    return clean(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip())
+
+
+def clean(answer: str) -> str:
+    """`normalize` without its first step, so that commas, question marks and "'s" go the way of other marks.
+
+    Example:
+        >>> clean("the Two-Way sign's"), clean("a-b 1,000")
+        ('2 way sign's', 'ab 1000')
+    """
+    text = answer.replace("\n", " ").replace("\t", " ").strip()
     words = [DIGITS.get(word, word) for word in _without_marks(text).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
@@ -59,11 +70,11 @@ def normalize(answer: str) -> str:
 def _without_marks(text: str) -> str:
     """Marks and periods removed.
 
-    A mark that touches a space anywhere in the input vanishes everywhere; any other becomes a space. A period goes unless
-    a digit follows it, and at most 32 of them go.
+    A mark that touches a space anywhere in the input vanishes everywhere, and so does every mark of an input with a comma
+    between digits; any other becomes a space. A period goes unless a digit follows it, and at most 32 of them go.
     """
-    result = text
+    result, thousands = text, _THOUSANDS.search(text)
     for mark in MARKS:
-        beside_space = f"{mark} " in text or f" {mark}" in text
-        result = result.replace(mark, "" if beside_space else " ")
+        vanishes = thousands or f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if vanishes else " ")
     return _PERIOD.sub("", result, count=_MOST_PERIODS)

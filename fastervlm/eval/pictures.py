@@ -32,7 +32,7 @@ class Batch:
     """Questions ready for the model.
 
     `inputs` is what the processor returned, None if every picture failed. A picture that several questions ask about
-    stands in it once; `image_index` then says which picture each question shows.
+    stands in it once; `image_index` then says which picture each question that has one shows.
     """
 
     questions: list[Question]
@@ -43,26 +43,34 @@ class Batch:
 
 @dataclass(frozen=True)
 class Preparation:
-    """How a question becomes model inputs: `ask` writes the whole prompt, `blind` replaces each picture by flat grey."""
+    """How a question becomes model inputs.
+
+    `ask` writes the whole prompt, `blind` replaces each picture by flat grey, and `selector` gives the text whose token ids
+    go along as `selector_ids`, if any do.
+    """
 
     ask: Callable[[Question], str]
     image_aspect_ratio: str = "pad"
     blind: bool = False
+    selector: Callable[[Question], str] | None = None
 
     def __call__(self, questions: Sequence[Question], processor: Any) -> Batch:
         """Open and process the pictures; a question whose picture fails is left out and its reason kept."""
         opened: dict[Path, Image.Image | BadPicture] = {}
         for question in questions:
-            if question.image not in opened:
+            if question.image is not None and question.image not in opened:
                 opened[question.image] = self._try(question, processor)
-        failures = {q.line: str(opened[q.image]) for q in questions if isinstance(opened[q.image], BadPicture)}
+        reasons = {file: str(picture) for file, picture in opened.items() if isinstance(picture, BadPicture)}
+        failures = {q.line: reasons[q.image] for q in questions if q.image is not None and q.image in reasons}
         good = [question for question in questions if question.line not in failures]
         if not good:
             return Batch(good, None, failures)
+        files = [question.image for question in good if question.image is not None]
         prompts = [self.ask(question) for question in good]
-        pictures = [opened[question.image] for question in good]
-        inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
-        files = [question.image for question in good]
+        inputs = processor(images=[opened[f] for f in files] or None, text=prompts, padding=True, return_tensors="pt")
+        if self.selector is not None:
+            texts = [self.selector(question) for question in good]
+            inputs["selector_ids"] = processor.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
         first = {file: files.index(file) for file in files}
         if len(first) == len(files):
             return Batch(good, inputs, failures)
@@ -88,6 +96,8 @@ class Preparation:
 
 def open_picture(question: Question) -> Image.Image:
     """The whole picture in RGB, or `BadPicture`."""
+    if question.image is None:
+        raise BadPicture("is not part of the question")
     try:
         with Image.open(question.image) as picture:
             if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,21 +13,30 @@ VICUNA_V1 = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
     "USER: <image>\n{text} ASSISTANT:"
 )
-TEMPLATES = {"vicuna_v1": VICUNA_V1}
+LLAVA_V1 = VICUNA_V1.replace("curious user", "curious human").replace("the user's", "the human's")
+TEMPLATES = {"vicuna_v1": VICUNA_V1, "llava_v1": LLAVA_V1}
+PICTURE = "<image>\n"
 CONV_MODES = (*TEMPLATES, "chat")
 
 
-def conversation(processor: Any, mode: str | None) -> Callable[[str], str]:
-    """A function from the question's text to the whole prompt; without a mode the processor's chat template, if it has one."""
+def conversation(processor: Any, mode: str | None) -> Callable[..., str]:
+    """A function `(text, with_picture=True)` from the question's text to the whole prompt.
+
+    Without a mode it is the processor's chat template, if there is one.
+    """
     has_template = bool(getattr(processor, "chat_template", None))
     mode = mode or ("chat" if has_template else "vicuna_v1")
     if mode in TEMPLATES:
-        return lambda text: TEMPLATES[mode].replace("{text}", text)
+        return functools.partial(_fill, TEMPLATES[mode])
     if not has_template:
         raise UserError("The model's processor has no chat template; use --conv-mode vicuna_v1.")
-    return lambda text: _chat(processor, text)
+    return functools.partial(_chat, processor)
 
 
-def _chat(processor: Any, text: str) -> str:
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-    return processor.apply_chat_template([message], add_generation_prompt=True)
+def _fill(template: str, text: str, with_picture: bool = True) -> str:
+    return (template if with_picture else template.replace(PICTURE, "")).replace("{text}", text)
+
+
+def _chat(processor: Any, text: str, with_picture: bool = True) -> str:
+    content = [*([{"type": "image"}] if with_picture else []), {"type": "text", "text": text}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

@@ -1,4 +1,4 @@
-"""Reading question files: one JSON object a line, checked whole before a model is loaded."""
+"""Reading question files, checked whole before a model is loaded: one JSON object a line, or one JSON document."""
 
 from __future__ import annotations
 
@@ -14,13 +14,28 @@ IMAGE_TOKEN = "<image>"
 
 def read_questions(question_file: Path, image_folder: Path) -> list[Question]:
     """The questions of a LLaVA question file (`question_id`, `image`, `text`), in the file's order."""
-    if not image_folder.is_dir():
-        raise UserError(f"The image folder {image_folder} does not exist; give the folder that holds the pictures.")
-    folder = image_folder.resolve()
+    folder = existing_folder(image_folder)
     questions = [_question(record, line, question_file, folder) for line, record in read_jsonl(question_file)]
     if not questions:
         raise UserError(f"The question file {question_file} holds no question.")
     return questions
+
+
+def existing_folder(image_folder: Path) -> Path:
+    """The image folder, resolved."""
+    if not image_folder.is_dir():
+        raise UserError(f"The image folder {image_folder} does not exist; give the folder that holds the pictures.")
+    return image_folder.resolve()
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON; give the file as it was released.") from None
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -48,17 +63,21 @@ def _question(record: dict[str, Any], line: int, path: Path, folder: Path) -> Qu
         raise UserError(f"{path}, line {line}: 'question_id' must be a text or a number.")
     if not isinstance(text, str):
         raise UserError(f"{path}, line {line}: 'text' with the question is missing.")
-    if IMAGE_TOKEN in text:
-        raise UserError(
-            f"{path}, line {line}: the question holds {IMAGE_TOKEN}; remove it, the prompt template places the picture."
-        )
     image = record.get("image")
     if not isinstance(image, str) or not image:
         raise UserError(f"{path}, line {line}: the question has no image; 'image' must name a file in the image folder.")
-    return Question(line, question_id, text, _inside(folder, image, f"{path}, line {line}"))
+    where = f"{path}, line {line}"
+    return Question(line, question_id, without_image_token(text, where), inside(folder, image, where))
 
 
-def _inside(folder: Path, image: str, where: str) -> Path:
+def without_image_token(text: str, where: str) -> str:
+    """The text itself; refused if it would place a picture."""
+    if IMAGE_TOKEN in text:
+        raise UserError(f"{where}: the question holds {IMAGE_TOKEN}; remove it, the prompt template places the picture.")
+    return text
+
+
+def inside(folder: Path, image: str, where: str) -> Path:
     """The picture's path; refused if it leaves the image folder by an absolute path, `..` or a link."""
     try:
         inside = not Path(image).is_absolute() and (folder / image).resolve().is_relative_to(folder)

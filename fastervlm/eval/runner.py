@@ -21,9 +21,8 @@ from fastervlm.eval.answers import (
     write_answers,
     write_protocol,
 )
-from fastervlm.eval.generator import Generator, pruned
-from fastervlm.eval.pictures import Batch, Preparation, prepared
-from fastervlm.eval.prompts import conversation
+from fastervlm.eval.generator import Generator, preparation, pruned
+from fastervlm.eval.pictures import Batch, prepared
 from fastervlm.eval.protocol import circumstances, results
 from fastervlm.eval.settings import Settings, answer_to, identity_of
 from fastervlm.eval.subject import Subject, hash_files
@@ -80,13 +79,10 @@ def _answer_all(subject: Subject, settings: Settings, questions: list[Question],
     failed = journal.failures
     left = [question for question in questions if question.line not in journal.entries or question.line in failed]
     batches = [left[start : start + settings.batch_size] for start in range(0, len(left), settings.batch_size)]
-    ask = conversation(subject.processor, settings.conv_mode)
-    shape = settings.aspect_ratio(subject)
-    preparation = Preparation(lambda question: ask(settings.task.prompt(question)), shape, settings.blind)
     with (
         pruned(subject, settings) as handle,
         _progress(len(questions), len(questions) - len(left)) as advance,
-        closing(prepared(batches, preparation, subject.processor)) as ready,
+        closing(prepared(batches, preparation(subject, settings), subject.processor)) as ready,
     ):
         generator = Generator(subject, settings, handle)
         watch = Stopwatch(generator.device)

@@ -14,6 +14,7 @@ from fastervlm.eval.pictures import ASPECT_RATIOS
 from fastervlm.eval.prompts import CONV_MODES, conversation
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Answer, Question, Task
+from fastervlm.inllm import InLLM
 from fastervlm.methods import METHODS, Method, get_method
 
 ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -24,6 +25,7 @@ LEAST = {"batch_size": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0}
 class Settings:
     """All that is chosen about a run besides the model; `keep` None leaves the model unpruned.
 
+    `max_new_tokens` None is the benchmark's own.
     `limit` takes only the first questions, `blind` replaces each picture by flat grey, `seed` matters only with a
     temperature.
     """
@@ -39,7 +41,7 @@ class Settings:
     limit: int | None = None
     conv_mode: str | None = None
     temperature: float = 0.0
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = None
     image_aspect_ratio: str | None = None
     seed: int = 0
     blind: bool = False
@@ -64,6 +66,16 @@ class Settings:
     def pruner(self) -> Method:
         """The pruning method itself; it has no say without a budget."""
         return get_method(self.method)
+
+    @property
+    def longest_answer(self) -> int:
+        """The most tokens of an answer."""
+        return self.task.max_new_tokens if self.max_new_tokens is None else self.max_new_tokens
+
+    @property
+    def in_llm(self) -> bool:
+        """Whether the model is pruned inside its language model."""
+        return self.keep is not None and isinstance(self.pruner, InLLM)
 
     @property
     def method_name(self) -> str:
@@ -95,26 +107,33 @@ def _choice(what: str, value: str | None, choices: Sequence[str]) -> None:
 
 def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
     """All that the answers depend on; runs that differ in any of it never share an answers file. Loads the model."""
-    total = subject.num_visual_tokens
     return {
         "task": settings.task.name,
         "model": subject.name,
         "weights_sha256": subject.weights_sha256,
         "processor_sha256": subject.processor_sha256,
         "method": settings.method_name,
-        "visual_token_num": settings.budget.resolve(total) if settings.budget else total,
+        "visual_token_num": _visual_token_num(subject, settings),
         "prompt_template": conversation(subject.processor, settings.conv_mode)("{text}"),
         "image_aspect_ratio": settings.aspect_ratio(subject),
         "anyres": asdict(subject.anyres) if subject.has_crops else None,
         "blind": settings.blind,
         "dtype": str(subject.model.dtype).removeprefix("torch."),
-        "max_new_tokens": settings.max_new_tokens,
+        "max_new_tokens": settings.longest_answer,
         "temperature": float(settings.temperature),
         "seed": settings.seed if settings.temperature > 0 else None,
         "question_file_sha256": hash_files([settings.question_file]),
         "image_folder": str(settings.image_folder.resolve()),
         "limit": settings.limit,
     }
+
+
+def _visual_token_num(subject: Subject, settings: Settings) -> int | str:
+    """Visual tokens kept of a picture or a crop; inside the language model a picture's crops are no longer told apart."""
+    if settings.in_llm and subject.has_crops:
+        return f"{settings.keep} of all crops"
+    total = subject.num_visual_tokens
+    return settings.budget.resolve(total) if settings.budget else total
 
 
 def answer_to(question: Question, text: str, identity: dict[str, Any]) -> Answer:

@@ -17,7 +17,7 @@ PEOPLE = 10
 
 
 def question_of(prompt: str) -> str:
-    """The question inside a prompt, lower-cased and not stripped.
+    """The question inside a prompt, not stripped.
 
     Three forms of prompt are known: `OCR tokens: ... Question: Q Short answer:`; three lines with a `Reference OCR token: `
     line before or after the question; two lines, the question first.
@@ -26,11 +26,11 @@ def question_of(prompt: str) -> str:
     if prompt.startswith("OCR tokens: "):
         found = re.search(r"Question: (.*?) Short answer:", prompt, re.DOTALL)
         if found:
-            return found.group(1).lower()
+            return found.group(1)
     elif "Reference OCR token: " in prompt and len(lines) == 3:
-        return lines[1 if prompt.startswith("Reference OCR token:") else 0].lower()
+        return lines[1 if prompt.startswith("Reference OCR token:") else 0]
     elif len(lines) == 2:
-        return lines[0].lower()
+        return lines[0]
     raise UserError(
         f"The prompt {prompt!r} has none of the three forms of TextVQA; use the question file of the LLaVA scripts."
     )
@@ -69,7 +69,7 @@ def score(answers: Sequence[Answer], annotation_file: Path) -> Score:
 
 
 def _value(answer: Answer, annotations: dict[tuple[Any, str], dict[str, Any]], path: Path) -> float:
-    key = (answer["question_id"], question_of(answer["prompt"]))
+    key = (answer["question_id"], question_of(answer["prompt"]).lower())
     if key not in annotations:
         raise UserError(
             f"{path} has no annotation for question {key[0]!r} ({key[1]!r}); use the annotations of the same split."
@@ -82,4 +82,4 @@ def _value(answer: Answer, annotations: dict[tuple[Any, str], dict[str, Any]], p
     return answer_values(given).get(normalize(answer["text"]), 0.0)
 
 
-TEXTVQA = Task(name="textvqa", questions=read_questions, score=score)
+TEXTVQA = Task(name="textvqa", questions=read_questions, score=score, selector=lambda asked: question_of(asked.text))

@@ -46,7 +46,7 @@ PROMPTS = [
 
 @pytest.mark.parametrize(("prompt", "question"), PROMPTS)
 def test_question_is_found_in_each_form_of_prompt(prompt, question):
-    assert question_of(prompt) == question
+    assert question_of(prompt).lower() == question
 
 
 @pytest.mark.parametrize("prompt", ["", "What?", "a\nb\nc", "a\nb\nc\nd", "OCR tokens: nothing else\nmore"])
