@@ -7,14 +7,16 @@ with fastervlm.prune(model, keep=58):
 
 from encoders import ScoredPatches, UserError, UserTypeError, VisionEncoder, wrap
 from fastervlm.budget import TokenBudget
+from fastervlm.handle import Handle
 from fastervlm.inllm import FastV, InLLM, Simignore
+from fastervlm.inllm.handle import InLLMHandle
 from fastervlm.kept import KeptTokens
 from fastervlm.load import load
 from fastervlm.methods import METHODS, ClsAttention, Method, RandomTokens, UniformGrid
 from fastervlm.overlay import overlay
 from fastervlm.patches import KeptPatches, prune_patches
 from fastervlm.prune import PruneHandle, prune
-from fastervlm.trace import CropsTrace, ImageTrace
+from fastervlm.trace import CropsTrace, ImageTrace, TokenTrace
 
 __version__ = "0.1.0"
 
@@ -23,8 +25,10 @@ __all__ = [
     "ClsAttention",
     "CropsTrace",
     "FastV",
+    "Handle",
     "ImageTrace",
     "InLLM",
+    "InLLMHandle",
     "KeptPatches",
     "KeptTokens",
     "Method",
@@ -33,6 +37,7 @@ __all__ = [
     "ScoredPatches",
     "Simignore",
     "TokenBudget",
+    "TokenTrace",
     "UniformGrid",
     "UserError",
     "UserTypeError",

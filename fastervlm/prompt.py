@@ -67,11 +67,15 @@ def _numbers(call: Call, mask: Tensor | None, *, by_mask: bool) -> Tensor:
         columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return columns if mask is None or not by_mask else (mask.long().cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
     given = given.expand_as(ids)
-    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    before = given.masked_fill(~real, -1).cummax(dim=1).values[:, :-1]
-    if bool((real[:, 1:] & (given[:, 1:] <= before)).any()):
-        raise UserError("Under fastervlm.prune position_ids must rise along each row; pass packed rows one by one.")
+    check_rising(given, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
     return given
+
+
+def check_rising(numbers: Tensor, real: Tensor) -> None:
+    """Refuse position ids (R, T) that do not rise along each row, at the columns where real (R, T) is true."""
+    before = numbers.masked_fill(~real, -1).cummax(dim=1).values[:, :-1]
+    if bool((real[:, 1:] & (numbers[:, 1:] <= before)).any()):
+        raise UserError("Under fastervlm.prune position_ids must rise along each row; pass packed rows one by one.")
 
 
 def _columns_to_keep(model: Any, ids: Tensor, encoded: Encoded) -> Tensor:

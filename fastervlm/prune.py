@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from types import MethodType, TracebackType
+from types import MethodType
 from typing import Any, Literal
 
 from torch import nn
@@ -14,7 +14,9 @@ from encoders import UserError, UserTypeError
 from fastervlm import generation
 from fastervlm.anyres import Anyres
 from fastervlm.budget import TokenBudget
+from fastervlm.handle import Handle
 from fastervlm.inllm import InLLM
+from fastervlm.inllm.handle import InLLMHandle
 from fastervlm.llava import Llava
 from fastervlm.llava_next import LlavaNext
 from fastervlm.methods import Method, get_method
@@ -34,23 +36,29 @@ def prune(
     newline: Literal["kept", "all", "none"] = "kept",
     budget: Literal["crop", "image"] = "crop",
     positions: Literal["compact", "original"] = "compact",
-) -> PruneHandle:
+) -> PruneHandle | InLLMHandle:
     """Let only the best visual tokens of each picture reach the projector and the language model of `model`.
 
     It acts at once and on this instance alone. `model.generate(**processor(...))` and `model(...)` then work as before, in
     every mode of generation; sequences come back with the unpruned prompt in front. Logits, hidden states and KV cache have
     the pruned length. Source: FasterVLM, arXiv 2412.01818.
 
+    A method such as `FastV` prunes inside the language model instead: all visual tokens get there, and the worse ones leave
+    before one of its layers. Sequences, logits and hidden states then keep their length (states of dropped tokens are zero, and
+    their logits mean nothing), and the KV cache shrinks in the layers behind. Both kinds can be stacked, and several of the
+    second kind at different layers.
+
     Several prompts about one picture need it encoded once only: pass the picture once in `pixel_values`, and
     `image_index=[0, 0, 1]` beside it to say which picture each <image> of the prompts shows.
 
     Args:
         model: a `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`, with whatever attention backend,
-            dtype or device map.
+            dtype or device map; inside the language model of a `VideoLlavaForConditionalGeneration` too.
         keep: how many visual tokens to keep of each picture, or of each crop of LLaVA-NeXT, its overview included: a count
-            (58), a fraction (0.1) or a `TokenBudget`.
+            (58), a fraction (0.1) or a `TokenBudget`. Inside the language model: of all visual tokens of a prompt together.
         method: which ones: a name in `fastervlm.methods.METHODS` or a method.
-        anyres: how pictures cut into crops are laid out; this and the next two do not matter to models with one crop.
+        anyres: how pictures cut into crops are laid out; this and the next two do not matter to models with one crop, and
+            neither they nor `positions` matter inside the language model.
             "native" is the model's own way: patches that un-padding removes never compete, so that a crop that is mostly
             padding keeps what it has. "paper" is the reference implementation's, (1 + crops) * K tokens, padding and all; it
             needs the processor of `fastervlm.load(..., anyres="paper")`.
@@ -66,19 +74,19 @@ def prune(
             already.
         UserTypeError: the model is of a kind that is not supported.
     """
-    tokens, layout = TokenBudget.of(keep), Anyres(anyres, newline, budget)
+    tokens, layout, chosen = TokenBudget.of(keep), Anyres(anyres, newline, budget), get_method(method)
     _check_choice("positions", positions, ("compact", "original"))
-    if isinstance(get_method(method), InLLM):
-        raise UserError(f"method={method!r} does not work yet; choose one that prunes before the language model.")
+    if isinstance(chosen, InLLM):
+        return InLLMHandle(model, tokens, chosen)
     family = _family(model)
     if _HANDLE in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
     family.check(model)
-    return PruneHandle(model, family, tokens, get_method(method), layout, positions)
+    return PruneHandle(model, family, tokens, chosen, layout, positions)
 
 
-class PruneHandle:
-    """Undoes a pruning, like torch's `RemovableHandle`, and tells what the last call kept.
+class PruneHandle(Handle):
+    """Undoes a pruning in front of the language model, and tells what the last call kept.
 
     Attributes:
         budget: the token budget in force.
@@ -109,25 +117,20 @@ class PruneHandle:
         own = self.originals[name]
         return own if own is not None else getattr(type(self.model), name).__get__(self.model)
 
+    @property
+    def active(self) -> bool:
+        """Whether the model is pruned by this handle still."""
+        return self.model.__dict__.get(_HANDLE) is self
+
     def remove(self) -> None:
         """Give the model its own methods back; a second call does nothing."""
-        if self.model.__dict__.get(_HANDLE) is not self:
+        if not self.active:
             return
         for name, own in self.originals.items():
             del self.model.__dict__[name]
             if own is not None:
                 self.model.__dict__[name] = own
         del self.model.__dict__[_HANDLE]
-
-    def __enter__(self) -> PruneHandle:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.remove()
-
-    def __repr__(self) -> str:
-        state = "active" if self.model.__dict__.get(_HANDLE) is self else "removed"
-        return f"PruneHandle({type(self.model).__name__}, {self.budget}, {self.method!r}, {state})"
 
 
 def _bound(model: nn.Module, name: str, function: Callable[..., Any]) -> MethodType:

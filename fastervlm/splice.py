@@ -15,6 +15,25 @@ from torch.nn import functional as F
 from encoders import UserError
 
 
+def padded_right(mask: Tensor) -> bool:
+    """Whether a batch with the attention mask (R, T) is padded on the right, and not on both sides."""
+    return bool((mask[:, -1] == 0).any()) and not bool((mask[:, 0] == 0).any())
+
+
+def line_up(keep: Tensor, *, right: bool) -> tuple[Tensor, Tensor]:
+    """The columns of each row where keep (R, T) is true, ascending, in rows of equal length.
+
+    Returns:
+        The columns (R, L), and a bool mask (R, L) of those that are none: they fill shorter rows up, at the right or the left.
+    """
+    count = keep.sum(dim=1, keepdim=True)
+    length = int(count.max())
+    place = torch.arange(length, device=keep.device)
+    if right:
+        return keep.long().argsort(dim=1, descending=True, stable=True)[:, :length], place >= count
+    return keep.long().argsort(dim=1, stable=True)[:, keep.shape[1] - length :], place < length - count
+
+
 @dataclass(frozen=True, eq=False)
 class Splice:
     """Which columns of an unpruned prompt stay, row by row.
@@ -44,14 +63,8 @@ class Splice:
     def of(cls, ids: Tensor, mask: Tensor | None, keep: Tensor, numbers: Tensor, **settings: Any) -> Splice:
         """Keep the columns where keep (R, T) is true; the pads of the prompt count as columns too."""
         mask = torch.ones_like(ids) if mask is None else mask
-        count = keep.sum(dim=1, keepdim=True)
-        length = int(count.max())
-        place = torch.arange(length, device=ids.device)
-        if bool((mask[:, -1] == 0).any()) and not bool((mask[:, 0] == 0).any()):  # padded on the right
-            order = keep.long().argsort(dim=1, descending=True, stable=True)[:, :length]
-            return cls(ids, mask, order, place >= count, numbers, **settings)
-        order = keep.long().argsort(dim=1, stable=True)[:, ids.shape[1] - length :]
-        return cls(ids, mask, order, place < length - count, numbers, **settings)
+        order, filler = line_up(keep, right=padded_right(mask))
+        return cls(ids, mask, order, filler, numbers, **settings)
 
     @property
     def removed(self) -> int:

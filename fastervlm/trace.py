@@ -75,7 +75,7 @@ class CropsTrace:
     @property
     def crop(self) -> Tensor:
         """(T,) the crop that each token comes from, 0 for the overview; -1 for a newline."""
-        return self.tokens.div(self.cut.side**2, rounding_mode="floor").masked_fill(self.tokens == NEWLINE, NEWLINE)
+        return self.tokens.div(self.cut.side**2, rounding_mode="floor")  # of -1 too
 
     @property
     def boxes(self) -> Tensor:
@@ -90,6 +90,26 @@ class CropsTrace:
         start, unit = regions[:, :2], (regions[:, 2:] - regions[:, :2]) / side
         boxes = torch.cat((start + corner * unit, start + (corner + 1) * unit), dim=1)
         return boxes.masked_fill((tokens == NEWLINE)[:, None], float("nan"))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTrace:
+    """One prompt of the last call that was pruned inside the language model. Dims: n visual tokens of all its pictures, K kept.
+
+    Attributes:
+        scores: (n,) float32, what the method ranked by; 0 for tokens that were gone already.
+        index: (K,) int64, the kept tokens among the visual tokens of the prompt, ascending.
+        layer: the first layer that sees these only.
+    """
+
+    scores: Tensor
+    index: Tensor
+    layer: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many visual tokens that layer and all behind it see."""
+        return len(self.index)
 
 
 Trace = ImageTrace | CropsTrace

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+from torch.nn import functional as F
 
 from encoders import UserError
 from fastervlm.inllm.method import InLLM, check_count, check_mode
+from fastervlm.mixing import mix
+
+if TYPE_CHECKING:
+    from fastervlm.inllm.columns import Columns
+    from fastervlm.inllm.prompt import Prompt
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class FastV(InLLM):
         mode: "drop" or "mask", see `InLLM`.
         reference_offsets: rank and prune one column further to the right than the visual tokens stand, as the scripts behind
             the paper's tables do: the first visual token always stays, and the first token of text behind the last competes.
-        random_seed: of the draw at layer 0; it depends on the prompt's own visual tokens and on nothing else in the batch.
+        random_seed: of the draw at layer 0; it depends on the token ids of the prompt and on nothing else in the batch.
 
     Raises:
         UserError: a value out of its range.
@@ -37,3 +45,24 @@ class FastV(InLLM):
         check_mode(self.mode)
         if not -(1 << 63) <= self.random_seed < 1 << 63:
             raise UserError(f"random_seed={self.random_seed} is too large; give a number below 2 ** 63.")
+
+    @property
+    def reads_attention(self) -> bool:
+        """True but for the random draw at layer 0."""
+        return self.layer > 0
+
+    def candidates(self, visual: Tensor) -> Tensor:
+        """The visual tokens (R, T), or under `reference_offsets` the tokens right of them."""
+        return F.pad(visual[:, :-1], (1, 0)) if self.reference_offsets else visual
+
+    def rank(self, prompt: Prompt, states: Tensor, columns: Columns, row: Tensor | None) -> tuple[Tensor, Tensor]:
+        """By attention, which is also the score; at layer 0 by a draw."""
+        worth = self._draw(prompt, columns) if row is None else row
+        return worth, worth
+
+    def _draw(self, prompt: Prompt, columns: Columns) -> Tensor:
+        """(R, L) float32 in [0, 1), by seed, the prompt's ids and the place of a column among its visual tokens."""
+        place = prompt.real.long().cumsum(dim=1)
+        key = mix(mix(place) + prompt.ids).masked_fill(~prompt.real, 0).sum(dim=1, keepdim=True)
+        drawn = mix(mix(key + mix(place)) + self.random_seed) >> 40 & 0xFFFFFF
+        return drawn.gather(1, columns.order).float() / 0x1000000

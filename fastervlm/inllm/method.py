@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, NoReturn
+import abc
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from torch import Tensor
 
 from encoders import ScoredPatches, UserError
+
+if TYPE_CHECKING:
+    from fastervlm.inllm.columns import Columns
+    from fastervlm.inllm.prompt import Prompt
 
 MODES = ("drop", "mask")
 
 
-class InLLM:
+class InLLM(abc.ABC):
     """A method that prunes in front of a layer of the language model; give it to `fastervlm.prune`.
 
     Attributes:
@@ -20,6 +27,29 @@ class InLLM:
 
     layer: int
     mode: Literal["drop", "mask"]
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether `rank` needs the attention of the prompt's last token in the layer before."""
+        return False
+
+    def candidates(self, visual: Tensor) -> Tensor:
+        """Which columns (R, T) bool of a prompt compete, given those of visual tokens (R, T)."""
+        return visual
+
+    @abc.abstractmethod
+    def rank(self, prompt: Prompt, states: Tensor, columns: Columns, row: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What to choose by.
+
+        Args:
+            prompt: what is read.
+            states: (R, L, D), the input of the layer.
+            columns: which columns of the prompt they are.
+            row: (R, L) float32, the attention of the prompt's last token in the layer before, if `reads_attention`.
+
+        Returns:
+            A float of any kind for each (R, L), more is better, and the scores (R, L) float32 that the trace shows.
+        """
 
     def __call__(self, patches: ScoredPatches, k: int) -> NoReturn:
         """Refuse patches: before the language model there is nothing to rank by.

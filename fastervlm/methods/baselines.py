@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from encoders import ScoredPatches, UserError
 from fastervlm.kept import KeptTokens
+from fastervlm.mixing import mix
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,7 @@ class RandomTokens:
         """Keep `k` patches of each picture."""
         rows, columns = patches.grid
         patch = torch.arange(rows * columns, device=patches.image_key.device)
-        return KeptTokens.top(_hash(_hash(patches.image_key[:, None] + _hash(patch + 1)) + self.seed), k)
-
-
-def _hash(x: Tensor) -> Tensor:
-    """A 64-bit mixing of int64 values: multiply and xor-shift rounds, wrapping around as the hardware does."""
-    for multiplier, shift in ((-0x40A7B892E31B1A47, 30), (-0x6B2FB644ECCEEE15, 27), (0x1E3779B97F4A7C15, 31)):
-        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * multiplier
-    return x ^ ((x >> 32) & 0xFFFFFFFF)
+        return KeptTokens.top(mix(mix(patches.image_key[:, None] + mix(patch + 1)) + self.seed), k)
 
 
 @dataclass(frozen=True)

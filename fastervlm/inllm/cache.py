@@ -1,0 +1,151 @@
+"""KV caches whose deeper layers hold fewer keys, without anybody noticing.
+
+A layer of such a cache reports the length of the whole prompt, so that everything outside the decoder layers counts and masks
+as if nothing were gone; the decoder layers know better (see `run`). Which columns its keys are, the cache remembers itself,
+through reordering, copying and cutting. It grows only where its owner lets it: elsewhere the stock model would misread it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from encoders import UserError
+from fastervlm.inllm.columns import Columns
+
+_KNOWN = "_fastervlm_inllm"
+
+
+class Memory:
+    """The columns that the keys of some layers of one cache belong to; these layers share it."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+
+
+class _Kept:
+    """What a shortened layer does differently; mixed into transformers' own kind of layer."""
+
+    memory: Memory | None
+    first: bool
+    may_grow: bool
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values, if the model that shortened this layer is running."""
+        if self.memory is not None and not self.may_grow:
+            raise UserError(
+                "This KV cache holds a prompt that was pruned inside the language model; continue it with the same model while "
+                "it is pruned, or start again without past_key_values."
+            )
+        self.may_grow = False
+        return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
+
+    def get_seq_length(self) -> int:
+        """How many tokens were read, those included that are gone."""
+        held = super().get_seq_length()  # type: ignore[misc]
+        return held + self.memory.columns.removed if held and self.memory is not None else held
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Masks are made over all columns; the decoder layers pick theirs."""
+        if self.memory is None:
+            return super().get_mask_sizes(query_length)  # type: ignore[misc]
+        return self.get_seq_length() + query_length, 0
+
+    def reset(self) -> None:
+        """Forget keys and columns."""
+        super().reset()  # type: ignore[misc]
+        self.memory = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take rows, and their columns with them."""
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._take_rows(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Take rows, and their columns with them."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._take_rows(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat rows, and their columns with them."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        if self.memory is not None:
+            rows = torch.arange(len(self.memory.columns.order))
+            self._take_rows(rows.repeat_interleave(repeats))
+
+    def _take_rows(self, index: Tensor) -> None:
+        if self.memory is not None and self.first:  # the others share the memory
+            self.memory.columns = self.memory.columns.rows(index)
+
+
+class KeptLayer(_Kept, DynamicLayer):
+    """A `DynamicLayer` that holds some columns of a prompt."""
+
+
+class KeptSlidingLayer(_Kept, DynamicSlidingWindowLayer):
+    """A `DynamicSlidingWindowLayer` that holds some columns of a prompt."""
+
+
+_KINDS: dict[type, type] = {DynamicLayer: KeptLayer, DynamicSlidingWindowLayer: KeptSlidingLayer}
+
+
+def check_kind(cache: Any, who: str) -> None:
+    """Refuse caches whose layers cannot have lengths of their own."""
+    kinds = {type(layer) for layer in cache.layers} | {cache.layer_class_to_replicate} - {None}
+    if not kinds <= {*_KINDS, *_KINDS.values()}:
+        raise UserError(
+            f"{who} needs a DynamicCache and cannot work with a {type(cache).__name__}; leave out cache_implementation, or "
+            "pass a DynamicCache."
+        )
+
+
+def check_history(cache: Any, who: str) -> None:
+    """Refuse to go on from a cache that was begun without pruning, or that was cut down into its prompt."""
+    if not getattr(cache, _KNOWN, False):
+        raise UserError(
+            f"This KV cache was made without {who}; pass the whole history with its pictures, without past_key_values."
+        )
+    for layer in cache.layers:
+        prompt = layer.memory.columns.length if isinstance(layer, _Kept) and layer.memory is not None else 0
+        if layer.get_seq_length() < prompt:
+            raise UserError(
+                f"This KV cache was cut down to {layer.get_seq_length()} of the {prompt} tokens of its pruned prompt; "
+                "start again without past_key_values."
+            )
+
+
+def hold(cache: Any, index: int, memory: Memory | None, *, first: bool) -> None:
+    """Tell layer `index` of an empty cache which columns it is about to hold; None for all."""
+    setattr(cache, _KNOWN, True)
+    while len(cache.layers) <= index:
+        cache.layers.append(cache.layer_class_to_replicate())
+    layer = cache.layers[index]
+    if memory is None and not isinstance(layer, _Kept):
+        return
+    if not isinstance(layer, _Kept):
+        settings = vars(layer)
+        layer = cache.layers[index] = object.__new__(_KINDS[type(layer)])
+        vars(layer).update(settings)
+    layer.memory, layer.first, layer.may_grow = memory, first, False
+
+
+def held(cache: Any, index: int) -> Columns | None:
+    """The columns that layer `index` holds keys of, None for all of them."""
+    layer = cache.layers[index] if cache is not None and index < len(cache.layers) else None
+    return layer.memory.columns if isinstance(layer, _Kept) and layer.memory is not None else None
+
+
+def let_grow(cache: Any, index: int, queries: int) -> tuple[int, int]:
+    """Let layer `index` grow by `queries` once.
+
+    Returns:
+        How many keys it will then attend to, and how many columns there will be.
+    """
+    layer = cache.layers[index]
+    layer.may_grow = True
+    keys = layer.keys.shape[-2] if layer.is_initialized and layer.keys.numel() else 0
+    window = getattr(layer, "sliding_window", None)
+    return (keys if window is None else min(keys, window - 1)) + queries, layer.get_seq_length() + queries

@@ -1,0 +1,182 @@
+"""Hooks that prune inside the language model of one instance, and the handle that takes them off."""
+
+from __future__ import annotations
+
+import inspect
+from types import MethodType
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from encoders import UserError, UserTypeError
+from fastervlm.budget import TokenBudget
+from fastervlm.handle import Handle
+from fastervlm.inllm.cache import check_history, check_kind
+from fastervlm.inllm.generation import METHODS_OF_GENERATE
+from fastervlm.inllm.method import InLLM
+from fastervlm.inllm.prompt import Prompt, has_pictures
+from fastervlm.inllm.run import RUN, Run
+
+HOSTS = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration", "VideoLlavaForConditionalGeneration")
+DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
+_HOOKS = "_fastervlm_inllm"
+
+
+class InLLMHandle(Handle):
+    """Undoes a pruning inside the language model, and tells what the last call kept.
+
+    Attributes:
+        budget: the token budget in force, over all visual tokens of a prompt.
+        method: the method in force.
+        trace: one `TokenTrace` for each prompt of the last call that read prompts; beams and several answers count as prompts.
+    """
+
+    def __init__(self, model: nn.Module, budget: TokenBudget, method: InLLM) -> None:
+        _check(model, method)
+        self.model: Any = model
+        self.budget = budget
+        self.method = method
+        self.trace: list[Any] = []
+        hooks = model.__dict__.get(_HOOKS)
+        if hooks is None:
+            hooks = model.__dict__[_HOOKS] = _Hooks(model)
+        if method.layer in hooks.handles:
+            raise UserError(
+                f"This model is pruned at layer {method.layer} already by {hooks.handles[method.layer].method!r}; "
+                "call remove() of its handle first, or choose another layer."
+            )
+        hooks.handles[method.layer] = self
+
+    @property
+    def active(self) -> bool:
+        """Whether the model is pruned by this handle still."""
+        hooks = self.model.__dict__.get(_HOOKS)
+        return hooks is not None and hooks.handles.get(self.method.layer) is self
+
+    def remove(self) -> None:
+        """Undo this pruning exactly; a second call does nothing."""
+        if not self.active:
+            return
+        hooks = self.model.__dict__[_HOOKS]
+        del hooks.handles[self.method.layer]
+        if not hooks.handles:
+            hooks.remove()
+            del self.model.__dict__[_HOOKS]
+
+
+class _Hooks:
+    """The hooks on one model that all its handles share, and the handles by layer."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.handles: dict[int, InLLMHandle] = {}
+        base, language = model.model, model.model.language_model
+        self.installed: list[RemovableHandle] = [
+            model.register_forward_pre_hook(_check_labels, with_kwargs=True),
+            base.register_forward_pre_hook(self.begin, with_kwargs=True),
+            language.register_forward_hook(_finish, with_kwargs=True),
+            *(layer.register_forward_pre_hook(_enter, with_kwargs=True) for layer in language.layers),
+        ]
+        self.replaced = {name: model.__dict__.get(name) for name in METHODS_OF_GENERATE}
+        for name, method in METHODS_OF_GENERATE.items():
+            model.__dict__[name] = MethodType(method, model)
+
+    def remove(self) -> None:
+        """Take all hooks off."""
+        for hook in self.installed:
+            hook.remove()
+        for name, own in self.replaced.items():
+            del self.model.__dict__[name]
+            if own is not None:
+                self.model.__dict__[name] = own
+
+    @property
+    def names(self) -> str:
+        """What prunes, for messages."""
+        return " and ".join(type(self.handles[layer].method).__name__ for layer in sorted(self.handles))
+
+    def begin(self, base: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        """Check a call of the model that merges pictures and text, and send a `Run` along with it."""
+        if args:
+            inputs = {**dict(zip(inspect.signature(type(base).forward).parameters, (base, *args), strict=False)), **inputs}
+            del inputs["self"]
+        selector, cache, who = inputs.pop("selector_ids", None), inputs.get("past_key_values"), self.names
+        flash = self._check_backend(inputs, who)
+        prompt = None
+        if cache is not None:
+            check_kind(cache, who)
+        if cache is None or cache.get_seq_length() == 0:
+            prompt = Prompt.of(self.model, inputs, selector, who)
+        else:
+            check_history(cache, who)
+            if has_pictures(inputs):
+                raise UserError(
+                    f"Pictures cannot be added to a KV cache under {who}; pass the whole history with all its pictures, "
+                    "without past_key_values."
+                )
+        inputs[RUN] = Run(self.handles.copy(), prompt, flash=flash)
+        return (), inputs
+
+    def _check_backend(self, inputs: dict[str, Any], who: str) -> bool:
+        """Refuse attention that cannot be pruned right.
+
+        Returns:
+            Whether it is flash attention.
+        """
+        config = self.model.model.language_model.config
+        backend = config._attn_implementation
+        flash = "flash" in backend
+        if not flash and backend not in ("eager", "sdpa"):
+            raise UserError(f"{who} cannot work with attn_implementation={backend!r}; load the model with 'sdpa'.")
+        if flash and _slides(config):
+            raise UserError(f"{who} needs masks, which flash attention has none of for a sliding window; use 'sdpa' attention.")
+        drops = any(handle.method.mode == "drop" for handle in self.handles.values())
+        if drops and inputs.get("output_attentions", config.output_attentions):
+            raise UserError(f"Attention maps have unequal sizes where {who} drops tokens; use mode='mask' to look at them.")
+        return flash
+
+
+def _enter(layer: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    run = inputs.pop(RUN, None)
+    return (args, inputs) if run is None else run.enter(layer, args, inputs)
+
+
+def _finish(language: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], output: Any) -> Any:
+    run = inputs.get(RUN)
+    return output if run is None else run.finish(output)
+
+
+def _check_labels(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+    """Refuse labels that would be predicted from a visual token, which may be gone by then."""
+    labels, ids = inputs.get("labels"), inputs.get("input_ids", args[0] if args else None)
+    drops = any(handle.method.mode == "drop" for handle in model.__dict__[_HOOKS].handles.values())
+    if labels is None or ids is None or not drops or labels.shape != ids.shape:
+        return
+    visual = ids == model.config.image_token_id
+    visual |= ids == getattr(model.config, "video_token_id", -1)
+    if bool((visual[:, :-1] & (labels[:, 1:] != -100)).any()):
+        raise UserError(
+            "Labels right behind a visual token cannot be predicted where visual tokens are dropped; set those labels to -100, "
+            "or use mode='mask'."
+        )
+
+
+def _slides(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    return "sliding_attention" in kinds if kinds is not None else getattr(config, "sliding_window", None) is not None
+
+
+def _check(model: Any, method: InLLM) -> None:
+    kinds = {cls.__name__ for cls in type(model).__mro__}
+    if not kinds & set(HOSTS):
+        raise UserTypeError(
+            f"A {type(model).__name__} cannot be pruned inside its language model; supported models are {', '.join(HOSTS)}."
+        )
+    decoder = model.model.language_model
+    if not {cls.__name__ for cls in type(decoder).__mro__} & set(DECODERS):
+        raise UserTypeError(
+            f"A {type(decoder).__name__} cannot be pruned inside; supported language models are {', '.join(DECODERS)}."
+        )
+    if method.layer >= len(decoder.layers):
+        raise UserError(f"{method!r} needs more layers than the {len(decoder.layers)} there are; choose a smaller layer.")
