@@ -46,7 +46,7 @@ class LlavaNext(Llava):
             stays = cut.keep(mask[crops].flatten(), handle.anyres.newline)
             tokens = cut.source.to(stays.device)[stays]
             rows = table[number[crops].flatten()[tokens.clamp(min=0)].to(table.device)]
-            newline = handle.model.model.image_newline.to(table)
+            newline = _newline(handle.model.model).to(table)
             features.append(torch.where((tokens == NEWLINE)[:, None].to(table.device), newline, rows))
             keep.append(stays)
             trace.append(CropsTrace(patches.scores[crops].detach(), mask[crops], tokens, cut, handle.anyres.anyres))
@@ -167,3 +167,13 @@ def _inside(row: Tensor, window: Window) -> Tensor:
     side = round(len(row) ** 0.5)
     top, bottom, left, right = window
     return row.view(side, side)[top:bottom, left:right].flatten()
+
+
+def _newline(inner: Any) -> Tensor:
+    """The newline token (D,), wherever accelerate keeps it while the model is not running."""
+    if not inner.image_newline.is_meta:
+        return inner.image_newline
+    from accelerate.utils import align_module_device
+
+    with align_module_device(inner):
+        return inner.image_newline.clone()

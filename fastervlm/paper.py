@@ -21,6 +21,10 @@ class PaperImageProcessor(LlavaNextImageProcessorPil):
         canvas = paper_canvas(tuple(image.shape[-2:]), grid_pinpoints)
         return super().get_image_patches(image, [list(canvas)], *args, **kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as transformers' own class saves them, so that it can read them."""
+        return super().to_dict() | {"image_processor_type": "LlavaNextImageProcessor"}
+
 
 class PaperProcessor(LlavaNextProcessor):
     """Writes (1 + crops) * N placeholders for a picture."""
@@ -31,6 +35,10 @@ class PaperProcessor(LlavaNextProcessor):
         patch: Any = self.patch_size
         return crops * (height // patch) * (width // patch) + self.num_additional_image_tokens
 
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The settings as transformers' own class saves them, so that it can read them."""
+        return super().to_dict(*args, **kwargs) | {"processor_class": "LlavaNextProcessor"}
+
 
 def paper_processor(processor: LlavaNextProcessor) -> PaperProcessor:
     """The same processor with the paper's rule; tokenizer and settings are shared.
@@ -39,7 +47,7 @@ def paper_processor(processor: LlavaNextProcessor) -> PaperProcessor:
         processor: of a LLaVA-NeXT checkpoint.
 
     Returns:
-        A processor for a model under `fastervlm.prune(..., anyres="paper")`.
+        A processor for a model under `fastervlm.prune(..., anyres="paper")`; saved, it is one of transformers again.
     """
     images = PaperImageProcessor.from_dict(processor.image_processor.to_dict())
     return PaperProcessor(

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, pipeline
+from transformers import AutoProcessor, DynamicCache, LlavaNextProcessor, pipeline
 
 import fastervlm
 from fastervlm import KeptTokens, RandomTokens, TokenBudget, UserError
 from fastervlm.methods.baselines import lattice
 from tests import next_plain, tiny
-from tests.next_plain import CYCLE, MODES, PROMPTS, SIZES, NextPlain, inputs, processor_of, traces
+from tests.next_plain import CYCLE, MODES, PROMPTS, SIZES, NextPlain, inputs, noise, processor_of, traces
 from tests.plain import close, one_sentence
 from tests.test_generation import BEAMS, GREEDY, LOOKUP, SAMPLES, Collect, padded, tokens
 from tests.test_generation import MODES as PLAIN_MODES
@@ -605,3 +605,29 @@ def test_a_model_that_feeds_its_cls_token_too_is_refused():
     with pytest.raises(UserError, match="vision_feature_select_strategy='full' also feeds") as error:
         fastervlm.prune(tiny.llava_next(vision_feature_select_strategy="full"), 5)
     one_sentence(error.value)
+
+
+@pytest.mark.parametrize("anyres", MODES)
+@torch.no_grad()
+def test_offloaded_by_accelerate(anyres):
+    """`image_newline` is a parameter of the inner model itself: outside of its forward it is on the meta device."""
+    accelerate, model = pytest.importorskip("accelerate"), tiny.llava_next()
+    batch = inputs(PROMPTS["ragged"], anyres=anyres)
+    with fastervlm.prune(model, 5, anyres=anyres):
+        logits, tokens = model(**batch).logits, model.generate(**batch, max_new_tokens=3, do_sample=False)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    with fastervlm.prune(model, 5, anyres=anyres):
+        assert torch.equal(model(**batch).logits, logits)
+        assert torch.equal(model.generate(**batch, max_new_tokens=3, do_sample=False), tokens)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_a_saved_processor_of_the_paper_can_be_loaded(tmp_path):
+    """AutoProcessor gives a bare tokenizer, without a word; and `load` fails on it deep inside."""
+    tiny.llava_next().save_pretrained(tmp_path)
+    processor_of("paper").save_pretrained(tmp_path)
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path), LlavaNextProcessor)
+    for (_, processor), crops in ((fastervlm.load(tmp_path), 5), (fastervlm.load(tmp_path, anyres="paper"), 3)):
+        batch = processor(images=noise([(40, 60)]), text="<image>", return_tensors="pt")
+        assert batch["pixel_values"].shape[1] == crops
