@@ -1,34 +1,11 @@
 """The checkpoint that ships: small, loads offline, answers, and is worth pruning by [CLS] attention."""
 
-import json
-
-import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import fastervlm
-from fastervlm.embedded import MODEL, embedded_model
-from playground import minibench
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return fastervlm.load(embedded_model())
-
-
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """66 questions of the mini benchmark with their pictures and answers."""
-    folder = tmp_path_factory.mktemp("mini")
-    minibench.write(folder, pictures=22)
-    rows = [json.loads(line) for line in (folder / minibench.QUESTIONS).read_text().splitlines()]
-    answers = [row["answers"][0] for row in json.loads((folder / minibench.ANNOTATIONS).read_text())["data"]]
-    pictures = []
-    for row in rows:
-        with Image.open(folder / minibench.IMAGES / row["image"]) as picture:
-            pictures.append(picture.convert("RGB"))
-    return [row["text"] for row in rows], pictures, answers
+from fastervlm.embedded import MODEL
 
 
 def accuracy(loaded, asked) -> float:
