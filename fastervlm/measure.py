@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -110,7 +109,6 @@ def peak_bytes(device: torch.device, call: Callable[[], Any]) -> int:
     if device.type != "cpu":
         raise UserError(f"Memory is measured on cpu and cuda, not on {device}; use one of them.")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler reports its start and stop on stderr
-    gc.collect()  # it would report what it sees freed and did not see taken
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     recorded: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -18,10 +19,10 @@ pytest.importorskip("bitsandbytes")
 def folder(tmp_path_factory):
     """A tiny model whose widths divide into blocks of 64, but for the last layer of its MLP."""
     torch.manual_seed(0)
-    vision = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
+    vision: Any = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**vision, num_hidden_layers=3, image_size=tiny.IMAGE, patch_size=tiny.PATCH),
-        text_config=LlamaConfig(**vision | {"intermediate_size": 96}, num_hidden_layers=2, vocab_size=260, pad_token_id=0),
+        text_config=LlamaConfig(**{**vision, "intermediate_size": 96}, num_hidden_layers=2, vocab_size=260, pad_token_id=0),
         image_token_index=3,
         image_seq_length=tiny.PATCHES,
     )

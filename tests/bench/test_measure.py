@@ -14,7 +14,8 @@ def layered(lengths, dtype=torch.float32):
     """A cache whose layers hold these numbers of tokens: 3 rows, 2 heads of width 5."""
     cache = DynamicCache()
     for layer, length in enumerate(lengths):
-        cache.update(*torch.zeros(2, 3, 2, length, 5, dtype=dtype), layer)
+        keys, values = torch.zeros(2, 3, 2, length, 5, dtype=dtype)
+        cache.update(keys, values, layer)
     return cache
 
 

@@ -1,0 +1,84 @@
+"""What commands have in common: options, defaults, what happens at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from encoders.errors import UserError
+
+OptionalModel = Annotated[
+    str | None,
+    typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub; the tiny model if left out."),
+]
+OptionalImageFolder = Annotated[Path | None, typer.Option(help="Folder of the pictures named in the question file.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; chosen for the device if left out.")]
+Device = Annotated[str | None, typer.Option(help="For example cpu or cuda; chosen if left out.")]
+ConvMode = Annotated[
+    str | None, typer.Option(help="Prompt template, such as vicuna_v1, or chat for the processor's own; chat if there is one.")
+]
+AspectRatio = Annotated[
+    str | None,
+    typer.Option("--image-aspect-ratio", help="pad to a square, square: leave it to the processor, or anyres: cut into crops."),
+]
+
+
+def model_and_data(model: str | None, **files: Path | None) -> tuple[str, dict[str, Any]]:
+    """The model and its files as given, or a tiny model and those of its mini benchmark if no file is given.
+
+    Args:
+        model: as given.
+        files: any of `question_file`, `image_folder`, `annotation_file`, as given.
+    """
+    from fastervlm.embedded import BENCHMARKS, embedded_benchmark, embedded_model
+
+    given = {name: path for name, path in files.items() if path is not None}
+    if model is not None and len(given) == len(files):
+        return model, given
+    tiny = embedded_model() if model is None else Path(model).resolve()
+    if given or tiny not in BENCHMARKS:
+        *options, last = (f"--{name.replace('_', '-')}" for name in ("model", *files))
+        raise UserError(f"Give {', '.join(options)} and {last} together, or none of them for the tiny model.")
+    names = ("question_file", "image_folder", "annotation_file")
+    found: dict[str, Path] = dict(zip(names, embedded_benchmark(tiny), strict=True))
+    return str(tiny), {name: found[name] for name in files}
+
+
+def budgets_of(text: str) -> list[int | float]:
+    """Token budgets as typed, separated by commas."""
+    return [number(part) for part in text.split(",")]
+
+
+def number(text: str) -> int | float:
+    """A token budget as typed."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise UserError(f"--visual-token-num is {text!r}; give a count such as 58 or a fraction such as 0.1.")
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C ends with one sentence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("fastervlm: stopped; the same command goes on where this one stopped.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def report_failures(failed: int, failures: Sequence[dict[str, Any]] = ()) -> None:
+    """Name what failed and end with exit code 1, if anything did."""
+    if not failed:
+        return
+    for failure in failures:
+        print(f"fastervlm: question {failure['question_id']}: {failure['image']} {failure['reason']}", file=sys.stderr)
+    print(f"fastervlm: {failed} questions failed and are not counted; the next run tries them again.", file=sys.stderr)
+    raise typer.Exit(1)
