@@ -28,7 +28,7 @@ def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> Splice:
         mask = guess_mask(handle.model, call)
     numbers = _numbers(call, mask, by_mask=by_mask)
     encoded = handle.family.encode(handle, call)
-    keep = _columns_to_keep(handle.model, ids, encoded)
+    keep = _columns_to_keep(handle, ids, encoded)
     compact = handle.positions == "compact"
     splice = Splice.of(ids, mask, keep, numbers, pad=pad_id(handle.model), compact=compact)
     for name in handle.family.inputs:
@@ -78,15 +78,17 @@ def check_rising(numbers: Tensor, real: Tensor) -> None:
         raise UserError("Under fastervlm.prune position_ids must rise along each row; pass packed rows one by one.")
 
 
-def _columns_to_keep(model: Any, ids: Tensor, encoded: Encoded) -> Tensor:
+def _columns_to_keep(handle: PruneHandle, ids: Tensor, encoded: Encoded) -> Tensor:
     """(R, T) bool: all text, and the placeholders of the patches that were kept."""
-    placeholder = ids == model.config.image_token_id
+    config = handle.model.config
+    placeholder = ids == config.image_token_id
     keep = torch.cat(encoded.keep).to(ids.device)
     found = int(placeholder.sum())
     if found != len(keep):
+        loaded = f" of fastervlm.load(..., anyres={handle.anyres.anyres!r})" if hasattr(config, "image_grid_pinpoints") else ""
         raise UserError(
-            f"The prompts hold {found} image placeholder tokens, but {len(encoded.keep)} pictures need {len(keep)}; "
-            "make input_ids and pixel_values in one call of the processor, with one <image> in the text for each picture."
+            f"The prompts hold {found} image placeholder tokens, but {len(encoded.keep)} pictures need {len(keep)}; make input_ids "
+            f"and pixel_values in one call of the processor{loaded}, with one <image> in the text for each picture."
         )
     return (~placeholder).masked_scatter(placeholder, keep)
 
