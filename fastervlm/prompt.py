@@ -88,7 +88,7 @@ def _columns_to_keep(handle: PruneHandle, ids: Tensor, encoded: Encoded) -> Tens
         loaded = f" of fastervlm.load(..., anyres={handle.anyres.anyres!r})" if hasattr(config, "image_grid_pinpoints") else ""
         raise UserError(
             f"The prompts hold {found} image placeholder tokens, but {len(encoded.keep)} pictures need {len(keep)}; "
-            f"make input_ids and pixel_values in one call of the processor{loaded}, with one <image> in the text for each picture."
+            f"make input_ids and pixel_values in one call of the processor{loaded}, with one <image> for each picture."
         )
     return (~placeholder).masked_scatter(placeholder, keep)
 
