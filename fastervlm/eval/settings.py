@@ -119,6 +119,7 @@ def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
         "anyres": asdict(subject.anyres) if subject.has_crops else None,
         "blind": settings.blind,
         "dtype": str(subject.model.dtype).removeprefix("torch."),
+        "quantize": subject.quantize,
         "max_new_tokens": settings.longest_answer,
         "temperature": float(settings.temperature),
         "seed": settings.seed if settings.temperature > 0 else None,

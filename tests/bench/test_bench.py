@@ -2,7 +2,6 @@ import json
 from dataclasses import replace
 
 import pytest
-import torch
 import typer
 from PIL import Image
 
@@ -201,4 +200,5 @@ def test_quantized_weights_reach_the_model(model, bench, tmp_path, bits):
     data = json.loads((tmp_path / "bench.json").read_text())
     assert data["quantize"] == f"{bits}bit"
     assert f"in {bits}bit and float32" in (tmp_path / "bench.md").read_text()
-    assert torch.is_grad_enabled()
+    with pytest.raises(UserError, match=f"quantize is '{bits}bit' there and None now"):
+        command(model=str(model), **bench, out_dir=tmp_path, **options)
