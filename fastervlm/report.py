@@ -114,12 +114,13 @@ def draw_bars(plots: Mapping[str, Mapping[str, float | None]], path: Path, title
 
 def draw_map(values: Sequence[Sequence[float]], path: Path, title: str, low: float) -> None:
     """Draw a matrix into a PNG in logarithmic colours from `low` up; what is below stays white."""
+    from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
     figure, (axes,) = _figure(1)
     high = max(max(row) for row in values)
-    image = axes.imshow(values, norm=LogNorm(low, max(high, 10 * low)), cmap="viridis", interpolation="nearest")
-    image.cmap.set_under("white")
+    colours = colormaps["viridis"].with_extremes(under="white")
+    image = axes.imshow(values, norm=LogNorm(low, max(high, 10 * low)), cmap=colours, interpolation="nearest")
     figure.colorbar(image, ax=axes)
     axes.set(title=title)
     _save(figure, path)
