@@ -13,12 +13,13 @@ from PIL import Image
 
 from encoders import UserError
 from fastervlm.analysis import GROUPS, AttentionEfficiency, attn_efficiency, token_groups
+from fastervlm.analysis.answers import answer
 from fastervlm.analysis.questions import CONVERSATIONS, is_conversations, read_conversations
 from fastervlm.analysis.run import pooled
 from fastervlm.commands.analyze import analyze
 from fastervlm.commands.analyze import attn_efficiency as command
 from fastervlm.eval.subject import Subject
-from tests import next_plain, tiny
+from tests import next_plain, plain, tiny
 from tests.plain import IMAGE_ID
 
 FILES = ["attn_efficiency.json", "attn_efficiency.png", "output.json"]
@@ -171,6 +172,15 @@ def test_run_equals_eager_attention_and_the_definition(kind, subject, settings, 
         "image": str((chosen.image_folder / first["image"]).resolve()),
         "output": [outputs[0]],
     }
+
+
+def test_end_token_is_no_output(subject, monkeypatch):
+    inputs = subject.processor(images=plain.pictures(1), text="USER: <image>\nWhy? ASSISTANT:", return_tensors="pt")
+    whole = answer(subject.model, copy.copy(inputs), 3)
+    assert torch.equal(whole.ids[: whole.prompt], inputs["input_ids"][0])
+    assert len(whole.ids) == whole.prompt + 3
+    monkeypatch.setattr(subject.model.generation_config, "eos_token_id", whole.ids[whole.prompt + 1].item())
+    assert torch.equal(answer(subject.model, copy.copy(inputs), 3).ids, whole.ids[: whole.prompt + 1])
 
 
 def files(folder):
