@@ -159,15 +159,20 @@ def score(
 def compare(
     *,
     model: Annotated[str | None, typer.Option("--model", "--model-path", help="Folder or hub name of the model.")] = None,
-    question_file: Annotated[Path | None, typer.Option(help="Questions, one JSON object a line.")] = None,
+    question_file: Annotated[Path | None, typer.Option(help="Questions, in the benchmark's own layout.")] = None,
     image_folder: Annotated[Path | None, typer.Option(help="Folder of the pictures named in the question file.")] = None,
-    annotation_file: Annotated[Path | None, typer.Option(help="The right answers.")] = None,
+    annotation_file: Annotated[
+        Path | None, typer.Option(help="The right answers, if the question file does not hold them.")
+    ] = None,
     out_dir: Annotated[
         Path | None, typer.Option(help="Where answers, table and plot go; compare/MODEL beside the question file if left out.")
     ] = None,
     task: Annotated[str, typer.Option(help="The benchmark.")] = "textvqa",
     visual_token_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "576,288,144,58,29",
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "cls,random,grid",
+    layers: Annotated[
+        str | None, typer.Option(help="Layers at which methods such as fastv prune, separated by commas; its own if left out.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of a random method.")] = 3,
     blind: Annotated[bool, typer.Option("--blind", help="Add the floor: every picture replaced by grey.")] = False,
     batch_size: BatchSize = 16,
@@ -175,7 +180,7 @@ def compare(
     dtype: Dtype = None,
     device: Device = None,
     conv_mode: ConvMode = None,
-    max_new_tokens: MaxNewTokens = 128,
+    max_new_tokens: MaxNewTokens = None,
     image_aspect_ratio: AspectRatio = None,
     anyres: AnyresMode = "native",
     newline: Newline = "kept",
@@ -192,11 +197,13 @@ def compare(
     from fastervlm.eval.subject import Subject
     from fastervlm.report import print_table
 
+    benchmark = get_task(task)
+    annotation_file = annotation_file or (question_file if benchmark.answers_inside else None)
     model, questions, images, annotations = _what_to_compare(model, question_file, image_folder, annotation_file)
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     out_dir = out_dir or questions.parent / "compare" / subject.name
     settings = Settings(
-        task=get_task(task),
+        task=benchmark,
         question_file=questions,
         image_folder=images,
         answers_file=out_dir / "all.jsonl",
@@ -209,9 +216,13 @@ def compare(
     )
     budgets = [_number(text) for text in visual_token_num.split(",")]
     names = [name.strip() for name in methods.split(",")]
+    pruned_at = [] if layers is None else [_layer(text) for text in layers.split(",")]
+    choice = {"budgets": budgets, "methods": names, "layers": pruned_at, "seeds": seeds, "blind": blind}
     with _resumable():
-        comparison = run(subject, settings, budgets=budgets, methods=names, out_dir=out_dir, seeds=seeds, blind=blind)
+        comparison = run(subject, settings, out_dir=out_dir, **choice)
     print_table(*comparison.table())
+    for name, table in comparison.layer_tables().items():
+        print_table(*table, title=f"{name}, by layer")
     print(f"Table, numbers and plot: {out_dir}/compare.md, compare.json, compare.png")
     _report_failures(comparison.failed, comparison.failures)
 
@@ -239,6 +250,13 @@ def _number(text: str) -> int | float:
         except ValueError:
             continue
     raise UserError(f"--visual-token-num is {text!r}; give a count such as 58 or a fraction such as 0.1.")
+
+
+def _layer(text: str) -> int:
+    """A layer as typed."""
+    if not text.strip().isdecimal():
+        raise UserError(f"--layers is {text!r}; give layers counted from 0, such as 1,2,3,5.")
+    return int(text)
 
 
 def _speed_lines(protocol: dict[str, Any]) -> list[str]:

@@ -42,8 +42,11 @@ def test_table_numbers_and_plot_are_written(subject, shared, tmp_path):
     assert len(data["cells"][2]["runs"]) == 2
 
     table = (out / "compare.md").read_text().splitlines()
-    assert table[0] == "| tokens | cls | random | grid | TTFT (ms) | samples/s |"
+    assert table[0] == "| tokens | cls | TTFT (ms) | random | TTFT (ms) | grid | TTFT (ms) |"
     assert [line.split(" | ")[0] for line in table[2:5]] == ["| 16", "| 4", "| blind"]
+    times = {c["method"]: f"{1000 * c['mean_time_to_first_token_s']:.1f}" for c in data["cells"]}
+    assert table[3].split(" | ")[2::2] == [times["cls"], times["random"], f"{times['grid']} |"]
+    assert set(table[2].split(" | ")[2::2]) == {times["all tokens"], f"{times['all tokens']} |"}
     with Image.open(out / "compare.png") as plot:
         assert plot.width > 1000
 
@@ -92,6 +95,9 @@ BAD = [
     ({"budgets": [16, float("nan")]}, "keep=nan"),
     ({"methods": ["cls", "best"]}, "no method named 'best'"),
     ({"seeds": 0}, "--seeds is 0"),
+    ({"layers": [2]}, "--layers is for methods that prune inside the language model"),
+    ({"layers": [2], "methods": ["cls", "simignore"]}, "--layers is for methods that prune inside the language model"),
+    ({"layers": [-1], "methods": ["fastv"]}, "layer=-1"),
 ]
 
 

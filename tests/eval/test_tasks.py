@@ -7,9 +7,11 @@ from itertools import count
 import pytest
 from PIL import Image
 
+import fastervlm
+from fastervlm import FastV
 from fastervlm.anyres import Anyres
 from fastervlm.eval import TASKS
-from fastervlm.eval.generator import preparation
+from fastervlm.eval.generator import Generator, preparation, pruned
 from fastervlm.eval.overlay import save_overlay
 from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.prompts import LLAVA_V1, VICUNA_V1, conversation
@@ -50,18 +52,20 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("task", LAYOUTS)
 def test_benchmark_is_answered_and_scored(subjects, run, task):
-    protocol, score, answers = run(subjects["llava"], task, keep=5, max_new_tokens=None)
-    assert protocol["max_new_tokens"] == {"aokvqa": 1, "ocrvqa": 50, "sqa": 1024}[task]
+    protocol, score, answers = run(subjects["llava"], task, keep=5)
     assert protocol["score"] == score.summary()
     assert (protocol["failed"], len(answers)) == (0, {"aokvqa": 6, "ocrvqa": 4, "sqa": 8}[task])
 
 
-@pytest.mark.parametrize("keep", [None, 5])
+PRUNINGS = [{}, {"keep": 5}, {"keep": 0.6, "method": FastV(layer=1)}, {"keep": 0.9, "method": "simignore"}]
+
+
+@pytest.mark.parametrize("pruning", PRUNINGS)
 @pytest.mark.parametrize("name", ["llava", "native", "paper"])
-def test_every_batch_size_gives_the_same_answers_with_and_without_pictures(subjects, run, name, keep):
-    written = [run(subjects[name], "sqa", keep=keep, batch_size=size)[2] for size in (1, 2, 3, 16)]
+def test_every_batch_size_gives_the_same_answers_with_and_without_pictures(subjects, run, name, pruning):
+    written = [run(subjects[name], "sqa", batch_size=size, **pruning)[2] for size in (1, 2, 3, 16)]
     assert written[0] == written[1] == written[2] == written[3]
-    assert len({answer["text"] for answer in written[0]}) > 2
+    assert len({answer["text"] for answer in written[0]}) > 1
 
 
 def test_answers_equal_those_of_the_stock_model(subjects, run, tmp_path):
@@ -82,16 +86,18 @@ def test_answers_equal_those_of_the_stock_model(subjects, run, tmp_path):
         assert answer["text"] == processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
 
 
-def test_pruning_leaves_questions_without_a_picture_alone(subjects, run):
-    whole, pruned = (run(subjects["llava"], "sqa", keep=keep)[2] for keep in (None, 1))
-    same = [a["text"] == b["text"] for a, b in zip(whole, pruned, strict=True)]
+@pytest.mark.parametrize("method", ["cls", FastV(layer=1), "simignore"])
+def test_pruning_leaves_questions_without_a_picture_alone(subjects, run, method):
+    whole, few = (run(subjects["llava"], "sqa", keep=keep, method=method)[2] for keep in (None, 1))
+    same = [a["text"] == b["text"] for a, b in zip(whole, few, strict=True)]
     assert all(equal for equal, shown in zip(same, SHOWN, strict=True) if not shown)
     assert not all(same)
 
 
+@pytest.mark.parametrize("method", ["cls", FastV(layer=1), "simignore"])
 @pytest.mark.parametrize("size", [1, 3, 16])
-def test_questions_without_a_picture_have_no_visual_tokens(subjects, run, size):
-    protocol = run(subjects["llava"], "sqa", keep=5, batch_size=size)[0]
+def test_questions_without_a_picture_have_no_visual_tokens(subjects, run, size, method):
+    protocol = run(subjects["llava"], "sqa", keep=5, batch_size=size, method=method)[0]
     assert protocol["mean_visual_tokens"] == pytest.approx(5 * 4 / 8)
     assert protocol["mean_visual_tokens_unpruned"] == pytest.approx(16 * 4 / 8)
 
@@ -138,6 +144,23 @@ def test_simignore_gets_the_token_ids_of_the_options(subjects, tmp_path):
     assert texts == [f"x{i} y" for i in range(8)]
 
 
+def test_simignore_chooses_by_the_options(subjects, tmp_path):
+    """What it kept is what the model keeps when it is called with the same ids by hand, and not what it keeps without."""
+    subject, files = subjects["llava"], sqa(tmp_path / "sqa", shown=(True, True))
+    settings = Settings(TASKS["sqa"], answers_file=tmp_path / "a.jsonl", keep=5, method="simignore", **files)
+    batch = prepared(subject, files, keep=5, method="simignore")
+    with pruned(subject, settings) as handle:
+        Generator(subject, settings, handle).warm_up(batch)
+        kept = [trace.index.tolist() for trace in handle.trace]
+    by_hand = []
+    with fastervlm.prune(subject.model, 5, method="simignore") as handle:
+        for selector in ({"selector_ids": subject.processor.tokenizer(["x0 y", "x1 y"], return_tensors="pt")["input_ids"]}, {}):
+            inputs = {name: value for name, value in batch.inputs.items() if name != "selector_ids"}
+            subject.model.generate(**inputs, **selector, max_new_tokens=1)
+            by_hand.append([trace.index.tolist() for trace in handle.trace])
+    assert kept == by_hand[0] != by_hand[1]
+
+
 @pytest.mark.parametrize("changes", [{}, {"keep": 5}, {"keep": 5, "method": "fastv"}, {"method": "simignore"}])
 def test_other_methods_get_no_selector(subjects, tmp_path, changes):
     assert "selector_ids" not in prepared(subjects["llava"], sqa(tmp_path / "sqa"), **changes).inputs
@@ -154,7 +177,8 @@ def test_selectors_are_padded_to_the_longest(subjects, tmp_path):
 
 
 def test_longest_answer_is_part_of_the_identity(subjects, run, tmp_path):
-    protocol = run(subjects["llava"], "aokvqa", max_new_tokens=None)[0]
-    assert protocol["max_new_tokens"] == 1
+    assert run(subjects["llava"], "aokvqa", max_new_tokens=None)[0]["max_new_tokens"] == 1
     settings = Settings(TASKS["aokvqa"], answers_file=tmp_path / "a.jsonl", question_file=tmp_path, image_folder=tmp_path)
-    assert (settings.longest_answer, replace(settings, max_new_tokens=7).longest_answer) == (1, 7)
+    longest = {name: replace(settings, task=task).longest_answer for name, task in TASKS.items()}
+    assert longest == {"textvqa": 128, "aokvqa": 1, "ocrvqa": 50, "sqa": 1024}
+    assert replace(settings, max_new_tokens=7).longest_answer == 7

@@ -1,0 +1,217 @@
+"""The table and the plot of a comparison; a cell is one method at one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fastervlm.eval.task import Score
+from fastervlm.report import Curve, Heatmap, Panel, draw_panels, markdown_table, write_json, write_text
+
+ALL = "all tokens"
+BLIND = "blind"
+TIME = "mean_time_to_first_token_s"
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def column_name(method: str, layer: int | None) -> str:
+    """What a method is called in the table, at a layer if it is compared over layers."""
+    return method if layer is None else f"{method}, layer {layer}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one budget; a method with a seed is the mean of several runs.
+
+    `layer` is where a method inside the language model prunes, if the comparison is over layers.
+    """
+
+    method: str
+    visual_tokens: int
+    protocols: list[dict[str, Any]]
+    score: Score
+    layer: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of its column."""
+        return column_name(self.method, self.layer)
+
+    def mean(self, key: str) -> float:
+        """Mean of a number in the runs' protocols."""
+        return fmean(protocol[key] for protocol in self.protocols)
+
+    def summary(self) -> dict[str, Any]:
+        """The cell for a JSON file."""
+        keys = (TIME, "samples_per_second", "mean_visual_tokens", "mean_visual_tokens_unpruned")
+        return {
+            "method": self.method,
+            **({} if self.layer is None else {"layer": self.layer}),
+            "visual_token_num": self.visual_tokens,
+            "score": self.score.summary(),
+            "runs": [protocol["score"]["value"] for protocol in self.protocols],
+            **{key: self.mean(key) for key in keys},
+            "failed": max(protocol["failed"] for protocol in self.protocols),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells of one model: the unpruned run, each method at each budget, and the blind floor if it was asked for.
+
+    `methods` are the columns, a method over several layers once for each.
+    """
+
+    model: str
+    batch_size: int
+    methods: list[str]
+    whole: Cell
+    cells: list[Cell]
+    blind: Cell | None = None
+
+    @property
+    def failed(self) -> int:
+        """The most questions that failed in any cell."""
+        return max(cell.summary()["failed"] for cell in self._all())
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """The questions that failed in any run, each once."""
+        runs = [protocol for cell in self._all() for protocol in cell.protocols]
+        return list({failure["line"]: failure for protocol in runs for failure in protocol["failures"]}.values())
+
+    def _all(self) -> list[Cell]:
+        return [self.whole, *self.cells, *([self.blind] if self.blind else [])]
+
+    def cell(self, method: str, visual_tokens: int) -> Cell:
+        """One cell by its column; at all tokens the unpruned run stands for every method."""
+        found = [cell for cell in self.cells if (cell.label, cell.visual_tokens) == (method, visual_tokens)]
+        return found[0] if found else self.whole
+
+    @property
+    def budgets(self) -> list[int]:
+        """Token counts from all tokens down."""
+        return sorted({self.whole.visual_tokens, *(cell.visual_tokens for cell in self.cells)}, reverse=True)
+
+    @property
+    def has_crops(self) -> bool:
+        """Whether a budget is that of one crop of a picture."""
+        return self.whole.protocols[0]["anyres"] is not None
+
+    def table(self) -> Table:
+        """Header and rows: each method's accuracy with its interval, and beside it its time to the first token.
+
+        Where pictures are cut into crops, a column says how many visual tokens a question had.
+        """
+        lines = {str(count): [self.cell(method, count) for method in self.methods] for count in self.budgets}
+        if self.blind:
+            lines[BLIND] = [self.blind for _ in self.methods]
+        rows = [
+            [name, *self._tokens(cells), *(text for cell in cells for text in (_accuracy(cell.score), _time(cell)))]
+            for name, cells in lines.items()
+        ]
+        columns = [text for method in self.methods for text in (method, "TTFT (ms)")]
+        return ["tokens a crop", "visual tokens", *columns] if self.has_crops else ["tokens", *columns], rows
+
+    def _tokens(self, cells: Sequence[Cell]) -> list[str]:
+        if not self.has_crops:
+            return []
+        numbers = sorted(cell.mean("mean_visual_tokens") for cell in cells)
+        low, high = f"{numbers[0]:.5g}", f"{numbers[-1]:.5g}"
+        return [low if low == high else f"{low} to {high}"]
+
+    def layer_tables(self) -> dict[str, Table]:
+        """For each method that was run over layers: accuracy, a row for each layer and a column for each budget."""
+        tables = {}
+        for method, layers in self._layers().items():
+            rows = [
+                [str(layer), *(_accuracy(self.cell(label, count).score) for count in self.budgets)]
+                for layer, label in layers.items()
+            ]
+            tables[method] = ["layer", *(f"{count} tokens" for count in self.budgets)], rows
+        return tables
+
+    def _layers(self) -> dict[str, dict[int, str]]:
+        """The methods that were run over layers: column by layer."""
+        found: dict[str, dict[int, str]] = {}
+        for cell in self.cells:
+            if cell.layer is not None:
+                found.setdefault(cell.method, {})[cell.layer] = cell.label
+        return found
+
+    def part_tables(self) -> dict[str, Table]:
+        """For each further number of the benchmark's score: a row for each budget, a column for each method."""
+        tables = {}
+        for i, part in enumerate(self.whole.score.parts):
+            rows = [
+                [str(count), *(_accuracy(self.cell(method, count).score.parts[i]) for method in self.methods)]
+                for count in self.budgets
+            ]
+            tables[part.metric] = [self.table()[0][0], *self.methods], rows
+        return tables
+
+    def write(self, folder: Path) -> None:
+        """Write compare.md, compare.json and compare.png."""
+        more = {f"{method}, by layer": table for method, table in self.layer_tables().items()} | self.part_tables()
+        parts = [
+            f"{markdown_table(*self.table())}\n{self._note()}",
+            *(f"{name}:\n\n{markdown_table(*more[name])}" for name in more),
+        ]
+        write_text(folder / "compare.md", "\n".join(parts))
+        same = ("command", "task", "model", "weights_sha256", "prompt_template", "dtype", "device", "batch_size", "versions")
+        about = {key: self.whole.protocols[0][key] for key in (*same, "anyres", "question_file_sha256")}
+        write_json(folder / "compare.json", {**about, "cells": [cell.summary() for cell in self._all()]})
+        draw_panels(self._panels(), folder / "compare.png")
+
+    def _note(self) -> str:
+        crops = (
+            "Each crop of a picture keeps so many tokens, inside the language model the same share of all crops together; "
+            "visual tokens: their mean over questions. "
+        )
+        return (
+            f"{self.whole.score.metric} of {self.model} in percent, with half the width of its 95 % bootstrap interval, on "
+            f"{self.whole.score.samples} questions; a method with a seed is the mean of its runs, and blind sees flat grey. "
+            f"{crops if self.has_crops else ''}"
+            f"TTFT: time to the first token of a batch of {self.batch_size} with its pictures ready, mean over questions, on "
+            f"{self.whole.protocols[0]['device']} in {self.whole.protocols[0]['dtype']}.\n"
+        )
+
+    def _panels(self) -> list[Panel | Heatmap]:
+        counts = self.budgets
+        accuracy, time = [], []
+        for method in self.methods:
+            cells = [self.cell(method, count) for count in counts]
+            scores = [cell.score for cell in cells]
+            low, high = [score.low for score in scores], [score.high for score in scores]
+            accuracy.append(Curve(method, counts, [score.value for score in scores], low, high))
+            time.append(Curve(method, counts, [1000 * cell.mean(TIME) for cell in cells]))
+        floor = (BLIND, self.blind.score.value) if self.blind else None
+        name, tokens = self.whole.score.metric, "visual tokens a crop" if self.has_crops else "visual tokens"
+        maps = [
+            Heatmap(
+                f"{name} (%) of {method}",
+                tokens,
+                "layer",
+                [str(count) for count in counts],
+                [str(layer) for layer in layers],
+                [[self.cell(label, count).score.value for count in counts] for label in layers.values()],
+            )
+            for method, layers in self._layers().items()
+        ]
+        return [
+            Panel(f"{name} of {self.model}", tokens, f"{name} (%)", accuracy, floor),
+            Panel("Time to first token", tokens, f"ms for a batch of {self.batch_size}", time, from_zero=True),
+            *maps,
+        ]
+
+
+def _accuracy(score: Score) -> str:
+    return f"{score.value:.1f} ± {(score.high - score.low) / 2:.1f}"
+
+
+def _time(cell: Cell) -> str:
+    return f"{1000 * cell.mean(TIME):.1f}"
