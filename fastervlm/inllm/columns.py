@@ -46,6 +46,12 @@ class Columns:
         index = index.to(self.order.device)
         return replace(self, order=self.order[index], hidden=self.hidden[index])
 
+    def before(self, last: int) -> Columns:
+        """The same without the last columns, all of which are left."""
+        if not last:
+            return self
+        return replace(self, order=self.order[:, :-last], hidden=self.hidden[:, :-last], length=self.length - last)
+
     def of_keys(self, keys: int, length: int) -> tuple[Tensor, Tensor]:
         """Column and hiddenness (R, keys) of the newest keys, when `length` columns of text and prompt have been read."""
         later = torch.arange(self.length, length, device=self.order.device).expand(len(self.order), -1)

@@ -22,8 +22,9 @@ def _prepare_cache_for_generation(self: Any, config: Any, model_kwargs: dict[str
         )
     result = type(self)._prepare_cache_for_generation(self, config, model_kwargs, mode, *args)
     cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
-    if cache is not None and mask is not None and cache.get_seq_length() == 0:
-        remember_prompt_length(cache, mask.shape[1])
+    length = getattr(config, "_mask_length", None) if mask is None else mask.shape[1]  # masks of ones are taken away before
+    if cache is not None and length is not None and cache.get_seq_length() == 0:
+        remember_prompt_length(cache, length)
     return result
 
 

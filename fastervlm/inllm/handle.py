@@ -7,6 +7,7 @@ from types import MethodType
 from typing import Any
 
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from encoders import UserError, UserTypeError
@@ -98,9 +99,7 @@ class _Hooks:
 
     def begin(self, base: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """Check a call of the model that merges pictures and text, and send a `Run` along with it."""
-        if args:
-            inputs = {**dict(zip(inspect.signature(type(base).forward).parameters, (base, *args), strict=False)), **inputs}
-            del inputs["self"]
+        inputs = _named(base, args, inputs)
         selector, cache, who = inputs.pop("selector_ids", None), inputs.get("past_key_values"), self.names
         flash = self._check_backend(inputs, who)
         prompt = None
@@ -108,6 +107,7 @@ class _Hooks:
             check_kind(cache, who)
         if cache is None or cache.get_seq_length() == 0:
             prompt = Prompt.of(self.model, inputs, selector, who)
+            inputs["input_ids"] = prompt.ids
         else:
             check_history(cache, who)
             if has_pictures(inputs):
@@ -147,12 +147,13 @@ def _finish(language: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], 
     return output if run is None else run.finish(output)
 
 
-def _check_labels(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-    """Refuse labels that would be predicted from a visual token, which may be gone by then."""
-    labels, ids = inputs.get("labels"), inputs.get("input_ids", args[0] if args else None)
+def _check_labels(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    """Refuse labels that would be predicted from a visual token, which may be gone by then, and take off those behind a pad."""
+    inputs = _named(model, args, inputs)
+    labels, ids, mask = (inputs.get(name) for name in ("labels", "input_ids", "attention_mask"))
     drops = any(handle.method.mode == "drop" for handle in model.__dict__[_HOOKS].handles.values())
     if labels is None or ids is None or not drops or labels.shape != ids.shape:
-        return
+        return (), inputs
     visual = ids == model.config.image_token_id
     visual |= ids == getattr(model.config, "video_token_id", -1)
     if bool((visual[:, :-1] & (labels[:, 1:] != -100)).any()):
@@ -160,6 +161,15 @@ def _check_labels(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> 
             "Labels right behind a visual token cannot be predicted where visual tokens are dropped; set those labels to -100, "
             "or use mode='mask'."
         )
+    if mask is not None and mask.shape == ids.shape:
+        inputs["labels"] = labels.masked_fill(F.pad(mask[:, :-1] == 0, (1, 0)), -100)
+    return (), inputs
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's `forward` by name."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:] if args else []
+    return {**dict(zip(names, args, strict=False)), **inputs}
 
 
 def _slides(config: Any) -> bool:

@@ -21,10 +21,11 @@ class Prompt:
     """A batch of prompts that is read for the first time. Dims: R rows, T columns.
 
     Attributes:
-        ids: (R, T) token ids.
+        ids: (R, T) token ids, without placeholders among guesses, for which there are no features.
         real: (R, T) bool, false at pads.
         visual: (R, T) bool, true at the tokens of pictures and videos.
-        last: (R,) int64, the column of the prompt's last token; guesses of assisted generation may follow it.
+        last: (R,) int64, the column of the prompt's last token.
+        guesses: how many columns behind the prompt are guesses of assisted generation, to be confirmed or cut off.
         right: whether the batch is padded on the right.
         selector: (R, S) token ids of text to choose by, or None.
         pad: the id of pads in it.
@@ -35,6 +36,7 @@ class Prompt:
     real: Tensor
     visual: Tensor
     last: Tensor
+    guesses: int
     right: bool
     selector: Tensor | None
     pad: int
@@ -63,7 +65,19 @@ class Prompt:
         columns = torch.arange(ids.shape[1], device=ids.device)
         last = columns.where(real & (columns < end), -1).amax(dim=1).clamp(min=0)
         visual = _visual(model, ids, call) & real
-        return cls(ids, real, visual, last, padded_right(real), selector, pad_id(model), model.get_input_embeddings())
+        if end < ids.shape[1]:
+            ids, visual = ids.masked_fill(visual & (columns >= end), pad_id(model)), visual & (columns < end)
+        return cls(
+            ids,
+            real,
+            visual,
+            last,
+            ids.shape[1] - end,
+            padded_right(real),
+            selector,
+            pad_id(model),
+            model.get_input_embeddings(),
+        )
 
 
 def has_pictures(call: dict[str, Any]) -> list[str]:

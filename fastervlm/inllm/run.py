@@ -66,7 +66,7 @@ class Run:
         if columns is not None:
             inputs.update(self._short_inputs(columns, inputs))
         if cache is not None:
-            self._hold(cache, index, columns, states.shape[1])
+            self._hold(self.prompt.guesses, cache, index, columns, states.shape[1])
         if index + 1 in self.handles and self.handles[index + 1].method.reads_attention:
             self._rows[index + 1] = self._row(self.prompt, layer, states, columns, inputs)
         return (states, *args[1:]), inputs
@@ -106,13 +106,13 @@ class Run:
                 self._masks[name] = causal_mask(order, hidden, asking)
         return self._masks[name]
 
-    def _hold(self, cache: Any, index: int, columns: Columns | None, queries: int) -> None:
+    def _hold(self, guesses: int, cache: Any, index: int, columns: Columns | None, queries: int) -> None:
         """Tell a layer of the cache which columns it is about to hold. Layers with the same ones share their memory."""
         if columns is None:
             hold(cache, index, None, first=False)
             return
         if index in self._columns:
-            self._memory = Memory(columns)
+            self._memory = Memory(columns.before(guesses))
         hold(cache, index, self._memory, first=index in self._columns)
         let_grow(cache, index, queries)
 
