@@ -13,8 +13,10 @@ from fastervlm.commands.common import (
     ConvMode,
     Device,
     Dtype,
+    OptionalAnnotationFile,
     OptionalImageFolder,
     OptionalModel,
+    OptionalQuestionFile,
     budgets_of,
     model_and_data,
     report_failures,
@@ -29,11 +31,9 @@ def bench(
     ] = "fastv",
     model: OptionalModel = None,
     task: Annotated[str, typer.Option(help="The benchmark that gives the score.")] = "textvqa",
-    question_file: Annotated[Path | None, typer.Option(help="Questions, in the benchmark's own layout.")] = None,
+    question_file: OptionalQuestionFile = None,
     image_folder: OptionalImageFolder = None,
-    annotation_file: Annotated[
-        Path | None, typer.Option(help="The right answers, if the question file does not hold them.")
-    ] = None,
+    annotation_file: OptionalAnnotationFile = None,
     out_dir: Annotated[
         Path | None, typer.Option(help="Where the results go; bench/MODEL beside the question file if left out.")
     ] = None,
@@ -65,8 +65,8 @@ def bench(
     if load_in_4bit and load_in_8bit:
         raise UserError("--load-in-4bit and --load-in-8bit exclude each other; give one of them.")
     benchmark = get_task(task)
-    annotations = annotation_file or (question_file if benchmark.answers_inside else None)
-    model, data = model_and_data(model, question_file=question_file, image_folder=image_folder, annotation_file=annotations)
+    right = benchmark.annotations(question_file, annotation_file)
+    model, data = model_and_data(model, question_file=question_file, image_folder=image_folder, annotation_file=right)
     quantize = "4bit" if load_in_4bit else "8bit" if load_in_8bit else None
     subject = Subject(model, dtype, device, quantize=quantize)
     folder = out_dir or data["question_file"].parent / "bench" / "-".join(filter(None, (subject.name, quantize)))

@@ -6,25 +6,46 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from encoders.errors import UserError
 
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The benchmark, for example textvqa.")]
+ModelPath = Annotated[str, typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub.")]
+QuestionFile = Annotated[Path, typer.Option(help="Questions, in the benchmark's own layout.")]
+ImageFolder = Annotated[Path, typer.Option(help="Folder of the pictures named in the question file.")]
+AnnotationFile = Annotated[Path, typer.Option(help="The right answers.")]
+BatchSize = Annotated[int, typer.Option(help="Questions answered at a time.")]
+Limit = Annotated[int | None, typer.Option(help="Take only the first questions.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; chosen for the device if left out.")]
+Device = Annotated[str | None, typer.Option(help="For example cpu or cuda; chosen if left out.")]
+ConvMode = Annotated[
+    str | None,
+    typer.Option(help="Prompt template: vicuna_v1, llava_v1, or chat for the processor's own; chat if there is one."),
+]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens; the benchmark's own if left out.")]
+AspectRatio = Annotated[
+    str | None,
+    typer.Option("--image-aspect-ratio", help="pad to a square, square: leave it to the processor, or anyres: cut into crops."),
+]
+AnyresMode = Annotated[
+    Literal["native", "paper"],
+    typer.Option("--anyres", help="Layout of pictures cut into crops: the model's own, or the reference implementation's."),
+]
+Newline = Annotated[Literal["kept", "all", "none"], typer.Option(help="Newline tokens that stay in the native layout.")]
+Budget = Annotated[
+    Literal["crop", "image"], typer.Option(help="Each crop keeps its own tokens, or an image's crops share them.")
+]
 OptionalModel = Annotated[
     str | None,
     typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub; the tiny model if left out."),
 ]
 OptionalImageFolder = Annotated[Path | None, typer.Option(help="Folder of the pictures named in the question file.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; chosen for the device if left out.")]
-Device = Annotated[str | None, typer.Option(help="For example cpu or cuda; chosen if left out.")]
-ConvMode = Annotated[
-    str | None, typer.Option(help="Prompt template, such as vicuna_v1, or chat for the processor's own; chat if there is one.")
-]
-AspectRatio = Annotated[
-    str | None,
-    typer.Option("--image-aspect-ratio", help="pad to a square, square: leave it to the processor, or anyres: cut into crops."),
+OptionalQuestionFile = Annotated[Path | None, typer.Option(help="Questions, in the benchmark's own layout.")]
+OptionalAnnotationFile = Annotated[
+    Path | None, typer.Option(help="The right answers, if the question file does not hold them.")
 ]
 
 

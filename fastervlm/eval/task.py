@@ -100,6 +100,10 @@ class Task:
     max_new_tokens: int = 128
     answers_inside: bool = False
 
+    def annotations(self, question_file: Path | None, annotation_file: Path | None) -> Path | None:
+        """The file with the right answers, as given or the question file where it holds them."""
+        return annotation_file or (question_file if self.answers_inside else None)
+
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
     """Bootstrap interval of the mean: 2.5th and 97.5th percentile of resampled means, always the same for the same values."""

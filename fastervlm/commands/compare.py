@@ -1,0 +1,103 @@
+"""`fastervlm compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from encoders.errors import UserError
+from fastervlm.commands.common import (
+    AnyresMode,
+    AspectRatio,
+    BatchSize,
+    Budget,
+    ConvMode,
+    Device,
+    Dtype,
+    Limit,
+    MaxNewTokens,
+    Newline,
+    OptionalAnnotationFile,
+    OptionalImageFolder,
+    OptionalModel,
+    OptionalQuestionFile,
+    budgets_of,
+    model_and_data,
+    report_failures,
+    resumable,
+)
+
+
+def compare(
+    *,
+    model: OptionalModel = None,
+    question_file: OptionalQuestionFile = None,
+    image_folder: OptionalImageFolder = None,
+    annotation_file: OptionalAnnotationFile = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Where answers, table and plot go; compare/MODEL beside the question file if left out.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="The benchmark.")] = "textvqa",
+    visual_token_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "576,288,144,58,29",
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "cls,random,grid",
+    layers: Annotated[
+        str | None, typer.Option(help="Layers at which methods such as fastv prune, separated by commas; its own if left out.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of a random method.")] = 3,
+    blind: Annotated[bool, typer.Option("--blind", help="Add the floor: every picture replaced by grey.")] = False,
+    batch_size: BatchSize = 16,
+    limit: Limit = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    conv_mode: ConvMode = None,
+    max_new_tokens: MaxNewTokens = None,
+    image_aspect_ratio: AspectRatio = None,
+    anyres: AnyresMode = "native",
+    newline: Newline = "kept",
+    budget: Budget = "crop",
+) -> None:
+    """Table and plot of accuracy and time to first token over visual tokens and methods.
+
+    Without a model and data it compares the tiny model of this checkout on the mini benchmark; without data a tiny model.
+    """
+    from fastervlm.anyres import Anyres
+    from fastervlm.eval import get_task
+    from fastervlm.eval.compare import compare as run
+    from fastervlm.eval.settings import Settings
+    from fastervlm.eval.subject import Subject
+    from fastervlm.report import print_table
+
+    benchmark = get_task(task)
+    right = benchmark.annotations(question_file, annotation_file)
+    model, data = model_and_data(model, question_file=question_file, image_folder=image_folder, annotation_file=right)
+    subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
+    folder = out_dir or data["question_file"].parent / "compare" / subject.name
+    settings = Settings(
+        task=benchmark,
+        answers_file=folder / "all.jsonl",
+        batch_size=batch_size,
+        limit=limit,
+        conv_mode=conv_mode,
+        max_new_tokens=max_new_tokens,
+        image_aspect_ratio=image_aspect_ratio,
+        **data,
+    )
+    names = [name.strip() for name in methods.split(",")]
+    pruned_at = [] if layers is None else [_layer(text) for text in layers.split(",")]
+    choice = {"budgets": budgets_of(visual_token_num), "methods": names, "layers": pruned_at, "seeds": seeds, "blind": blind}
+    with resumable():
+        comparison = run(subject, settings, out_dir=folder, **choice)
+    print_table(*comparison.table())
+    for name, table in comparison.layer_tables().items():
+        print_table(*table, title=f"{name}, by layer")
+    print(f"Table, numbers and plot: {folder}/compare.md, compare.json, compare.png")
+    report_failures(comparison.failed, comparison.failures)
+
+
+def _layer(text: str) -> int:
+    """A layer as typed."""
+    if not text.strip().isdecimal():
+        raise UserError(f"--layers is {text!r}; give layers counted from 0, such as 1,2,3,5.")
+    return int(text)
