@@ -75,9 +75,7 @@ def attn_efficiency(subject: Subject, settings: Settings, out_dir: Path) -> dict
 class _Reading:
     """What has been read so far: sums over questions, and the pooled maps of the first."""
 
-    def __init__(
-        self, subject: Subject, settings: Settings, questions: list[Question], ask: Callable[[Question], str]
-    ) -> None:
+    def __init__(self, subject: Subject, settings: Settings, questions: list[Question], ask: Callable[[Question], str]) -> None:
         self.subject, self.max_new_tokens, self.ask = subject, settings.longest_answer, ask
         self.asked = {each.line: {"question_id": each.question_id, "image": str(each.image)} for each in questions}
         self.total = AttentionEfficiency(subject.model.config.text_config.num_hidden_layers)
