@@ -159,6 +159,8 @@ def depths(select_layer: int | Sequence[int], layers: int, scored: bool = True) 
 
 def check_pixels(pixel_values: Tensor, channels: int) -> tuple[int, int]:
     """Height and width of pixel_values (B, channels, H, W), refused here if they have another shape."""
+    if not isinstance(pixel_values, Tensor):
+        raise UserTypeError(f"pixel_values must be one tensor (B, {channels}, H, W), not a {type(pixel_values).__name__}.")
     shape = tuple(pixel_values.shape)
     if len(shape) != 4 or shape[1] != channels:
         raise UserError(f"pixel_values of shape (B, {channels}, H, W) are needed, but these are {shape}.")

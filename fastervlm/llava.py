@@ -32,7 +32,9 @@ class Encoded:
 
     def shown(self, image_index: Sequence[int] | Tensor) -> Encoded:
         """The picture behind each placeholder run, where `image_index` (n,) names them: a picture may be shown often."""
-        index = [int(i) for i in image_index]
+        index = image_index.tolist() if isinstance(image_index, Tensor) else image_index
+        if not isinstance(index, Sequence) or not all(isinstance(i, int) for i in index):
+            raise UserError(f"image_index={index!r} must be a list of whole numbers, one for each <image> of the prompts.")
         if any(not 0 <= i < len(self.features) for i in index):
             raise UserError(f"image_index={index} names pictures that are not there: pixel_values holds {len(self.features)}.")
         return Encoded(*([values[i] for i in index] for values in (self.features, self.keep, self.trace)))  # type: ignore[arg-type]
@@ -76,7 +78,8 @@ def scored(model: Any, call: dict[str, Any], pixel_values: Tensor) -> ScoredPatc
 def chosen(handle: PruneHandle, patches: ScoredPatches, k: int) -> KeptTokens:
     """The `k` patches of each image that the method keeps, checked."""
     kept = handle.method(patches, k)
-    check_kept(kept, *patches.scores.shape)
+    pictures, count = patches.scores.shape
+    check_kept(kept, pictures, count, k)
     return kept
 
 

@@ -5,6 +5,7 @@ Dims: S crops of all pictures of a call, N patches of a crop, T tokens of a pict
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -40,13 +41,13 @@ class LlavaNext(Llava):
         mask = _mask(handle, patches, windows, counts)
         table, number = _project(handle.model, patches, mask, all(map(_is_full, windows, counts)), max(counts))
         features, keep, trace = [], [], []
+        newline = _newline(handle.model.model).to(table)
         first = 0
         for cut in cuts:
             crops = slice(first, first + cut.crops)
             stays = cut.keep(mask[crops].flatten(), handle.anyres.newline)
             tokens = cut.source.to(stays.device)[stays]
             rows = table[number[crops].flatten()[tokens.clamp(min=0)].to(table.device)]
-            newline = _newline(handle.model.model).to(table)
             features.append(torch.where((tokens == NEWLINE)[:, None].to(table.device), newline, rows))
             keep.append(stays)
             trace.append(CropsTrace(patches.scores[crops].detach(), mask[crops], tokens, cut, handle.anyres.anyres))
@@ -61,6 +62,11 @@ def _cuts(handle: PruneHandle, call: dict[str, Any]) -> list[CropLayout]:
     if sizes is None:
         raise UserError("LLaVA-NeXT needs image_sizes beside pixel_values; pass all that the processor returns.")
     pictures = call["pixel_values"]
+    sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
+    if not all(isinstance(size, Sequence) and len(size) == 2 and min(size) > 0 for size in sizes):
+        raise UserError(
+            "image_sizes must hold the height and the width of each picture in pixels; pass what the processor returns."
+        )
     if pictures.dim() == 5 and len(sizes) != len(pictures):
         raise UserError(
             f"image_sizes has {len(sizes)} rows for {len(pictures)} pictures; pass both from one call of the processor."
@@ -68,13 +74,17 @@ def _cuts(handle: PruneHandle, call: dict[str, Any]) -> list[CropLayout]:
     cut = {"native": CropLayout.native, "paper": CropLayout.paper}[handle.anyres.anyres]
     crop = config.vision_config.image_size
     side = crop // config.vision_config.patch_size
-    sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
     return [cut((int(height), int(width)), config.image_grid_pinpoints, crop, side) for height, width in sizes]
 
 
 def _crops(pixel_values: Tensor, cuts: list[CropLayout]) -> Tensor:
     """(S, 3, H, W): the crops of all pictures, without those that fill up a batch."""
-    counts = [cut.crops for cut in cuts]
+    counts, side = [cut.crops for cut in cuts], cuts[0].crop
+    if pixel_values.shape[-2:] != (side, side):
+        raise UserError(
+            f"This model reads crops of {side} x {side} pixels, but pixel_values is {tuple(pixel_values.shape)}; "
+            "use its own processor."
+        )
     if pixel_values.dim() == 5 and pixel_values.shape[1] >= max(counts):
         return torch.cat([crops[:count] for crops, count in zip(pixel_values, counts, strict=True)])
     if pixel_values.dim() == 4 and len(pixel_values) == sum(counts):

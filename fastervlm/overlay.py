@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -33,11 +33,14 @@ def overlay(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "c
         An RGB picture of the drawings, with a white gap between them.
 
     Raises:
-        UserError: the list of traces has several entries, or none, or `fit` is not known.
+        UserError: the list of traces has several entries, or none, `fit` is not known, or the picture cut into crops has not
+            the size of the one the model was given.
         UserTypeError: `image` is no PIL picture.
     """
     if not isinstance(image, Image.Image):
         raise UserTypeError(f"overlay draws on a PIL picture, not on a {type(image).__name__}; open it with PIL.Image.open.")
+    if fit not in get_args(Fit):
+        raise UserError(f"fit={fit!r} is not known; choose one of {', '.join(get_args(Fit))}.")
     if not isinstance(trace, (ImageTrace, CropsTrace)):
         if len(trace) != 1:
             raise UserError(f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0].")
@@ -59,6 +62,11 @@ def _draw_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> 
 
 def _draw_crops(image: Image.Image, trace: CropsTrace, side: int) -> list[np.ndarray]:
     """The three drawings (H, W, 3) of a picture cut into crops."""
+    if image.size != trace.cut.size[::-1]:
+        raise UserError(
+            f"This picture is {image.width} x {image.height}, but the model was given one of {trace.cut.size[1]} x "
+            f"{trace.cut.size[0]}; draw on the picture as the processor got it."
+        )
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     picture = np.asarray(image.convert("RGB").resize(size, Image.Resampling.NEAREST), dtype=np.float32)
@@ -99,12 +107,10 @@ def _square(image: Image.Image, fit: str) -> Image.Image:
         short = min(width, height)
         left, top = (width - short) // 2, (height - short) // 2
         return image.crop((left, top, left + short, top + short))
-    if fit == "pad":
-        long = max(width, height)
-        padded = Image.new("RGB", (long, long), (122, 116, 104))
-        padded.paste(image, ((long - width) // 2, (long - height) // 2))
-        return padded
-    raise UserError(f"fit={fit!r} is not known; choose one of crop, pad.")
+    long = max(width, height)
+    padded = Image.new("RGB", (long, long), (122, 116, 104))
+    padded.paste(image, ((long - width) // 2, (long - height) // 2))
+    return padded
 
 
 def _enlarge(values: np.ndarray, side: int) -> np.ndarray:

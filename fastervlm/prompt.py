@@ -47,7 +47,9 @@ def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> Splice:
 
 def check_shapes(call: Call) -> None:
     """Refuse a call without `input_ids` (R, T), or with a mask, labels or positions of another shape."""
-    ids = call.get("input_ids")
+    ids, pictures = call.get("input_ids"), call.get("pixel_values")
+    if pictures is not None and not isinstance(pictures, Tensor):
+        raise UserError("pixel_values must be one tensor; call the processor with return_tensors='pt'.")
     if ids is None or call.get("inputs_embeds") is not None:
         raise UserError(
             "A pruned model finds its pictures by the placeholders in input_ids; pass input_ids, not inputs_embeds."

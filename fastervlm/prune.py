@@ -62,7 +62,8 @@ def prune(
             "native" is the model's own way: patches that un-padding removes never compete, so that a crop that is mostly
             padding keeps what it has. "paper" is the reference implementation's, (1 + crops) * K tokens, padding and all; it
             needs the processor of `fastervlm.load(..., anyres="paper")`.
-        newline: which newline tokens of the native layout stay: "kept" those of rows that keep a patch, "all" or "none".
+        newline: which newline tokens of the native layout stay: "kept" all but those of rows that lost every patch they had,
+            "all" or "none".
         budget: "crop" gives each crop its own tokens, "image" shares their sum among the crops of a picture by score.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
 
@@ -93,8 +94,8 @@ class PruneHandle(Handle):
         method: the method in force.
         anyres: how pictures cut into crops are pruned and laid out.
         positions: "compact" or "original".
-        trace: one `ImageTrace`, or one `CropsTrace` of LLaVA-NeXT, for each picture of the last call with pictures, in the
-            order of `pixel_values`.
+        trace: one `ImageTrace`, or one `CropsTrace` of LLaVA-NeXT, for each <image> of the last call with pictures, in their
+            order.
     """
 
     def __init__(

@@ -114,7 +114,8 @@ def export(task: CropsTask, tokenizer: PreTrainedTokenizerFast, out: Path) -> No
     config = LlavaNextConfig(
         vision_config=base.vision_config,
         text_config=base.text_config,
-        image_token_index=4,
+        image_token_index=base.image_token_id,
+        image_seq_length=base.image_seq_length,
         image_grid_pinpoints=pinpoints(GRID),
     )
     model = LlavaNextForConditionalGeneration(config)

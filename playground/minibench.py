@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, help="pictures; each gets three questions")
     arguments = parser.parse_args()
     folder, pictures, _, _ = KINDS[arguments.kind]
-    folder, pictures = arguments.out or folder, arguments.pictures or pictures
+    folder = arguments.out or folder
+    pictures = pictures if arguments.pictures is None else arguments.pictures
     write(folder, pictures, arguments.kind)
     print(f"Wrote {3 * pictures} questions over {pictures} pictures to {folder}.")
 
@@ -58,9 +59,9 @@ def write(out: Path, pictures: int, kind: str = "llava") -> None:
         scene = draw(rng, shapes[number % len(shapes)])
         name = f"{rng.integers(1 << 62):016x}"
         Image.fromarray(scene.image).save(out / IMAGES / f"{name}.png")
-        for kind, question, answer in _choose(number, questions(rng, scene)):
+        for category, question, answer in _choose(number, questions(rng, scene)):
             text = f"{question}\n{INSTRUCTION}"
-            asked.append({"question_id": name, "image": f"{name}.png", "text": text, "category": kind})
+            asked.append({"question_id": name, "image": f"{name}.png", "text": text, "category": category})
             about = {"question_id": len(annotations), "image_id": name, "question": question, "answers": [answer] * 10}
             annotations.append(about)
     write_text(out / ANNOTATIONS, json.dumps({"dataset_type": "val", "dataset_name": "textvqa-mini", "data": annotations}))

@@ -52,9 +52,8 @@ def answer(model: Any, processor: Any, question: Question, count: int | None) ->
     """The model's answer from the first `count` visual tokens of the picture, or from all."""
     prompt = conversation(processor, None)(question.text)
     inputs = processor(images=open_picture(question), text=prompt, return_tensors="pt")
-    features = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], return_dict=True).pooler_output[0][
-        :count
-    ]
+    encoded = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], return_dict=True)
+    features = encoded.pooler_output[0][:count]
     ids = inputs["input_ids"]
     dropped = (ids == model.config.image_token_id).cumsum(dim=1) > len(features)
     ids = ids[~(dropped & (ids == model.config.image_token_id))][None]

@@ -86,6 +86,15 @@ else
     [[ -f "$DATA/$QUESTIONS" && -d "$DATA/$IMAGES" && -f "$DATA/$ANNOTATIONS" ]] || say_where_files_go
     if ckpt_is_missing; then exit 2; fi
 fi
+if [[ -f "$CKPT/config.json" ]]; then # a checkpoint of the other family would be answered under another meaning of TOKEN
+    HAS=llava
+    grep -qE '"model_type": *"llava_next"|"image_aspect_ratio": *"anyres"' "$CKPT/config.json" && HAS=next
+    if [[ "$HAS" != "$KIND" ]]; then
+        OTHER=$([[ "$HAS" == next ]] && echo v1_6 || echo v1_5)
+        echo "CKPT=$CKPT is for scripts/$OTHER/eval/$TASK.sh: under v1_6 pictures are cut into crops, under v1_5 they are not." >&2
+        exit 2
+    fi
+fi
 
 NAME="$METHOD"
 [[ "$KIND" == next && "$ANYRES" != paper ]] && NAME="$METHOD-$ANYRES"

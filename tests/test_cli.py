@@ -311,3 +311,13 @@ def test_script_of_llava_next_lays_crops_out_as_the_paper_unless_told(bench, tmp
 def test_script_refuses_an_unknown_layout(bench, tmp_path):
     done = script(tmp_path, "5", version="v1_6", DATA=bench["question_file"].parent, ANYRES="both")
     assert (done.returncode, done.stderr) == (2, "ANYRES=both is not known; choose paper or native.\n")
+
+
+@pytest.mark.parametrize(("version", "other"), [("v1_5", "v1_6"), ("v1_6", "v1_5")])
+def test_script_names_the_script_of_the_other_family(bench, tmp_path, version, other):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava_next" if version == "v1_5" else "llava"}))
+    done = script(tmp_path, "5", version=version, CKPT=folder, DATA=bench["question_file"].parent)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"scripts/{other}/eval/textvqa.sh" in done.stderr

@@ -574,7 +574,7 @@ WRONG = {
     crops_without_a_picture_axis: "do not hold the .* crops of 2 pictures",
     one_placeholder_less: "image placeholder tokens, but 2 pictures need",
     full_strategy: "vision_feature_select_strategy='full' also feeds .* use 'default'",
-    smaller_crops: "reads pictures of 32 x 32 pixels, but these are 32 x 24",
+    smaller_crops: r"reads crops of 32 x 32 pixels, but pixel_values is \(.*32, 24\)",
     no_pictures: "holds image placeholders but there is no picture; pass pixel_values too",
 }
 
@@ -631,3 +631,31 @@ def test_a_saved_processor_of_the_paper_can_be_loaded(tmp_path):
     for (_, processor), crops in ((fastervlm.load(tmp_path), 5), (fastervlm.load(tmp_path, anyres="paper"), 3)):
         batch = processor(images=noise([(40, 60)]), text="<image>", return_tensors="pt")
         assert batch["pixel_values"].shape[1] == crops
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"image_sizes": [[0, 32]]}, "height and the width"),
+        ({"image_sizes": torch.tensor([[-5, 32]])}, "height and the width"),
+        ({"image_sizes": [[32, 32, 3]]}, "height and the width"),
+        ({"pixel_values": [torch.zeros(3, 3, 32, 32)]}, "return_tensors='pt'"),
+        ({"pixel_values": torch.zeros(1, 3, 3, 16, 16)}, "reads crops of 32 x 32 pixels"),
+        ({"image_index": "abc"}, "list of whole numbers"),
+        ({"image_index": 0}, "list of whole numbers"),
+        ({"image_index": [0.5]}, "list of whole numbers"),
+    ],
+)
+def test_inputs_of_a_wrong_shape_get_a_sentence(model, changes, match):
+    batch = inputs(ONE) | changes
+    with fastervlm.prune(model, 3), pytest.raises(UserError, match=match) as caught:
+        model.generate(**batch, max_new_tokens=1)
+    one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("more", [-1, 1, 5])
+def test_a_method_that_keeps_another_number_is_refused(model, more):
+    handle = fastervlm.prune(model, 3, method=lambda patches, k: KeptTokens.top(patches.scores, k + more))
+    with handle, pytest.raises(UserError, match="asked for 3 patches") as caught:
+        model(**inputs(ONE))
+    one_sentence(caught.value)

@@ -167,3 +167,9 @@ def test_kept_patches_of_crops_are_bright_where_they_lie_in_the_picture(size, la
 def _visible(box, size):
     left, top, right, bottom = box.tolist()
     return max(0, min(right, size[1]) - max(left, 0)) * max(0, min(bottom, size[0]) - max(top, 0))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (24, 32)])
+def test_a_picture_of_another_size_than_was_cut_is_refused(size):
+    with pytest.raises(UserError, match="was given one of 64 x 48"):
+        fastervlm.overlay(Image.new("RGB", size[::-1] if size == (64, 48) else size), crops_trace((48, 64), [(0, 1)]))
