@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+
+import torch
+from PIL import Image
 
 import fastervlm
 from encoders.errors import UserError
+from fastervlm.anyres import NEWLINE, CropLayout
 from fastervlm.eval.generator import Generator, preparation, pruned
 from fastervlm.eval.pictures import BadPicture
 from fastervlm.eval.runner import checked_questions
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
+from fastervlm.trace import CropsTrace, ImageTrace, TokenTrace, Trace
 
 
 def save_overlay(subject: Subject, settings: Settings, path: Path) -> None:
@@ -23,6 +29,26 @@ def save_overlay(subject: Subject, settings: Settings, path: Path) -> None:
             continue
         with pruned(subject, settings) as handle:
             Generator(subject, settings, handle).warm_up(prepare([question], subject.processor))
-            fastervlm.overlay(picture, handle.trace[0]).save(path)
+            trace = handle.trace[0]
+        shown = patches_of(trace, picture, subject) if settings.in_llm else trace
+        fastervlm.overlay(picture, shown).save(path)
         return
     raise UserError("There is no picture to draw on: none of them can be read.")
+
+
+def patches_of(trace: TokenTrace, picture: Image.Image, subject: Subject) -> Trace:
+    """The patches behind the visual tokens of a prompt that shows one picture; scores below 0 count as 0."""
+    scores, index = trace.scores.cpu().clamp(min=0), trace.index.cpu()
+    side = math.isqrt(subject.num_visual_tokens)
+    if not subject.has_crops:
+        return ImageTrace(scores, index, (side, side))
+    config, name = subject.model.config, subject.anyres.anyres
+    cut_as = {"native": CropLayout.native, "paper": CropLayout.paper}[name]
+    size = picture.height, picture.width
+    cut = cut_as(size, config.image_grid_pinpoints, config.vision_config.image_size, side)
+    is_patch, tokens = cut.source != NEWLINE, cut.source[index]
+    mask = torch.zeros(cut.crops * side**2, dtype=torch.bool)
+    mask[tokens[tokens != NEWLINE]] = True
+    ranked = torch.zeros(cut.crops * side**2)
+    ranked[cut.source[is_patch]] = scores[is_patch]
+    return CropsTrace(ranked.view(cut.crops, -1), mask.view(cut.crops, -1), tokens, cut, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -103,26 +102,24 @@ class Comparison:
         return self.whole.protocols[0]["anyres"] is not None
 
     def table(self) -> Table:
-        """Header and rows: each method's accuracy with its interval, and beside it its time to the first token.
+        """Header and rows: for each budget and method the accuracy with its interval, and the speed beside it.
 
         Where pictures are cut into crops, a column says how many visual tokens a question had.
         """
-        lines = {str(count): [self.cell(method, count) for method in self.methods] for count in self.budgets}
-        if self.blind:
-            lines[BLIND] = [self.blind for _ in self.methods]
+        pruned = [self.cell(method, count) for count in self.budgets[1:] for method in self.methods]
+        cells = [self.whole, *pruned, *([self.blind] if self.blind else [])]
         rows = [
-            [name, *self._tokens(cells), *(text for cell in cells for text in (_accuracy(cell.score), _time(cell)))]
-            for name, cells in lines.items()
+            [str(cell.visual_tokens), cell.label, *self._counted(cell), _accuracy(cell.score), *_speed(cell)] for cell in cells
         ]
-        columns = [text for method in self.methods for text in (method, "TTFT (ms)")]
-        return ["tokens a crop", "visual tokens", *columns] if self.has_crops else ["tokens", *columns], rows
+        counted = ["visual tokens"] if self.has_crops else []
+        return [self._tokens, "method", *counted, self.whole.score.metric, "TTFT (ms)", "samples/s"], rows
 
-    def _tokens(self, cells: Sequence[Cell]) -> list[str]:
-        if not self.has_crops:
-            return []
-        numbers = sorted(cell.mean("mean_visual_tokens") for cell in cells)
-        low, high = f"{numbers[0]:.5g}", f"{numbers[-1]:.5g}"
-        return [low if low == high else f"{low} to {high}"]
+    @property
+    def _tokens(self) -> str:
+        return "tokens a crop" if self.has_crops else "tokens"
+
+    def _counted(self, cell: Cell) -> list[str]:
+        return [f"{cell.mean('mean_visual_tokens'):.5g}"] if self.has_crops else []
 
     def layer_tables(self) -> dict[str, Table]:
         """For each method that was run over layers: accuracy, a row for each layer and a column for each budget."""
@@ -151,7 +148,7 @@ class Comparison:
                 [str(count), *(_accuracy(self.cell(method, count).score.parts[i]) for method in self.methods)]
                 for count in self.budgets
             ]
-            tables[part.metric] = [self.table()[0][0], *self.methods], rows
+            tables[part.metric] = [self._tokens, *self.methods], rows
         return tables
 
     def write(self, folder: Path) -> None:
@@ -172,12 +169,12 @@ class Comparison:
             "Each crop of a picture keeps so many tokens, inside the language model the same share of all crops together; "
             "visual tokens: their mean over questions. "
         )
+        device, dtype = (self.whole.protocols[0][key] for key in ("device", "dtype"))
         return (
             f"{self.whole.score.metric} of {self.model} in percent, with half the width of its 95 % bootstrap interval, on "
             f"{self.whole.score.samples} questions; a method with a seed is the mean of its runs, and blind sees flat grey. "
-            f"{crops if self.has_crops else ''}"
-            f"TTFT: time to the first token of a batch of {self.batch_size} with its pictures ready, mean over questions, on "
-            f"{self.whole.protocols[0]['device']} in {self.whole.protocols[0]['dtype']}.\n"
+            f"{crops if self.has_crops else ''}TTFT: time to the first token of a batch of {self.batch_size} with its pictures "
+            f"ready; it and samples/s on {device} in {dtype}.\n"
         )
 
     def _panels(self) -> list[Panel | Heatmap]:
@@ -190,7 +187,7 @@ class Comparison:
             accuracy.append(Curve(method, counts, [score.value for score in scores], low, high))
             time.append(Curve(method, counts, [1000 * cell.mean(TIME) for cell in cells]))
         floor = (BLIND, self.blind.score.value) if self.blind else None
-        name, tokens = self.whole.score.metric, "visual tokens a crop" if self.has_crops else "visual tokens"
+        name, tokens = self.whole.score.metric, f"visual {self._tokens}"
         maps = [
             Heatmap(
                 f"{name} (%) of {method}",
@@ -213,5 +210,5 @@ def _accuracy(score: Score) -> str:
     return f"{score.value:.1f} ± {(score.high - score.low) / 2:.1f}"
 
 
-def _time(cell: Cell) -> str:
-    return f"{1000 * cell.mean(TIME):.1f}"
+def _speed(cell: Cell) -> list[str]:
+    return [f"{1000 * cell.mean(TIME):.1f}", f"{cell.mean('samples_per_second'):.1f}"]

@@ -42,11 +42,13 @@ def test_table_numbers_and_plot_are_written(subject, shared, tmp_path):
     assert len(data["cells"][2]["runs"]) == 2
 
     table = (out / "compare.md").read_text().splitlines()
-    assert table[0] == "| tokens | cls | TTFT (ms) | random | TTFT (ms) | grid | TTFT (ms) |"
-    assert [line.split(" | ")[0] for line in table[2:5]] == ["| 16", "| 4", "| blind"]
-    times = {c["method"]: f"{1000 * c['mean_time_to_first_token_s']:.1f}" for c in data["cells"]}
-    assert table[3].split(" | ")[2::2] == [times["cls"], times["random"], f"{times['grid']} |"]
-    assert set(table[2].split(" | ")[2::2]) == {times["all tokens"], f"{times['all tokens']} |"}
+    assert table[0] == "| tokens | method | Accuracy | TTFT (ms) | samples/s |"
+    assert len(table[2:7]) == len(data["cells"])
+    for line, cell in zip(table[2:7], data["cells"], strict=True):
+        low, high = cell["score"]["ci95"]
+        accuracy = f"{cell['score']['value']:.1f} ± {(high - low) / 2:.1f}"
+        speed = f"{1000 * cell['mean_time_to_first_token_s']:.1f} | {cell['samples_per_second']:.1f}"
+        assert line == f"| {cell['visual_token_num']} | {cell['method']} | {accuracy} | {speed} |"
     with Image.open(out / "compare.png") as plot:
         assert plot.width > 1000
 

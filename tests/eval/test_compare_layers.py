@@ -80,8 +80,9 @@ def test_methods_before_and_inside_the_language_model_stand_in_one_table(subject
     fastv_at_1 = {"methods": ["cls", "simignore", "random", "grid", "fastv"], "layers": [1], "seeds": 1}
     result = compare(subject, shared, budgets=[8, 4], out_dir=tmp_path, **fastv_at_1)
     headers, rows = result.table()
-    assert headers[::2] == ["tokens", *["TTFT (ms)"] * 5]
-    assert [len(row) for row in rows] == [11] * 3
+    assert headers == ["tokens", "method", "Accuracy", "TTFT (ms)", "samples/s"]
+    names = ["cls", "simignore", "random", "grid", "fastv, layer 1"]
+    assert [row[:2] for row in rows] == [["16", "all tokens"], *([count, name] for count in ("8", "4") for name in names)]
     assert {cell.mean("mean_visual_tokens") for cell in result.cells} == {8, 4}
 
 
@@ -90,15 +91,15 @@ def test_a_model_with_crops_says_how_many_tokens_there_were(crops, shared, bench
     subject = Subject(str(crops), anyres=Anyres(layout))
     result = compare(subject, shared, budgets=[8, 4], methods=["grid", "fastv"], layers=[1], out_dir=tmp_path)
     headers, rows = result.table()
-    assert headers[:3] == ["tokens a crop", "visual tokens", "grid"]
+    assert headers[:4] == ["tokens a crop", "method", "visual tokens", "Accuracy"]
     whole = result.whole.mean("mean_visual_tokens")
-    assert rows[0][:2] == ["16", f"{whole:.5g}"]
+    assert rows[0][:3] == ["16", "all tokens", f"{whole:.5g}"]
     found = cells(tmp_path)
-    for row, count in zip(rows[1:], (8, 4), strict=True):
+    for grid, fastv, count in zip(rows[1::2], rows[2::2], (8, 4), strict=True):
         inside, before = (found[key]["mean_visual_tokens"] for key in (("fastv", 1, count), ("grid", None, count)))
         assert inside == pytest.approx(whole * count / 16, abs=0.6), "the same share of all tokens"
-        low, high = sorted((inside, before))
-        assert row[:2] == [str(count), f"{low:.5g}" if low == high else f"{low:.5g} to {high:.5g}"]
+        assert grid[:3] == [str(count), "grid", f"{before:.5g}"]
+        assert fastv[:3] == [str(count), "fastv, layer 1", f"{inside:.5g}"]
     assert "share of all crops together" in (tmp_path / "compare.md").read_text()
 
 
