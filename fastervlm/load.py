@@ -36,8 +36,11 @@ def load(
         dtype: "float32", "float16", "bfloat16" or a torch dtype; float16 on a GPU and float32 elsewhere by default.
         device: a torch device; the first GPU if there is one, else the CPU.
         anyres: how the processor cuts pictures into crops; no matter for models with one crop.
-        vision_tower: folder or hub name of the vision tower of a checkpoint in the authors' layout, if it is neither inside
-            nor where the checkpoint says.
+        vision_tower: folder or hub name of the vision tower of a checkpoint in the authors' layout whose weights are not
+            inside. If left out, the tower that the checkpoint's `mm_vision_tower` names is looked for as a folder as seen
+            from the checkpoint, as a folder as seen from here, as a folder of the same last name beside the checkpoint, and
+            on the hub, in this order. If the weights are inside, the usual CLIP-L towers need not be found at all, others
+            only for their config.
         quantize: hold the weights of the language model's layers in 4 bits (nf4, nested) or 8 bits, by bitsandbytes; `dtype`
             is then that of everything else.
 
@@ -75,9 +78,11 @@ def load(
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """What the config.json of a checkpoint says; nothing if it is damaged, which transformers then tells about."""
+    """What the config.json of a checkpoint says."""
     from transformers.utils import cached_file
 
+    if not name.strip():
+        raise UserError("The name of the checkpoint is empty; give a folder, or a name on the hub.")
     if Path(name).is_file():
         raise UserError(f"{name} is a file; give the folder of the checkpoint.")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
@@ -90,9 +95,11 @@ def read_config(name: str) -> dict[str, Any]:
         ) from error
     try:
         told = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
+        if not isinstance(told, dict):
+            raise ValueError(f"it holds a {type(told).__name__}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"The config.json of {name} cannot be read ({reason(error)}); download it again.") from error
+    return told
 
 
 def _read(name: str, dtype: torch.dtype, device: torch.device, quantize: str | None) -> tuple[Any, Any]:

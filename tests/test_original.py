@@ -1,11 +1,13 @@
 """Checkpoints in the layout of LLaVA's authors: read as they are, converted, and refused."""
 
+import hashlib
 import json
+import logging
 import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -13,13 +15,14 @@ import sentencepiece
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaNextImageProcessor
+from transformers import AutoProcessor, CLIPImageProcessorPil, CLIPVisionModel, LlamaTokenizer, LlavaNextImageProcessor
 
 import fastervlm
 from fastervlm import UserError, UserTypeError
 from fastervlm.commands.convert import convert as command
+from fastervlm.conversation import VICUNA_V1
 from fastervlm.eval.pictures import pad_to_square
-from fastervlm.eval.prompts import VICUNA_V1
+from fastervlm.eval.subject import Subject
 from fastervlm.original import convert
 from fastervlm.original.config import build_config, find_layout
 from fastervlm.original.tower import find_tower
@@ -57,6 +60,11 @@ def spoilt(whole, tmp_path):
 
 def asked(processor):
     return processor(images=pictures(2), text=PROMPTS, padding=True, return_tensors="pt")
+
+
+def hashes(folder):
+    subject = Subject(str(folder), device="cpu")
+    return subject.weights_sha256, subject.processor_sha256
 
 
 def fields(config):
@@ -163,6 +171,7 @@ def test_the_sizes_that_are_published(kind, width, inner, layers, billions, tmp_
         "num_key_value_heads": width // 128,
         "num_hidden_layers": layers,
         "vocab_size": 32000,
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
     }
     vision = find_tower(tmp_path / "x", told, True, None).config
     model = empty_model(build_config("x", told, find_layout("x", told), vision, 32000), None)
@@ -211,6 +220,7 @@ def test_names_on_the_hub(whole, tmp_path, monkeypatch):
     state = expected.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(asked(processor)["pixel_values"], asked(its)["pixel_values"])
+    assert hashes("some-one/tiny") == hashes(whole)
     shutil.rmtree(tmp_path / "models--some-one--tiny" / "snapshots")
     with pytest.raises(UserError, match="There is no checkpoint 'some-one/tiny'"):
         fastervlm.load("some-one/tiny", device="cpu")
@@ -226,10 +236,46 @@ def test_a_tower_inside_needs_no_files_of_its_own(tmp_path, name, size):
     assert tower.pictures()["crop_size"] == {"height": size, "width": size}
 
 
-def test_a_tower_for_a_checkpoint_that_has_one(tmp_path):
-    original.stock().save_pretrained(tmp_path / "stock")
-    with pytest.raises(UserError, match="holds its own vision tower; leave vision_tower out"):
-        fastervlm.load(tmp_path / "stock", device="cpu", vision_tower="x")
+@pytest.mark.parametrize("layout", ["transformers", "authors"])
+def test_a_tower_for_a_checkpoint_that_has_one(whole, scratch, tmp_path, layout):
+    if layout == "authors":
+        original.write(original.stock(), tmp_path / "stock", scratch, inside=True)
+    else:
+        original.stock().save_pretrained(tmp_path / "stock")
+    with pytest.raises(UserError, match="stock holds its own vision tower; leave vision_tower out"):
+        fastervlm.load(tmp_path / "stock", device="cpu", vision_tower=whole.parent / "tower")
+
+
+@pytest.mark.parametrize(
+    ("tower", "sentence"),
+    [
+        ("/nonexistent", "There is no vision tower '/nonexistent': neither a folder that is there nor a model of the hub"),
+        ("some-one/nothing", "There is no vision tower 'some-one/nothing': neither"),
+        ("empty", "'empty' holds no vision model; give the folder of a CLIP"),
+        ("", "'' holds no vision model"),
+    ],
+)
+def test_a_tower_given_that_is_none(whole, tmp_path, monkeypatch, tower, sentence):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=sentence) as caught:
+        fastervlm.load(whole, device="cpu", vision_tower=tower)
+    one_sentence(caught.value)
+
+
+def test_a_whole_clip_as_the_tower_is_no_news(whole):
+    logger, heard = logging.getLogger("transformers"), []
+    listener = logging.Handler()
+    listener.emit = heard.append  # type: ignore[method-assign]
+    logger.addHandler(listener)
+    try:
+        fastervlm.load(whole, device="cpu")
+        assert [record.getMessage() for record in heard] == []
+        CLIPVisionModel.from_pretrained(whole.parent / "tower")  # which tells about it again
+        assert "UNEXPECTED" in heard[0].getMessage()
+    finally:
+        logger.removeHandler(listener)
 
 
 # --- text and pictures
@@ -272,6 +318,23 @@ def test_tokens_are_those_of_llava(whole, scratch, prompt):
     expected = [i for token in ids(pieces, prompt) for i in ([400] * original.PATCHES if token == -200 else [token])]
     assert ours == expected
     assert processor.tokenizer.pad_token_id == 0
+
+
+def test_special_tokens_are_those_of_the_tokenizer(spoilt):
+    stored = LlamaTokenizer.from_pretrained(spoilt)
+    stored.save_pretrained(spoilt)
+    (spoilt / "tokenizer.model").unlink()
+    text = (spoilt / "tokenizer.json").read_text()
+    told = json.loads(text)
+    swapped = {"<s>": 2, "</s>": 1}
+    told["model"]["vocab"] |= swapped
+    for token in told["added_tokens"]:
+        token["id"] = swapped.get(token["content"], token["id"])
+    (spoilt / "tokenizer.json").write_text(json.dumps(told))
+    model, processor = fastervlm.load(spoilt, device="cpu")
+    settings = model.generation_config
+    assert processor.tokenizer.convert_tokens_to_ids(["<s>", "</s>", "<unk>"]) == [2, 1, 0]
+    assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (2, 1, 0)
 
 
 def test_the_conversation(whole):
@@ -378,7 +441,7 @@ def test_what_is_there_is_left_alone(whole, tmp_path):
             (target / "precious").touch()
         else:
             target.touch()
-        with pytest.raises(UserError, match="is already there and is not empty; give a folder that is not") as caught:
+        with pytest.raises(UserError, match="is already there; give a folder that is not there yet, or an empty one") as caught:
             convert(whole, target)
         one_sentence(caught.value)
     assert (tmp_path / "folder" / "precious").exists()
@@ -398,6 +461,20 @@ def test_nothing_to_convert(tmp_path):
     original.stock().save_pretrained(tmp_path / "stock")
     with pytest.raises(UserError, match="there is nothing to convert"):
         convert(tmp_path / "stock", tmp_path / "made")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_config_that_cannot_be_read(spoilt, tmp_path, text):
+    (spoilt / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"The config\.json of .*tiny cannot be read \(.*\); download it again") as caught:
+        convert(spoilt, tmp_path / "made")
+    one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_no_name_at_all(tmp_path, name):
+    with pytest.raises(UserError, match="The name of the checkpoint is empty; give a folder"):
+        convert(name, tmp_path / "made")
 
 
 def test_the_command_says_what_it_did(whole, tmp_path, capsys):
@@ -422,12 +499,17 @@ def no_tower(folder):
     shutil.rmtree(folder.parent / "tower")
 
 
-def another_tower(folder):
-    (folder.parent / "tower" / "config.json").write_text('{"model_type": "siglip"}')
+def tower_config(text):
+    return lambda folder: (folder.parent / "tower" / "config.json").write_text(text)
 
 
-def wider_tower(folder):
-    changed(vision_config={"hidden_size": 64, "num_attention_heads": 2})(folder.parent / "tower")
+def vision(**settings):
+    def spoil(folder):
+        file = folder.parent / "tower" / "config.json"
+        told = json.loads(file.read_text())
+        file.write_text(json.dumps(told | {"vision_config": told["vision_config"] | settings}))
+
+    return spoil
 
 
 def tower_without_weights(folder):
@@ -444,8 +526,8 @@ def tower_with_a_pickle(folder):
     torch.save(torch.load(file) | {"more": shutil.Error("x")}, file)
 
 
-def broken_preprocessor(folder):
-    (folder.parent / "tower" / "preprocessor_config.json").write_text("[1, ")
+def broken_preprocessor(text):
+    return lambda folder: (folder.parent / "tower" / "preprocessor_config.json").write_text(text)
 
 
 def edited(edit):
@@ -461,6 +543,16 @@ def edited(edit):
 def another_shape(state):
     if "model.norm.weight" in state:
         state["model.norm.weight"] = torch.ones(5)
+
+
+def another_norm(state):
+    if "model.norm.weight" in state:
+        state["model.norm.weight"] = torch.ones(32)
+
+
+def more_rows(state):
+    for name in state.keys() & {"model.embed_tokens.weight", "lm_head.weight"}:
+        state[name] = torch.ones(401, 32)
 
 
 def no_projector(state):
@@ -524,8 +616,8 @@ def no_tokenizer(folder):
     (folder / "tokenizer_config.json").unlink()
 
 
-def broken_tokenizer(folder):
-    (folder / "tokenizer.model").write_bytes(b"no pieces")
+def broken_tokenizer(data):
+    return lambda folder: (folder / "tokenizer.model").write_bytes(data)
 
 
 def another_end(folder):
@@ -533,16 +625,25 @@ def another_end(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|im_end|>"}))
 
 
+ANYRES = {"image_aspect_ratio": "anyres", "mm_patch_merge_type": "spatial_unpad"}
 LAYOUT = "is a checkpoint in the layout of LLaVA's authors with "
 DAMAGE = [
-    (no_tower, r"The vision tower 'openai/tower' cannot be found or read; put its folder at .*tower, or say where it is"),
-    (changed(mm_vision_tower=None), r"names no vision tower \(mm_vision_tower\); say where it is with vision_tower"),
-    (another_tower, "The vision tower .*tower is a 'siglip' model; it must be a CLIP"),
-    (wider_tower, "The vision tower .*tower has 64 channels, but the checkpoint was trained with 32"),
+    (no_tower, "The vision tower 'openai/tower' cannot be found; put its folder at .*tower, or convert the checkpoint first: "
+        "`fastervlm convert SRC DST --vision-tower FOLDER`"),
+    (changed(mm_vision_tower=None), "names no vision tower; write its folder there as mm_vision_tower, or convert the"),
+    (tower_config("{"), r"The config\.json of the vision tower .*tower cannot be read \(.*\); download it again"),
+    (tower_config("[]"), r"The config\.json of the vision tower .*tower cannot be read \(.*\); download it again"),
+    (tower_config('{"hidden_size": 32}'), "tower' holds no vision model; give the folder of a CLIP"),
+    (tower_config('{"model_type": "siglip"}'), "The vision tower .*tower is a 'siglip' model; it must be a CLIP"),
+    (vision(hidden_size=64), "The vision tower .*tower has 64 channels, but the checkpoint was trained with 32"),
+    (vision(num_hidden_layers=2), r"The weights of .*tower hold '.*layers\.2\..*', which the tower that its config\.json"),
+    (vision(num_attention_heads=0), r"The config\.json of the vision tower .*tower cannot be read \(integer modulo by zero\)"),
+    (vision(image_size=0), r"The config\.json of the vision tower .*tower cannot be read \(image_size=0 and patch_size=8\)"),
     (tower_without_weights, "The weights of .*tower cannot be read"),
     (tower_lacking, "The checkpoint .*tower lacks 6 of the model's weights"),
     (tower_with_a_pickle, "The weights of .*tower are a pickle that holds more than plain tensors"),
-    (broken_preprocessor, r"The preprocessor_config\.json of the vision tower .*tower cannot be read"),
+    (broken_preprocessor("[]"), r"The preprocessor_config\.json of the vision tower .*tower cannot be read"),
+    (broken_preprocessor("[1, "), r"The preprocessor_config\.json of the vision tower .*tower cannot be read"),
     (missing_shard, r"The checkpoint .*tiny lacks 1 of its 2 shards \(pytorch_model-00002-of-00002\.bin\); download it"),
     (broken_index, r"The index .*pytorch_model\.bin\.index\.json cannot be read; download it again"),
     (index_of_nothing, r"The index .*index\.json cannot be read"),
@@ -550,7 +651,9 @@ DAMAGE = [
     (index_that_leaves_the_folder, r"The index .*index\.json cannot be read"),
     (no_weights, r"holds no weights, neither model\.safetensors nor pytorch_model\.bin nor an index of shards"),
     (edited(another_shape), r"of shape \(5,\); config.json asks for \(32,\)"),
-    (changed(vocab_size=399), r"weight' of shape \(400, 32\); config.json asks for \(399, 32\)"),
+    (changed(vocab_size=399), "The tokenizer of .*tiny has 400 tokens, but config.json says vocab_size=399; put the files"),
+    (changed(vocab_size=None), "The tokenizer of .*tiny has 400 tokens, but config.json says vocab_size=None"),
+    (edited(more_rows), r"weight' of shape \(401, 32\); config.json asks for \(400, 32\)"),
     (edited(lambda s: s.update(extra=torch.ones(1))), "hold 'extra', which the model that config.json describes has not"),
     (edited(no_projector), r"lacks 4 of the model's weights \(model\.multi_modal"),
     (edited(lambda s: s.update(extra=shutil.Error("x"))), r"more than plain tensors .*it calls shutil\.Error"),
@@ -562,7 +665,8 @@ DAMAGE = [
     (truncated, "The weights of .*tiny cannot be read"),
     (text_for_safetensors, "The weights of .*tiny cannot be read"),
     (no_tokenizer, r"The folder .*tiny holds no tokenizer\.model; download it"),
-    (broken_tokenizer, "The tokenizer of .*tiny cannot be read"),
+    (broken_tokenizer(b"no pieces"), "The tokenizer of .*tiny cannot be read; download its files again"),
+    (broken_tokenizer(b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n"), "The tokenizer of .*tiny cannot"),
     (another_end, r"ends its answers with '<\|im_end\|>', so it was not tuned on Vicuna's prompt"),
     (changed(model_type="llava_mistral"), LAYOUT + "model_type='llava_mistral', which is not supported; it must be 'llava' or"),
     (changed(model_type="llava_mpt"), LAYOUT + "model_type='llava_mpt'"),
@@ -573,7 +677,13 @@ DAMAGE = [
     (changed(image_aspect_ratio="anyres_max_9"), LAYOUT + "image_aspect_ratio='anyres_max_9' and mm_patch_merge_type='flat'"),
     (changed(mm_video_tower="LanguageBind/LanguageBind_Video"), "is a Video-LLaVA in the layout of its authors, which is not"),
     (changed(hidden_size="wide"), r"The config\.json of .*tiny cannot be used"),
-    (changed(image_aspect_ratio="anyres", mm_patch_merge_type="spatial_unpad"), "image_grid_pinpoints=None of config.json"),
+    (changed(hidden_size=0), r"The config\.json of .*tiny cannot be used \(hidden_size=0\)"),
+    (changed(hidden_act="none"), r"The config\.json of .*tiny cannot be used \('none'\)"),
+    *((changed(mm_vision_select_layer=layer), "mm_vision_select_layer=.* is no layer of the vision tower, which has 3;")
+        for layer in (-5, 4, "x", None, [-2, -5], True)),
+    *((changed(**ANYRES, image_grid_pinpoints=canvases), "no list of .width, height. in multiples of the vision tower's 32")
+        for canvases in ([], [[7, 9]], [[0, 0]], [[-32, 32]], [[64, 32, 1]], "(1x1),...,(6x6)", [["64", 32]], 5)),
+    (changed(**ANYRES), "image_grid_pinpoints=None of config.json"),
 ]  # fmt: skip
 
 
@@ -592,7 +702,63 @@ def test_the_kinds_of_error(spoilt):
         fastervlm.load(spoilt, device="cpu")
 
 
+def test_loading_leaves_the_evaluation_alone():
+    root = Path(fastervlm.__file__).parent
+    for file in (root / "load.py", root / "conversation.py", *(root / "original").glob("*.py")):
+        assert "fastervlm.eval" not in file.read_text()
+
+
+def test_the_help_of_the_folder_to_write():
+    assert (
+        get_type_hints(command, include_extras=True)["target"]
+        .__metadata__[0]
+        .help.endswith("must not be there yet, or be empty.")
+    )
+
+
 def test_the_command_is_light():
     """Naming the command costs no torch: heavy imports wait until it runs."""
     source = Path(sys.modules[command.__module__].__file__ or "").read_text()
     assert "import torch" not in source
+
+
+# --- which files a run is of
+
+
+def other_weights(folder):
+    torch.save(
+        {name: value + 1 for name, value in torch.load(folder / "pytorch_model.bin").items()}, folder / "pytorch_model.bin"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (lambda folder: other_weights(folder.parent / "tower"), (True, False)),
+        (lambda folder: (folder.parent / "tower" / "preprocessor_config.json").write_text("{}"), (False, True)),
+        (lambda folder: changed(more=1)(folder.parent / "tower"), (False, True)),
+        (lambda folder: changed(more=1)(folder), (False, True)),
+        (edited(another_norm), (True, False)),
+        (lambda folder: save_file({"x": torch.ones(1)}, folder / "adapter.safetensors"), (False, False)),
+        (lambda folder: (folder.parent / "tower" / "training_args.bin").touch(), (False, False)),
+    ],
+)
+def test_the_files_that_are_read_are_a_runs_identity(spoilt, change, differs):
+    before = hashes(spoilt)
+    change(spoilt)
+    assert tuple(one != other for one, other in zip(before, hashes(spoilt), strict=True)) == differs
+
+
+def test_safetensors_are_read_where_both_are_there(spoilt):
+    state = {name: value for file in spoilt.glob("*.bin") for name, value in torch.load(file).items()}
+    save_file(state, spoilt / "model.safetensors")
+    before = hashes(spoilt)
+    for file in spoilt.glob("*.bin"):
+        file.unlink()
+    assert hashes(spoilt) == before
+
+
+def test_a_tower_inside_is_hashed_once(scratch, tmp_path):
+    folder = original.write(original.stock(), tmp_path / "tiny", scratch, inside=True, count=1)
+    data = (folder / "pytorch_model.bin").read_bytes()
+    assert Subject(str(folder), device="cpu").weights_sha256 == hashlib.sha256(data).hexdigest()

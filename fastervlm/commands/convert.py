@@ -10,7 +10,7 @@ import typer
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder of the checkpoint, or its name on the hub.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not be there yet.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not be there yet, or be empty.")],
     *,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; as stored if left out.")] = None,
     vision_tower: Annotated[

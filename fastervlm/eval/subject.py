@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from encoders.errors import UserError
 from fastervlm.anyres import Anyres
-from fastervlm.load import find_device, find_dtype, load
+from fastervlm.load import find_device, find_dtype, load, read_config
+from fastervlm.original import is_original, tower_files
+from fastervlm.original.weights import Shards
 from fastervlm.quantize import check_quantize
 
 _SMALL = ("*.json", "*.jinja", "*.model")
@@ -68,16 +69,25 @@ class Subject:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """One hash over the names and the bytes of the weight files."""
-        files = sorted(self._folder.glob("*.safetensors")) or sorted(self._folder.glob("*.bin"))
-        if not files:
-            raise UserError(f"{self.path} holds no weight files (*.safetensors); give the folder of a saved model.")
-        return hash_files(files)
+        """One hash over the names and the bytes of the weight files that are read, those of a tower elsewhere included."""
+        return hash_files([*sorted(Shards.find(self._folder).files), *self._tower_files[0]])
 
     @cached_property
     def processor_sha256(self) -> str:
-        """One hash over the small files that say how pictures and text become inputs, and what the model looks like."""
-        return hash_files(sorted(path for kind in _SMALL for path in self._folder.glob(kind)))
+        """One hash over the small files that say how pictures and text become inputs, and what the model looks like.
+
+        Those of a vision tower that is stored elsewhere are included.
+        """
+        return hash_files([*sorted(path for kind in _SMALL for path in self._folder.glob(kind)), *self._tower_files[1]])
+
+    @cached_property
+    def _tower_files(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+        """Weight files and small files of a vision tower outside the folder."""
+        told = read_config(self.path)
+        if not is_original(told):
+            return (), ()
+        _ = self.loaded  # after which the tower of a name is in the hub's cache
+        return tower_files(self.path, told)
 
     @cached_property
     def _folder(self) -> Path:

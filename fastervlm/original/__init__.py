@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from fastervlm.original.config import is_original
 from fastervlm.original.convert import convert
-from fastervlm.original.read import read
+from fastervlm.original.read import read, tower_files
 
-__all__ = ["convert", "is_original", "read"]
+__all__ = ["convert", "is_original", "read", "tower_files"]

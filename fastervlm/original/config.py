@@ -58,6 +58,9 @@ _SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tie_word_embeddings": (False, (False,)),
 }
 
+# Settings of the language model that transformers takes at any value.
+_SIZES = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+
 
 def is_original(told: dict[str, Any]) -> bool:
     """Whether a config.json is of the authors' layout; transformers' own may bear the same `model_type`."""
@@ -93,21 +96,23 @@ def build_config(name: str, told: dict[str, Any], layout: Layout, vision: Any, i
     known -= {"architectures", "dtype", "model_type", "transformers_version"}
     try:
         text = transformers.LlamaConfig(**{key: value for key, value in told.items() if key in known})
+        if nothing := [key for key in _SIZES if getattr(text, key) < 1]:
+            raise ValueError(f"{nothing[0]}={getattr(text, nothing[0])}")
         text.vocab_size = max(told["vocab_size"], image_token + 1)
         settings = {
             "vision_config": vision,
             "text_config": text,
             "image_token_index": image_token,
             "image_seq_length": (vision.image_size // vision.patch_size) ** 2,
-            "vision_feature_layer": told.get("mm_vision_select_layer", -2),
+            "vision_feature_layer": select_layer(told, vision.num_hidden_layers),
             "vision_feature_select_strategy": select_strategy(told),
         }
         if layout.config == "LlavaNextConfig":
-            settings["image_grid_pinpoints"] = grid_pinpoints(told)
+            settings["image_grid_pinpoints"] = grid_pinpoints(told, vision.image_size)
         return getattr(transformers, layout.config)(**settings)
     except UserError:
         raise
-    except (TypeError, ValueError, KeyError, StrictDataclassError) as error:
+    except (ArithmeticError, TypeError, ValueError, KeyError, StrictDataclassError) as error:
         raise UserError(f"The config.json of {name} cannot be used ({reason(error)}); download it again.") from error
 
 
@@ -116,11 +121,27 @@ def select_strategy(told: dict[str, Any]) -> str:
     return {"patch": "default", "cls_patch": "full"}[told.get("mm_vision_select_feature", "patch")]
 
 
-def grid_pinpoints(told: dict[str, Any]) -> list[list[int]]:
-    """The canvases of LLaVA-NeXT as (height, width); the authors write (width, height)."""
-    try:
-        return [[int(height), int(width)] for width, height in told["image_grid_pinpoints"]]
-    except (KeyError, TypeError, ValueError) as error:
+def select_layer(told: dict[str, Any], num_layers: int) -> int:
+    """`mm_vision_select_layer`, which the tower must have."""
+    layer = told.get("mm_vision_select_layer", -2)
+    if type(layer) is not int or not -num_layers - 1 <= layer <= num_layers:
         raise UserError(
-            f"image_grid_pinpoints={told.get('image_grid_pinpoints')!r} of config.json is no list of [width, height]."
-        ) from error
+            f"mm_vision_select_layer={layer!r} of config.json is no layer of the vision tower, which has {num_layers}; "
+            f"it must be a whole number from {-num_layers - 1} to {num_layers}."
+        )
+    return layer
+
+
+def grid_pinpoints(told: dict[str, Any], crop: int) -> list[list[int]]:
+    """The canvases of LLaVA-NeXT as (height, width) in pixels, whole crops; the authors write (width, height)."""
+    canvases = told.get("image_grid_pinpoints")
+    try:
+        swapped = [[height, width] for width, height in canvases or ()]
+    except (TypeError, ValueError):
+        swapped = []
+    if not swapped or not all(type(side) is int and side > 0 and side % crop == 0 for canvas in swapped for side in canvas):
+        raise UserError(
+            f"image_grid_pinpoints={canvases!r} of config.json is no list of [width, height] in multiples of the vision "
+            f"tower's {crop} pixels; download config.json again."
+        )
+    return swapped

@@ -38,7 +38,7 @@ def convert(
     kind = None if dtype is None else find_dtype(dtype, cpu)
     target = Path(target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise UserError(f"{target} is already there and is not empty; give a folder that is not.")
+        raise UserError(f"{target} is already there; give a folder that is not there yet, or an empty one.")
     told = read_config(str(source))
     if not is_original(told):
         raise UserError(f"{source} is no checkpoint in the layout of LLaVA's authors; there is nothing to convert.")

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from encoders import UserError, UserTypeError
-from fastervlm.eval.prompts import VICUNA_V1
+from fastervlm.conversation import VICUNA_V1
 from fastervlm.original.config import Layout, grid_pinpoints, select_strategy
 from fastervlm.original.tower import Tower
-from fastervlm.unreadable import reason
 
 # Vicuna's conversation, as LLaVA's "v1" writes it: pictures first, no space behind the end of an answer.
 _CHAT = (
@@ -28,21 +27,23 @@ def build_processor(folder: Path, told: dict[str, Any], layout: Layout, tower: T
     import transformers
 
     patches: dict[str, Any] = {
-        "tokenizer": build_tokenizer(folder),
+        "tokenizer": build_tokenizer(folder, told),
         "patch_size": tower.config.patch_size,
         "vision_feature_select_strategy": select_strategy(told),
         "num_additional_image_tokens": 1,
         "chat_template": _CHAT,
     }
     if layout.config == "LlavaNextConfig":
-        pictures = transformers.LlavaNextImageProcessor(image_grid_pinpoints=grid_pinpoints(told), **tower.pictures())
+        pictures = transformers.LlavaNextImageProcessor(
+            image_grid_pinpoints=grid_pinpoints(told, tower.config.image_size), **tower.pictures()
+        )
         return transformers.LlavaNextProcessor(image_processor=pictures, **patches)
     pad = told.get("image_aspect_ratio") == "pad"
     pictures = transformers.LlavaImageProcessor(do_pad=pad, **tower.pictures())
     return transformers.LlavaProcessor(image_processor=pictures, **patches)
 
 
-def build_tokenizer(folder: Path) -> Any:
+def build_tokenizer(folder: Path, told: dict[str, Any]) -> Any:
     """The checkpoint's tokenizer with a token `<image>`; it pads on the left with `<unk>`.
 
     LLaVA's code tokenizes what stands before, between and behind pictures on its own, each part as if it began the text,
@@ -55,11 +56,16 @@ def build_tokenizer(folder: Path) -> Any:
         raise UserError(f"The folder {folder} holds no tokenizer.model; download it.")
     try:
         stored = LlamaTokenizer.from_pretrained(folder, legacy=False)
-    except Exception as error:  # damaged files of a tokenizer raise errors of many kinds
-        raise UserError(f"The tokenizer of {folder} cannot be read ({reason(error)}); download its files again.") from error
+    except Exception as error:  # damaged files raise errors of many kinds, whose messages are about other formats
+        raise UserError(f"The tokenizer of {folder} cannot be read; download its files again.") from error
     if stored.eos_token != "</s>":
         raise UserTypeError(
             f"{folder} ends its answers with {stored.eos_token!r}, so it was not tuned on Vicuna's prompt, the one supported."
+        )
+    if len(stored) != told.get("vocab_size"):
+        raise UserError(
+            f"The tokenizer of {folder} has {len(stored)} tokens, but config.json says vocab_size={told.get('vocab_size')!r}; "
+            "put the files of the checkpoint's own tokenizer there."
         )
     inner = stored.backend_tokenizer
     inner.normalizer = normalizers.Replace(Regex(r"\A(?!USER:)"), "▁")

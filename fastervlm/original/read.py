@@ -44,16 +44,34 @@ def read(
         UserTypeError: the checkpoint is of a kind that is not supported.
     """
     layout = find_layout(name, told)
+    shards, tower, inside = _find(name, told, layout, vision_tower)
+    processor = build_processor(shards.folder, told, layout, tower)
+    config = build_config(name, told, layout, tower.config, processor.image_token_id)
+    try:
+        model = empty_model(config, dtype)
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"The config.json of {name} cannot be used ({reason(error)}); download it again.") from error
+    fill(model, name, _renamed(shards, layout, None if inside else tower, dtype), told["vocab_size"], dtype, device)
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, token, getattr(processor.tokenizer, token))
+    return model.to(device).eval(), processor
+
+
+def tower_files(name: str, told: dict[str, Any]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The weight files and the small files that `read` reads of the tower, as far as they lie outside the checkpoint."""
+    _, tower, inside = _find(name, told, find_layout(name, told), None)
+    if tower.where is None:
+        return (), ()
+    small = (tower.folder / file for file in ("config.json", "preprocessor_config.json", "processor_config.json"))
+    return () if inside else Shards.find(tower.folder).files, tuple(file for file in small if file.is_file())
+
+
+def _find(name: str, told: dict[str, Any], layout: Layout, vision_tower: str | Path | None) -> tuple[Shards, Tower, bool]:
+    """The weights of a checkpoint, its tower, and whether they hold that of the tower."""
     folder = _folder(name)
     shards = Shards.find(folder)
     inside = any((layout.rename(key) or "").startswith(layout.tower) for key in shards.names())
-    tower = find_tower(folder, told, inside, vision_tower)
-    processor = build_processor(folder, told, layout, tower)
-    config = build_config(name, told, layout, tower.config, processor.image_token_id)
-    model = empty_model(config, dtype)
-    fill(model, name, _renamed(shards, layout, None if inside else tower, dtype), told["vocab_size"], dtype, device)
-    model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-    return model.to(device).eval(), processor
+    return shards, find_tower(folder, told, inside, vision_tower), inside
 
 
 def _renamed(shards: Shards, layout: Layout, tower: Tower | None, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:

@@ -28,12 +28,12 @@ class Shards:
 
     @classmethod
     def find(cls, folder: Path) -> Shards:
-        """The shards that the index lists, or the one file there is; safetensors if there are both."""
+        """The one file there is, or the shards that the index lists; safetensors if there are both, as transformers picks."""
         for kind in _KINDS:
-            if (folder / f"{kind}.index.json").is_file():
-                return cls(folder, _listed(folder, folder / f"{kind}.index.json"))
             if (folder / kind).is_file():
                 return cls(folder, (folder / kind,))
+            if (folder / f"{kind}.index.json").is_file():
+                return cls(folder, _listed(folder, folder / f"{kind}.index.json"))
         raise UserError(f"The folder {folder} holds no weights, neither {' nor '.join(_KINDS)} nor an index of shards.")
 
     def names(self) -> set[str]:
