@@ -291,7 +291,7 @@ def test_what_is_refused_on_the_way(models, method):
             input_ids=ids, attention_mask=inputs["attention_mask"], past_key_values=made(), **GREEDY, use_cache=False
         ),
         f"{who} finds pictures by the placeholders in input_ids": lambda: model(
-            inputs_embeds=torch.zeros(1, 4, 32), attention_mask=torch.ones(1, 4)
+            inputs_embeds=torch.zeros(1, 4, 48), attention_mask=torch.ones(1, 4)
         ),
         "The prompt holds image placeholders but there is no picture": lambda: model(input_ids=ids),
         "attention_mask must have the shape of input_ids": lambda: model(

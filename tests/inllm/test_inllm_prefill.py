@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import flash_attention_mask
 
 import fastervlm
-from fastervlm import FastV, Simignore
+from fastervlm import FastV, Simignore, UserError
 from tests.inllm import prompts, tiny_decoders
 from tests.inllm.plain_decoder import PlainDecoder, Stage, by_walk
-from tests.plain import PROMPTS, close
+from tests.plain import PROMPTS, close, one_sentence
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +205,62 @@ def test_attention_maps_under_a_mask(models):
     assert float(maps[1][0, :, -1, lost].min()) > 0
     assert float(maps[2][0, :, -1, lost].max()) == 0
     close(handle.trace[0].scores, maps[1][0].mean(0)[-1, visual])
+
+
+def unpadded_attention(module, query, key, value, mask, scaling=None, position_ids=None, **_):
+    """What flash attention computes: each row's real tokens side by side, causal from the end; gaps in positions mislead it."""
+    assert position_ids is None or bool((position_ids.diff(dim=-1) == 1).all()) or mask is not None or len(query) > 1
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    out = torch.zeros_like(query)
+    for row in range(len(query)):
+        real = torch.ones(key.shape[2], dtype=torch.bool) if mask is None else mask[row]
+        asking = real[-query.shape[2] :] if query.shape[2] > 1 else torch.ones(1, dtype=torch.bool)
+        q, k, v = query[row][:, asking], key[row][:, real], value[row][:, real]
+        count, total = q.shape[1], k.shape[1]
+        seen = torch.ones(count, total).tril(total - count).bool()
+        weights = (q @ k.transpose(1, 2) * scaling).masked_fill(~seen, float("-inf")).softmax(-1)
+        out[row][:, asking] = weights @ v
+    return out.transpose(1, 2).contiguous(), None
+
+
+@pytest.fixture
+def flash():
+    """An attention backend that gets its masks as flash attention does, under a name of that kind."""
+    AttentionInterface.register("plain_flash", unpadded_attention)
+    AttentionMaskInterface.register("plain_flash", flash_attention_mask)
+    yield "plain_flash"
+    del AttentionInterface._global_mapping["plain_flash"], AttentionMaskInterface._global_mapping["plain_flash"]
+
+
+@pytest.mark.parametrize("mode", ["drop", "mask"])
+@pytest.mark.parametrize("name", ["one", "ragged pictures", "equal length, unequal pictures"])
+def test_masks_of_flash_attention(flash, name, mode):
+    model, inputs = tiny_decoders.llava(), prompts.batch(name)
+    greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with fastervlm.prune(model, keep=6, method=FastV(2, mode)):
+        expected = model.generate(**inputs, **greedy)
+    model.set_attn_implementation({"text_config": flash})
+    agree(model, FastV(2, mode), 6, inputs, prompts.rows(inputs), Stage(2, 6, mode))
+    with fastervlm.prune(model, keep=6, method=FastV(2, mode)):
+        assert torch.equal(model.generate(**inputs, **greedy), expected)
+
+
+def test_flash_attention_has_no_mask_for_a_window(flash):
+    model = tiny_decoders.llava("mistral")
+    model.set_attn_implementation({"text_config": flash})
+    with fastervlm.prune(model, keep=6, method=FastV(2)), pytest.raises(UserError, match="sliding window") as error:
+        model(**prompts.batch("one"))
+    one_sentence(error.value)
+
+
+@pytest.mark.parametrize("method", [FastV(2), Simignore("drop")], ids=repr)
+@pytest.mark.parametrize("pruned_first", [True, False])
+def test_offloaded_by_accelerate(models, method, pruned_first):
+    accelerate, inputs, model = pytest.importorskip("accelerate"), prompts.batch("ragged pictures"), tiny_decoders.llava()
+    with fastervlm.prune(model, keep=5, method=method), torch.no_grad():
+        expected = model(**inputs).logits
+    steps = [lambda: fastervlm.prune(model, keep=5, method=method), lambda: accelerate.cpu_offload(model, torch.device("cpu"))]
+    for step in steps if pruned_first else steps[::-1]:
+        step()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, expected)

@@ -23,10 +23,10 @@ LAYERS = 4
 VIDEO_ID = 259
 FRAMES = 2
 _SIZE: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 48,
+    "intermediate_size": 64,
     "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
+    "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "head_dim": 8,
     "vocab_size": 260,
@@ -50,19 +50,19 @@ DECODERS = {
 }
 
 
-def llava(decoder="llama", seed=0, attention="sdpa"):
+def llava(decoder="llama", seed=0, attention="sdpa") -> Any:
     """LLaVA-1.5's way with pictures."""
     return _random(LlavaForConditionalGeneration, LlavaConfig, decoder, seed, attention, image_seq_length=tiny.PATCHES)
 
 
-def llava_next(decoder="llama", seed=0, attention="sdpa"):
+def llava_next(decoder="llama", seed=0, attention="sdpa") -> Any:
     """LLaVA-NeXT's way with pictures."""
     return _random(
         LlavaNextForConditionalGeneration, LlavaNextConfig, decoder, seed, attention, image_grid_pinpoints=tiny.pinpoints()
     )
 
 
-def video_llava(decoder="llama", seed=0, attention="sdpa"):
+def video_llava(decoder="llama", seed=0, attention="sdpa") -> Any:
     """Video-LLaVA's way with pictures and videos."""
     return _random(
         VideoLlavaForConditionalGeneration,
@@ -76,7 +76,7 @@ def video_llava(decoder="llama", seed=0, attention="sdpa"):
     )
 
 
-def _random(model_class, config_class, decoder, seed, attention, **changes):
+def _random(model_class, config_class, decoder, seed, attention, **changes) -> Any:
     torch.manual_seed(seed)
     config = config_class(
         vision_config=CLIPVisionConfig(
