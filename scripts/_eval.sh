@@ -34,6 +34,9 @@ export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 questions_of() { # the file names of each benchmark: questions, images, annotations
     case "$1" in
         textvqa) echo "llava_textvqa_val_v051_ocr.jsonl train_images TextVQA_0.5.1_val.json" ;;
+        sqa) echo "llava_test_CQM-A.json images/test problems.json" ;;
+        aokvqa) echo "aokvqa_v1p0_val.json val2017 aokvqa_v1p0_val.json" ;;
+        ocrvqa) echo "dataset.json images dataset.json" ;;
         *) echo "There is no script for the benchmark $1." >&2 && return 2 ;;
     esac
 }
@@ -45,13 +48,32 @@ ckpt_is_missing() { # true for a path that leads nowhere, and says so
     echo "CKPT=$CKPT is no folder; give the folder of a checkpoint, or its name on the hub." >&2
 }
 
+pages_of() { # where the files of each benchmark are
+    local llava="from eval.zip, linked in docs/Evaluation.md of https://github.com/haotian-liu/LLaVA"
+    case "$1" in
+        textvqa)
+            echo "  $QUESTIONS   $llava"
+            echo "  $ANNOTATIONS   from https://textvqa.org/dataset"
+            echo "  $IMAGES/   unpacked from train_val_images.zip of https://textvqa.org/dataset"
+            ;;
+        sqa)
+            echo "  $QUESTIONS   $llava"
+            echo "  $ANNOTATIONS and pid_splits.json   from data/scienceqa of https://github.com/lupantech/ScienceQA"
+            echo "  $IMAGES/   as https://github.com/lupantech/ScienceQA says"
+            ;;
+        aokvqa)
+            echo "  $QUESTIONS   from https://github.com/allenai/aokvqa"
+            echo "  $IMAGES/   of COCO, from https://cocodataset.org/#download"
+            ;;
+        ocrvqa)
+            echo "  $QUESTIONS and, by its key, each picture in $IMAGES/   from https://ocr-vqa.github.io"
+            ;;
+    esac
+}
+
 say_where_files_go() {
-    cat >&2 <<TEXT
-The data of $TASK are not complete in $DATA. Put there (or give another folder as DATA):
-  $QUESTIONS   from eval.zip, linked in docs/Evaluation.md of https://github.com/haotian-liu/LLaVA
-  $ANNOTATIONS   from https://textvqa.org/dataset
-  $IMAGES/   unpacked from train_val_images.zip of https://textvqa.org/dataset
-TEXT
+    echo "The data of $TASK are not complete in $DATA. Put there (or give another folder as DATA):" >&2
+    pages_of "$TASK" >&2
     ckpt_is_missing || true
     exit 1
 }
@@ -75,8 +97,9 @@ if [[ -z "$CKPT" ]]; then
 else
     MODEL="$CKPT"
     CONV=(--conv-mode vicuna_v1)
+    if [[ "$TASK" == aokvqa || "$TASK" == ocrvqa ]]; then CONV=(--conv-mode llava_v1); fi # as FastV's scripts ask
 fi
-if [[ -z "$CKPT" && -z "${DATA:-}" ]]; then
+if [[ -z "$CKPT" && -z "${DATA:-}" && "$TASK" == textvqa ]]; then
     DATA="$ROOT/playground/data/eval/$MINI"
     echo "CKPT is not set: the embedded tiny model ($MODEL) answers the embedded mini benchmark ($DATA)."
     [[ -f "$DATA/$QUESTIONS" ]] || "$PYTHON" -m playground.minibench "$KIND" --out "$DATA"
