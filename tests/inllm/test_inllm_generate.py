@@ -245,6 +245,9 @@ def test_the_cache_takes_its_columns_along(models, mode):
         again = model(**inputs, past_key_values=cache)
         close(step(cache, torch.arange(3)), expected)
         assert again.logits.shape == (3, inputs["input_ids"].shape[1], 260)
+        cache.reset()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs, past_key_values=cache).logits, model(**inputs).logits)
 
 
 def test_an_own_cache_and_a_used_one(models):
