@@ -41,10 +41,13 @@ class KeptTokens:
         return x[torch.arange(len(index), device=x.device)[:, None], index]
 
 
-def check_kept(kept: KeptTokens, pictures: int, patches: int, k: int) -> None:
-    """Refuse what a method returned for pictures of so many patches, `k` of which were to be kept, if it is anything else."""
-    if not isinstance(kept, KeptTokens) or kept.index.shape != (pictures, k):
-        raise UserError(f"A method asked for {k} patches of each picture must return KeptTokens with index ({pictures}, {k}).")
+def check_kept(kept: KeptTokens, pictures: int, patches: int) -> None:
+    """Refuse what a method returned for pictures of so many patches, if it is anything else than a choice among them.
+
+    A method may keep more or fewer than it was asked for, the same number of each picture.
+    """
+    if not isinstance(kept, KeptTokens) or kept.index.dim() != 2 or len(kept.index) != pictures:
+        raise UserError(f"A method must return KeptTokens with an index of shape ({pictures}, K) for {pictures} pictures.")
     bounds = F.pad(kept.index, (1, 0), value=-1), F.pad(kept.index, (0, 1), value=patches)
     if kept.num_patches != patches or bool((bounds[0] >= bounds[1]).any()):
         raise UserError(f"A method must return positions of the {patches} patches, ascending and each once; sort its index.")

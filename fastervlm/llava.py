@@ -79,7 +79,7 @@ def chosen(handle: PruneHandle, patches: ScoredPatches, k: int) -> KeptTokens:
     """The `k` patches of each image that the method keeps, checked."""
     kept = handle.method(patches, k)
     pictures, count = patches.scores.shape
-    check_kept(kept, pictures, count, k)
+    check_kept(kept, pictures, count)
     return kept
 
 

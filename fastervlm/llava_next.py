@@ -38,7 +38,7 @@ class LlavaNext(Llava):
         patches = scored(handle.model, call, _crops(call["pixel_values"], cuts))
         windows = [window for cut in cuts for window in cut.windows()]
         counts = _counts(handle, patches, cuts, windows)
-        mask = _mask(handle, patches, windows, counts)
+        mask, counts = _mask(handle, patches, windows, counts)
         table, number = _project(handle.model, patches, mask, all(map(_is_full, windows, counts)), max(counts))
         features, keep, trace = [], [], []
         newline = _newline(handle.model.model).to(table)
@@ -111,9 +111,13 @@ def _counts(handle: PruneHandle, patches: ScoredPatches, cuts: list[CropLayout],
     return shared
 
 
-def _mask(handle: PruneHandle, patches: ScoredPatches, windows: list[Window], counts: list[int]) -> Tensor:
-    """(S, N) bool, the patches that the method keeps; it is called once for all crops of one window and count."""
+def _mask(handle: PruneHandle, patches: ScoredPatches, windows: list[Window], counts: list[int]) -> tuple[Tensor, list[int]]:
+    """(S, N) bool, the patches that the method keeps, and how many of each crop; a method may keep others than `counts` says.
+
+    It is called once for all crops of one window and count.
+    """
     mask = torch.zeros_like(patches.scores, dtype=torch.bool)
+    kept = [0] * len(counts)
     groups: dict[tuple[Window, int], list[int]] = {}
     for crop, group in enumerate(zip(windows, counts, strict=True)):
         groups.setdefault(group, []).append(crop)
@@ -121,8 +125,11 @@ def _mask(handle: PruneHandle, patches: ScoredPatches, windows: list[Window], co
         if count:
             rows = torch.tensor(crops, device=mask.device)
             part, places = _part(patches, rows, window)
-            mask[rows[:, None], places[chosen(handle, part, count).index.to(mask.device)]] = True
-    return mask
+            index = chosen(handle, part, count).index.to(mask.device)
+            mask[rows[:, None], places[index]] = True
+            for crop in crops:
+                kept[crop] = index.shape[1]
+    return mask, kept
 
 
 def _part(patches: ScoredPatches, rows: Tensor, window: Window) -> tuple[ScoredPatches, Tensor]:

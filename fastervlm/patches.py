@@ -79,7 +79,6 @@ def prune_patches(
     encoder = wrap(tower, select_layer=select_layer, score=score)
     patches = encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
     rows, columns = patches.grid
-    count = budget.resolve(rows * columns)
-    kept = choose(patches, count)
-    check_kept(kept, len(pixel_values), rows * columns, count)
+    kept = choose(patches, budget.resolve(rows * columns))
+    check_kept(kept, len(pixel_values), rows * columns)
     return patches.features(kept.index), KeptPatches(kept.index, kept.num_patches, patches.grid, encoder.patch_size)

@@ -107,7 +107,7 @@ def test_a_pipeline_of_ones_own():
 REFUSED = [
     ({"keep": 0}, UserError, "keep=0 would leave no visual token"),
     ({"method": "best"}, UserError, "no method named 'best'"),
-    ({"method": lambda patches, k: patches.scores}, UserError, r"must return KeptTokens with index \(3, 4\)"),
+    ({"method": lambda patches, k: patches.scores}, UserError, r"must return KeptTokens with an index of shape \(3, K\)"),
     ({"method": lambda patches, k: KeptTokens(torch.tensor([[3, 1, 2, 0]] * 3), 16)}, UserError, "ascending and each once"),
     ({"pixel_values": [torch.zeros(3, 32, 32)]}, UserTypeError, "pixel_values must be one tensor"),
     ({"tower": nn.Linear(2, 2)}, UserTypeError, "is not a vision tower that can be wrapped"),
