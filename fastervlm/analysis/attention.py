@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from encoders import UserError, UserTypeError
-from fastervlm.inllm.attention_row import _heads, _turn
+from fastervlm.inllm.attention_row import rotate, split_heads
 from fastervlm.inllm.handle import DECODERS
 
 _BACKENDS = ("sdpa", "eager")
@@ -59,7 +59,7 @@ def _hand_over(see: Callable[[int, Tensor], None], layer: int, attention: Any, a
 
 def _attention_map(attention: Any, states: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
     """(R, T, T) of a layer whose normed input is states (R, T, D), under a mask (R or 1, 1, T, T) or the causal one."""
-    queries, keys = (_turn(_heads(attention, which, states), *rotary).float() for which in "qk")
+    queries, keys = (rotate(split_heads(attention, which, states), *rotary).float() for which in "qk")
     hidden = _as_bias(mask, states)
     share = queries.shape[2] // keys.shape[2]
     total = torch.zeros(hidden.shape[-2:], device=states.device).expand(len(states), -1, -1).clone()

@@ -62,12 +62,10 @@ def bench(
     from fastervlm.eval.subject import Subject
     from fastervlm.report import print_table
 
-    if load_in_4bit and load_in_8bit:
-        raise UserError("--load-in-4bit and --load-in-8bit exclude each other; give one of them.")
+    quantize = _quantize(load_in_4bit, load_in_8bit)
     benchmark = get_task(task)
     right = benchmark.annotations(question_file, annotation_file)
     model, data = model_and_data(model, question_file=question_file, image_folder=image_folder, annotation_file=right)
-    quantize = "4bit" if load_in_4bit else "8bit" if load_in_8bit else None
     subject = Subject(model, dtype, device, quantize=quantize)
     folder = out_dir or data["question_file"].parent / "bench" / "-".join(filter(None, (subject.name, quantize)))
     settings = Settings(
@@ -85,3 +83,10 @@ def bench(
     print_table(*result.table())
     print(f"Table, numbers and plot: {folder}/bench.md, bench.json, bench.png")
     report_failures(len(result.failures), result.failures)
+
+
+def _quantize(four: bool, eight: bool) -> Literal["4bit", "8bit"] | None:
+    """How the weights are held, by the two flags."""
+    if four and eight:
+        raise UserError("--load-in-4bit and --load-in-8bit exclude each other; give one of them.")
+    return "4bit" if four else "8bit" if eight else None

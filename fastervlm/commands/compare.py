@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from fastervlm.commands.common import (
     report_failures,
     resumable,
 )
+
+if TYPE_CHECKING:
+    from fastervlm.eval.table import Comparison
 
 
 def compare(
@@ -67,7 +70,6 @@ def compare(
     from fastervlm.eval.compare import compare as run
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
-    from fastervlm.report import print_table
 
     benchmark = get_task(task)
     right = benchmark.annotations(question_file, annotation_file)
@@ -89,6 +91,13 @@ def compare(
     choice = {"budgets": budgets_of(visual_token_num), "methods": names, "layers": pruned_at, "seeds": seeds, "blind": blind}
     with resumable():
         comparison = run(subject, settings, out_dir=folder, **choice)
+    _show(comparison, folder)
+
+
+def _show(comparison: Comparison, folder: Path) -> None:
+    """Print the tables and where the files are; fail if a question did."""
+    from fastervlm.report import print_table
+
     print_table(*comparison.table())
     for name, table in comparison.layer_tables().items():
         print_table(*table, title=f"{name}, by layer")

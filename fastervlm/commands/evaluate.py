@@ -28,6 +28,9 @@ from fastervlm.commands.common import (
     resumable,
 )
 
+Kept = Annotated[str | None, typer.Option(help="Visual tokens kept: a count (58) or a fraction (0.1); all if left out.")]
+Overlay = Annotated[Path | None, typer.Option(help="Save a PNG of what was kept for the first question.")]
+
 
 def evaluate(
     task: TaskName,
@@ -39,9 +42,7 @@ def evaluate(
     annotation_file: Annotated[
         Path | None, typer.Option(help="The right answers, if the question file does not hold them; without them no score.")
     ] = None,
-    visual_token_num: Annotated[
-        str | None, typer.Option(help="Visual tokens kept: a count (58) or a fraction (0.1); all if left out.")
-    ] = None,
+    visual_token_num: Kept = None,
     method: Annotated[str, typer.Option(help="A pruning method, such as cls, cls-lowest, random or grid.")] = "cls",
     seed: Annotated[int, typer.Option(help="Of a random method and of sampling.")] = 0,
     batch_size: BatchSize = 16,
@@ -55,7 +56,7 @@ def evaluate(
     anyres: AnyresMode = "native",
     newline: Newline = "kept",
     budget: Budget = "crop",
-    overlay: Annotated[Path | None, typer.Option(help="Save a PNG of what was kept for the first question.")] = None,
+    overlay: Overlay = None,
 ) -> None:
     """Answer a benchmark's questions and score the answers."""
     from fastervlm.anyres import Anyres
@@ -86,8 +87,8 @@ def evaluate(
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     with resumable():
         protocol, score = run(subject, settings)
-    print("\n".join([*(score.lines() if score else ["No score."]), *_speed_lines(protocol)]))
-    print(f"Answers: {answers_file}")
+    lines = [*(score.lines() if score else ["No score."]), *_speed_lines(protocol), f"Answers: {answers_file}"]
+    print("\n".join(lines))
     if overlay and protocol["answered"]:
         save_overlay(subject, settings, overlay)
         print(f"Picture of the kept tokens: {overlay}")

@@ -31,24 +31,24 @@ def attention_row(layer: Any, states: Tensor, query: Tensor, rotary: tuple[Tenso
     row = torch.arange(len(query), device=states.device)
     place = query.to(states.device)
     cos, sin = (part.to(states.device).expand(len(row), -1, -1) for part in rotary)
-    asked = _heads(attention, "q", normed[row, place][:, None])
-    keys = _heads(attention, "k", normed)
-    asked = _turn(asked, cos[row, place][:, None], sin[row, place][:, None]).float()
-    keys = _turn(keys, cos, sin).float()
+    asked = split_heads(attention, "q", normed[row, place][:, None])
+    keys = split_heads(attention, "k", normed)
+    asked = rotate(asked, cos[row, place][:, None], sin[row, place][:, None]).float()
+    keys = rotate(keys, cos, sin).float()
     grouped = asked.view(len(row), keys.shape[2], -1, asked.shape[3])  # heads that share their keys stand together
     scores = torch.einsum("rgmd,rlgd->rgml", grouped, keys) * attention.scaling
     scores = scores.masked_fill(~visible.to(states.device)[:, None, None], float("-inf"))
     return scores.softmax(dim=-1).flatten(1, 2).mean(dim=1)
 
 
-def _heads(attention: Any, which: str, states: Tensor) -> Tensor:
+def split_heads(attention: Any, which: str, states: Tensor) -> Tensor:
     """Queries or keys (R, L, M, D / M), before the rotary embedding."""
     heads = getattr(attention, f"{which}_proj")(states).view(*states.shape[:2], -1, attention.head_dim)
     norm = getattr(attention, f"{which}_norm", None)
     return heads if norm is None else norm(heads)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The rotary embedding of x (R, L, M, D / M)."""
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, :, None] + torch.cat((-second, first), dim=-1) * sin[:, :, None]

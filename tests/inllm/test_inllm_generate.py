@@ -15,19 +15,6 @@ from tests.plain import close, one_sentence
 GREEDY = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
-@pytest.fixture(scope="module")
-def models():
-    made = {}
-
-    def get(kind="llava", decoder="llama", attention="sdpa"):
-        key = (kind, decoder, attention)
-        if key not in made:
-            made[key] = getattr(tiny_decoders, kind)(decoder, attention=attention)
-        return made[key]
-
-    return get
-
-
 def new(model, inputs, **settings):
     """What is generated behind the prompt, one list a row."""
     return model.generate(**inputs, **{**GREEDY, **settings})[:, inputs["input_ids"].shape[1] :].tolist()

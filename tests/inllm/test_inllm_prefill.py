@@ -12,20 +12,6 @@ from tests.inllm.plain_decoder import PlainDecoder, Stage, by_walk
 from tests.plain import PROMPTS, close, one_sentence
 
 
-@pytest.fixture(scope="module")
-def models():
-    """Models by kind, decoder and backend; made once, as pruning changes nothing for good."""
-    made = {}
-
-    def get(kind="llava", decoder="llama", attention="sdpa"):
-        key = (kind, decoder, attention)
-        if key not in made:
-            made[key] = getattr(tiny_decoders, kind)(decoder, attention=attention)
-        return made[key]
-
-    return get
-
-
 def agree(model, method, keep, inputs, rows, *stages, **extra):
     """Compare all logits and the traces with the plain way, row by row; returns the handle."""
     plain = PlainDecoder(model, *stages)
