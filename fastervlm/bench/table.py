@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastervlm.eval.task import Score
+from fastervlm.eval.score import Score
 from fastervlm.measure import Spread
 from fastervlm.report import Curve, Panel, draw_panels, markdown_table, write_json, write_text
 

@@ -6,7 +6,8 @@ from encoders.errors import UserError
 from fastervlm.eval.aokvqa import AOKVQA
 from fastervlm.eval.ocrvqa import OCRVQA
 from fastervlm.eval.scienceqa import SCIENCEQA
-from fastervlm.eval.task import Answer, Question, Score, Task
+from fastervlm.eval.score import Score
+from fastervlm.eval.task import Answer, Question, Task
 from fastervlm.eval.textvqa import TEXTVQA
 
 __all__ = ["TASKS", "Answer", "Question", "Score", "Task", "get_task"]

@@ -8,7 +8,8 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.questions import existing_folder, inside, read_json, without_image_token
-from fastervlm.eval.task import Answer, Question, Score, Task
+from fastervlm.eval.score import Score
+from fastervlm.eval.task import Answer, Question, Task, keys_of
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ASK = (
@@ -57,7 +58,7 @@ def score(answers: Sequence[Answer], annotation_file: Path) -> Score:
     """The share of answers that contain the letter of the right option, anywhere, as FastV counts."""
     records = _records(annotation_file)
     values = [float(_letter(answer, records, annotation_file) in answer["text"]) for answer in answers]
-    return Score.of("Accuracy (right letter in the answer)", values)
+    return Score.of("Accuracy (right letter in the answer)", values, keys=keys_of(answers))
 
 
 def _letter(answer: Answer, records: dict[str, dict[str, Any]], path: Path) -> str:

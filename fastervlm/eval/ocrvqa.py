@@ -10,7 +10,8 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.eval.normalize import clean
 from fastervlm.eval.questions import existing_folder, inside, read_json, without_image_token
-from fastervlm.eval.task import Answer, Question, Score, Task
+from fastervlm.eval.score import Score
+from fastervlm.eval.task import Answer, Question, Task, keys_of
 
 COVERS = 500
 TEST = 3
@@ -92,7 +93,8 @@ def score(answers: Sequence[Answer], annotation_file: Path) -> Score:
     for answer in answers:
         if answer["question_id"] not in right:
             raise UserError(f"{annotation_file} has no question {answer['question_id']!r}; use the file of the questions.")
-    return Score.of("ROUGE-L", [rouge_l(clean(a["text"]), [clean(right[str(a["question_id"])])]) for a in answers])
+    values = [rouge_l(clean(a["text"]), [clean(right[str(a["question_id"])])]) for a in answers]
+    return Score.of("ROUGE-L", values, keys=keys_of(answers))
 
 
 OCRVQA = Task(name="ocrvqa", questions=read_questions, score=score, max_new_tokens=50, answers_inside=True)

@@ -24,9 +24,10 @@ from fastervlm.eval.answers import (
 from fastervlm.eval.generator import Generator, preparation, pruned
 from fastervlm.eval.pictures import Batch, prepared
 from fastervlm.eval.protocol import circumstances, results
+from fastervlm.eval.score import Score
 from fastervlm.eval.settings import Settings, answer_to, identity_of
 from fastervlm.eval.subject import Subject, hash_files
-from fastervlm.eval.task import Question, Score
+from fastervlm.eval.task import Question
 from fastervlm.measure import Stopwatch
 
 console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)

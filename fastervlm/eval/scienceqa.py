@@ -9,7 +9,8 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.questions import IMAGE_TOKEN, existing_folder, inside, read_json
-from fastervlm.eval.task import Answer, Question, Score, Task
+from fastervlm.eval.score import Score
+from fastervlm.eval.task import Answer, Question, Task
 
 LETTERS = "ABCDE"
 ASK = "Answer with the option's letter from the given choices directly."
@@ -106,7 +107,7 @@ def score(answers: Sequence[Answer], annotation_file: Path) -> Score:
         Score.of("Accuracy, lenient parser", by_simignore),
         *with_picture("IMG-Accuracy, lenient parser", by_simignore),
     ]
-    return Score.of("Accuracy", by_llava, parts, missing=len(problems) - len(given))
+    return Score.of("Accuracy", by_llava, parts, missing=len(problems) - len(given), keys=list(problems))
 
 
 def _value(problem: dict[str, Any], answer: Answer | None, parser: Callable[[str], str | None]) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fastervlm.eval.task import Score
+from fastervlm.eval.score import Score
 from fastervlm.report import Curve, Heatmap, Panel, draw_panels, markdown_table, write_json, write_text
 
 ALL = "all tokens"

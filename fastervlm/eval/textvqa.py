@@ -11,7 +11,8 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.eval.normalize import normalize
 from fastervlm.eval.questions import read_questions
-from fastervlm.eval.task import Answer, Score, Task
+from fastervlm.eval.score import Score
+from fastervlm.eval.task import Answer, Task, keys_of
 
 PEOPLE = 10
 
@@ -65,7 +66,8 @@ def read_annotations(path: Path) -> dict[tuple[Any, str], dict[str, Any]]:
 def score(answers: Sequence[Answer], annotation_file: Path) -> Score:
     """TextVQA accuracy of `answers`; questions without an answer do not count, an answer given twice counts twice."""
     annotations = read_annotations(annotation_file)
-    return Score.of("Accuracy", [_value(answer, annotations, annotation_file) for answer in answers])
+    values = [_value(answer, annotations, annotation_file) for answer in answers]
+    return Score.of("Accuracy", values, keys=keys_of(answers))
 
 
 def _value(answer: Answer, annotations: dict[tuple[Any, str], dict[str, Any]], path: Path) -> float:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from encoders import UserError
-from fastervlm.eval.task import Answer, Score, confidence_interval
+from fastervlm.eval.score import Score
+from fastervlm.eval.task import Answer
 from fastervlm.eval.textvqa import answer_values, question_of, score
 
 ASK = "\nAnswer the question using a single word or phrase."
@@ -105,11 +106,12 @@ def test_confidence_interval_holds_the_mean_and_shrinks_with_more_questions():
     rng = np.random.default_rng(3)
     few, many = ([float(x < 0.7) for x in rng.random(n)] for n in (50, 5000))
     for values in (few, many):
-        low, high = confidence_interval(values)
-        assert low < np.mean(values) < high
-        expected = 2 * 1.96 * np.std(values) / np.sqrt(len(values))
+        score = Score.of("Accuracy", values)
+        low, high = score.low, score.high
+        assert low < 100 * np.mean(values) < high
+        expected = 100 * 2 * 1.96 * np.std(values) / np.sqrt(len(values))
         assert high - low == pytest.approx(expected, rel=0.1)
-    assert confidence_interval(few) == confidence_interval(few)
+    assert Score.of("Accuracy", few).summary() == Score.of("Accuracy", few).summary()
     assert Score.of("Accuracy", [1.0] * 4).summary() == {
         "metric": "Accuracy",
         "value": 100.0,

@@ -1,0 +1,173 @@
+"""Scores with confidence intervals, and the paired comparison of two of them.
+
+A score is a function of the mean row over the questions (or, where questions are judged in groups, over the groups): the mean
+itself for an accuracy, an F1 or a sum of accuracies for others. Resampling the rows gives its interval.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from encoders.errors import UserError
+
+RESAMPLES = 2000
+
+# From mean rows (..., d) to the score (...).
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+def percent(mean: np.ndarray) -> np.ndarray:
+    """The first column of mean rows (..., d) in percent."""
+    return 100.0 * mean[..., 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A score over questions with its 95 % bootstrap confidence interval from `low` to `high`.
+
+    `rows` (n, d) are what the questions (or groups of them) earned, named by `keys` where two runs are to be compared, and
+    `value` is the `statistic` of their mean. `parts` are further numbers of the same answers, such as that of the questions
+    with a picture; `missing` of the questions have no answer and count as wrong. `unit` stands behind the value.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    rows: np.ndarray = field(repr=False)
+    keys: tuple[Hashable, ...] = field(default=(), repr=False)
+    statistic: Statistic = field(default=percent, repr=False)
+    parts: tuple[Score, ...] = ()
+    missing: int = 0
+    unit: str = "%"
+
+    @classmethod
+    def of(
+        cls,
+        metric: str,
+        rows: Sequence[float] | np.ndarray,
+        parts: Sequence[Score] = (),
+        missing: int = 0,
+        *,
+        keys: Sequence[Hashable] = (),
+        statistic: Statistic = percent,
+        unit: str = "%",
+    ) -> Score:
+        """The score of questions that earned `rows`, for an accuracy a number from 0 to 1 each."""
+        table = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
+        if not len(table):
+            raise UserError("There is no answer to score; the answers file is empty.")
+        value = float(statistic(table.mean(axis=0)))
+        low, high = _interval(statistic(_resampled(table)))
+        return cls(metric, value, low, high, table, tuple(keys), statistic, tuple(parts), missing, unit)
+
+    @property
+    def samples(self) -> int:
+        """How many questions, or groups of questions, were scored."""
+        return len(self.rows)
+
+    def lines(self) -> list[str]:
+        """The score as the reference prints it, a line with the interval, and what else there is to say."""
+        interval = f"95 % confidence interval: {self.low:.2f} to {self.high:.2f}"
+        parts = [f"{part.metric}: {part.value:.2f}{part.unit} of {part.samples}" for part in self.parts]
+        missing = [f"Without an answer, counted as wrong: {self.missing}"] if self.missing else []
+        return [f"Samples: {self.samples}", f"{self.metric}: {self.value:.2f}{self.unit}", interval, *parts, *missing]
+
+    def summary(self) -> dict[str, Any]:
+        """The score for a JSON file."""
+        same = {"metric": self.metric, "value": self.value, "ci95": [self.low, self.high], "samples": self.samples}
+        unit = {} if self.unit == "%" else {"unit": self.unit.strip()}
+        more = {"parts": [part.summary() for part in self.parts], "missing": self.missing}
+        return same | unit | {key: value for key, value in more.items() if value}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One score minus another over the same questions, by the paired bootstrap.
+
+    Attributes:
+        metric: what was scored.
+        value: the difference, in the unit of the scores.
+        low: the lower end of its 95 % confidence interval.
+        high: the upper end.
+        p_value: two-sided: twice the share of resamples in which the difference has no sign or the other one, at most 1.
+        samples: how many questions both answered.
+        left_out: how many questions only one of them answered.
+        unit: of the difference.
+    """
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    p_value: float
+    samples: int
+    left_out: int = 0
+    unit: str = "%"
+
+    def lines(self) -> list[str]:
+        """The difference in words."""
+        unit = " points" if self.unit == "%" else self.unit
+        left_out = [f"Answered by one of them only, left out: {self.left_out}"] if self.left_out else []
+        return [
+            f"Difference in {self.metric}: {self.value:+.2f}{unit} over {self.samples} samples",
+            f"95 % confidence interval: {self.low:+.2f} to {self.high:+.2f}, p = {self.p_value:.4f} (paired bootstrap)",
+            *left_out,
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """The difference for a JSON file."""
+        found = {"metric": self.metric, "difference": self.value, "ci95": [self.low, self.high], "p_value": self.p_value}
+        return found | {"samples": self.samples, "left_out": self.left_out}
+
+
+def difference(score: Score, other: Score) -> Difference:
+    """`score` minus `other`, over the questions that both answered.
+
+    Raises:
+        UserError: they are scores of different things, or have no question in common.
+    """
+    if score.metric != other.metric:
+        raise UserError(f"A score in {score.metric} and one in {other.metric} cannot be compared; score both by one benchmark.")
+    first, second = _numbered(score), _numbered(other)
+    common = [key for key in first if key in second]
+    if not common:
+        raise UserError("The two answer files have no question in common; compare answers to the same questions.")
+    rows = np.hstack([score.rows[[first[key] for key in common]], other.rows[[second[key] for key in common]]])
+    width = score.rows.shape[1]
+
+    def change(mean: np.ndarray) -> np.ndarray:
+        return score.statistic(mean[..., :width]) - score.statistic(mean[..., width:])
+
+    changes = change(_resampled(rows))
+    value, (low, high) = float(change(rows.mean(axis=0))), _interval(changes)
+    against = min(int((changes <= 0).sum()), int((changes >= 0).sum()))
+    p_value = min(1.0, 2 * (1 + against) / (1 + len(changes)))
+    left_out = len(first.keys() ^ second.keys())
+    return Difference(score.metric, value, low, high, p_value, len(common), left_out, score.unit)
+
+
+def _numbered(score: Score) -> dict[Hashable, int]:
+    """The row of each key; the second row of a key is another key."""
+    seen: Counter[Hashable] = Counter()
+    rows: dict[Hashable, int] = {}
+    for row, key in enumerate(score.keys or range(score.samples)):
+        rows[key, seen[key]] = row
+        seen[key] += 1
+    return rows
+
+
+def _resampled(rows: np.ndarray) -> np.ndarray:
+    """Means (RESAMPLES, d) of rows (n, d) drawn with replacement, always the same for the same rows."""
+    rng = np.random.default_rng(0)
+    return np.stack([rows[rng.integers(0, len(rows), len(rows))].mean(axis=0) for _ in range(RESAMPLES)])
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)

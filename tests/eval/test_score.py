@@ -1,0 +1,87 @@
+"""Scores against their formulas, intervals and p-values against what statistics says they must be."""
+
+import math
+
+import numpy as np
+import pytest
+
+from encoders import UserError
+from fastervlm.eval.score import Score, difference
+
+
+def f1(mean):
+    """F1 of mean rows of (true positive, false positive, false negative)."""
+    hits, false, missed = mean[..., 0], mean[..., 1], mean[..., 2]
+    return 100 * 2 * hits / (2 * hits + false + missed)
+
+
+def coin(share, count, seed=0):
+    return (np.random.default_rng(seed).random(count) < share).astype(float)
+
+
+def test_statistic_of_the_mean_row_is_the_score():
+    rows = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]])
+    score = Score.of("F1", rows, statistic=f1, unit="")
+    assert score.value == pytest.approx(100 * 2 * 2 / (2 * 2 + 1 + 1))
+    assert score.samples == 5
+    assert score.lines()[1] == "F1: 66.67"
+    assert score.summary()["unit"] == ""
+
+
+def test_interval_of_a_group_statistic_is_wider_with_fewer_groups():
+    rows = np.repeat(coin(0.5, 40)[:, None], 3, axis=1)
+    few, many = (Score.of("x", np.tile(rows, (n, 1))) for n in (1, 25))
+    assert few.high - few.low == pytest.approx(5 * (many.high - many.low), rel=0.15)
+
+
+def test_difference_is_that_of_the_scores_and_its_interval_is_the_paired_one():
+    rng = np.random.default_rng(1)
+    right = rng.random(2000) < 0.6
+    changed = rng.random(2000) < 0.1
+    first, second = right.astype(float), np.where(changed, 1.0, right.astype(float))
+    found = difference(Score.of("Accuracy", second), Score.of("Accuracy", first))
+    assert found.value == pytest.approx(100 * (second.mean() - first.mean()))
+    spread = 100 * np.std(second - first) / math.sqrt(2000)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    unpaired = 100 * math.sqrt((np.var(first) + np.var(second)) / 2000)
+    assert found.high - found.low < 0.5 * 2 * 1.96 * unpaired
+    assert found.p_value < 0.01
+    assert difference(Score.of("Accuracy", first), Score.of("Accuracy", second)).value == -found.value
+
+
+def test_p_value_of_no_difference_is_uniform():
+    p_values = [
+        difference(Score.of("Accuracy", coin(0.5, 300, 2 * n)), Score.of("Accuracy", coin(0.5, 300, 2 * n + 1))).p_value
+        for n in range(60)
+    ]
+    assert 0.35 < np.mean(p_values) < 0.65
+    assert np.mean(np.array(p_values) < 0.1) < 0.25
+    same = Score.of("Accuracy", coin(0.5, 100))
+    assert difference(same, same).p_value == 1.0
+    assert difference(same, same).value == 0.0
+
+
+def test_questions_are_paired_by_key_and_repeated_keys_in_order():
+    first = Score.of("Accuracy", [1, 0, 1, 1], keys=["a", "b", "a", "only here"])
+    second = Score.of("Accuracy", [1, 0, 1, 0], keys=["b", "a", "a", "only there"])
+    found = difference(first, second)
+    assert found.value == pytest.approx(100 * ((1 + 0 + 1) - (0 + 1 + 1)) / 3)
+    assert (found.samples, found.left_out) == (3, 2)
+    assert found.lines()[-1] == "Answered by one of them only, left out: 2"
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        (Score.of("Other", [1.0]), "cannot be compared"),
+        (Score.of("Accuracy", [1.0], keys=["b"]), "no question in common"),
+    ],
+)
+def test_scores_that_have_nothing_in_common_are_refused(other, sentence):
+    with pytest.raises(UserError, match=sentence):
+        difference(Score.of("Accuracy", [1.0], keys=["a"]), other)
+
+
+def test_no_answer_is_no_score():
+    with pytest.raises(UserError, match="no answer to score"):
+        Score.of("Accuracy", [])
