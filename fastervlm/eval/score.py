@@ -59,9 +59,9 @@ class Score:
         unit: str = "%",
     ) -> Score:
         """The score of questions that earned `rows`, for an accuracy a number from 0 to 1 each."""
-        table = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
-        if not len(table):
+        if not len(rows):
             raise UserError("There is no answer to score; the answers file is empty.")
+        table = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
         value = float(statistic(table.mean(axis=0)))
         low, high = _interval(statistic(_resampled(table)))
         return cls(metric, value, low, high, table, tuple(keys), statistic, tuple(parts), missing, unit)
