@@ -27,31 +27,34 @@ class ScoredPatches:
             With `score="pool"` it is the attention of the pooling head's probe, which takes the place of [CLS].
         grid: rows and columns of the patches; rows * columns == N.
         image_key: (B,) int64, see `image_key`.
-        finish: runs the rest of the feature block for the patches at an index (B, K), or for all patches at None.
+        finish: runs the rest of the feature block for the patches at an index (B, K), or for all patches at None; a true second
+            argument asks for [CLS] too.
     """
 
     cls_attention: Tensor
     grid: tuple[int, int]
     image_key: Tensor
-    finish: Callable[[Tensor | None], Tensor] = field(repr=False)
+    finish: Callable[..., Tensor] = field(repr=False)
 
     @property
     def scores(self) -> Tensor:
         """(B, N) float32: the attention each patch gets from [CLS] (or the probe), a plain mean over the heads."""
         return self.cls_attention.mean(dim=1)
 
-    def features(self, index: Tensor | None = None) -> Tensor:
+    def features(self, index: Tensor | None = None, *, cls: bool = False) -> Tensor:
         """Output of the feature block for the patches at `index` only.
 
         Args:
             index: (B, K) patch positions 0..N-1, in the order wanted; all patches without it.
+            cls: put [CLS] in front of the patches; UserError if the tower has none.
 
         Returns:
-            (B, K, C), or (B, N, C) without an index; equal to the whole tower's output, indexed afterwards.
+            (B, K, C), or (B, N, C) without an index, and one row more with `cls`; equal to the whole tower's output, indexed
+            afterwards.
         """
         if index is not None:
             self._check(index)
-        return self.finish(index)
+        return self.finish(index, True) if cls else self.finish(index)
 
     def _check(self, index: Tensor) -> None:
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
@@ -103,6 +106,14 @@ def gather_rows(x: Tensor, index: Tensor | None) -> Tensor:
         return x
     positions = index.to(x.device, torch.long).unsqueeze(-1)
     return x.gather(1, positions.expand(-1, -1, x.shape[-1]))
+
+
+def token_rows(x: Tensor, prefix: int, index: Tensor | None, cls: bool = False) -> Tensor:
+    """Rows of the patches at index (B, K), or of all at None, of x (B, P + N, C); [CLS], its first row, in front if asked for."""
+    if cls and not prefix:
+        raise UserError("This tower has no [CLS] token that could be kept; ask for its patches only.")
+    patches = gather_rows(x[:, prefix:], index)
+    return torch.cat((x[:, :1], patches), dim=1) if cls else patches
 
 
 def image_key(pixel_values: Tensor) -> Tensor:

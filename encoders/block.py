@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.base import cls_row, gather_rows
+from encoders.base import cls_row, token_rows
 
 
 class FeatureBlock(ABC):
@@ -40,20 +41,23 @@ class FeatureBlock(ABC):
         """(B, M, N) float32: the softmax of the [CLS] query over all P + N keys, the prefix's own columns dropped."""
         return cls_row(self._query(self.normed[:, :1]), self.key, self.scale)[..., self.prefix :]
 
-    def finish(self, index: Tensor | None) -> Tensor:
-        """Output of the block (B, K, C) for the patches at index (B, K), or (B, N, C) for all patches.
+    def finish(self, index: Tensor | None, cls: bool = False) -> Tensor:
+        """Output of the block (B, K, C) for the patches at index (B, K), or (B, N, C) for all; with `cls` [CLS] goes in front.
 
-        Where all patches are wanted, the prefix rows are computed along and dropped: the matrices then have the shapes of
-        the stock block, and so exactly its rounding.
+        Where all patches are wanted, the prefix rows are computed along: the matrices then have the shapes of the stock
+        block, and so exactly its rounding.
         """
-        patches, residual = self.normed[:, self.prefix :], self.hidden[:, self.prefix :]
-        if index is None or index.shape[1] == patches.shape[1]:
-            return gather_rows(self._rows(self.normed, self.hidden, None)[:, self.prefix :], index)
-        return self._rows(gather_rows(patches, index), gather_rows(residual, index), index)
+        if index is None or index.shape[1] == self.normed.shape[1] - self.prefix:
+            rows = self._rows(self.normed, self.hidden, self._placed(self._query(self.normed), None))
+            return token_rows(rows, self.prefix, index, cls)
+        normed, residual = (token_rows(x, self.prefix, index, cls) for x in (self.normed, self.hidden))
+        query = self._query(normed)
+        if not cls:
+            return self._rows(normed, residual, self._placed(query, index))
+        return self._rows(normed, residual, torch.cat((query[:, :, :1], self._placed(query[:, :, 1:], index)), dim=2))
 
-    def _rows(self, normed: Tensor, residual: Tensor, index: Tensor | None) -> Tensor:
-        """The block's output (B, K, C) for the rows at an index, or all P + N, seeing all keys and values."""
-        query = self._placed(self._query(normed), index)
+    def _rows(self, normed: Tensor, residual: Tensor, query: Tensor) -> Tensor:
+        """The block's output (B, K, C) for rows whose queries are (B, M, K, d), seeing all keys and values."""
         dropout = self.dropout if self.block.training else 0.0
         mixed = F.scaled_dot_product_attention(query, self.key, self._value(), dropout_p=dropout, scale=self.scale)
         return self._rest(mixed, normed, residual)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from encoders.base import ScoredPatches, gather_rows, image_key
+from encoders.base import ScoredPatches, image_key, token_rows
 from encoders.block import FeatureBlock
 from encoders.errors import UserError, UserTypeError
 
@@ -43,8 +43,8 @@ class TowerEncoder(ABC):
             raise UserError("This tower drops patches at random while it trains, so they have no grid; call its eval() first.")
         deepest = max(self.depths)
         states = self._states(hidden, rope, deepest - 1 if self.score == "cls" else len(self.blocks))
-        parts: dict[int, Callable[[Tensor | None], Tensor]] = {
-            depth: partial(gather_rows, states[depth][:, self.prefix :]) for depth in self.depths if depth in states
+        parts: dict[int, Callable[..., Tensor]] = {
+            depth: partial(token_rows, states[depth], self.prefix) for depth in self.depths if depth in states
         }
         if self.score == "cls":
             block = self._feature_block(deepest - 1, states[deepest - 1], rope)
@@ -184,9 +184,9 @@ def check_loaded(module: nn.Module) -> None:
         )
 
 
-def _join(parts: Sequence[Callable[[Tensor | None], Tensor]], index: Tensor | None) -> Tensor:
+def _join(parts: Sequence[Callable[..., Tensor]], index: Tensor | None, cls: bool = False) -> Tensor:
     """Features (B, K, C) of each part, concatenated on channels in their order, on the device of the last computed."""
-    features = [part(index) for part in parts]
+    features = [part(index, cls) for part in parts]
     if len(features) == 1:
         return features[0]
     return torch.cat([x.to(features[-1].device) for x in features], dim=-1)

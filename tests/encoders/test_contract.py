@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from encoders import wrap
+from encoders import UserError, wrap
 from tests.encoders import towers
 from tests.encoders.towers import DEPTH, TOWERS, WIDTH, rows
 
@@ -57,6 +57,23 @@ def test_features_equal_the_whole_tower_indexed_afterwards(case, layer):
     close(patches.features(), expected)
     index = best(patches)
     close(patches.features(index), rows(expected, index))
+
+
+@pytest.mark.parametrize("layer", [*LAYERS, [-2, 0, 1]])
+def test_cls_goes_in_front_where_it_is_asked_for(case, layer):
+    model = towers.make(case)
+    patches = encode(case, model, layer)
+    index = best(patches)
+    if not case.prefix:
+        with pytest.raises(UserError, match=r"has no \[CLS\] token that could be kept; ask for its patches only\."):
+            patches.features(index, cls=True)
+        return
+    states = towers.stock(case, model, towers.pixels(case)).first
+    first = torch.cat([states[x % (DEPTH + 1)] for x in (layer if isinstance(layer, list) else [layer])], dim=-1)
+    for chosen in (None, index, index[:, :0], best(patches, case.grid[0] * case.grid[1])):
+        found = patches.features(chosen, cls=True)
+        close(found[:, 0], first)
+        close(found[:, 1:], patches.features(chosen))
 
 
 def test_a_list_of_layers_is_concatenated_in_its_order(case):

@@ -227,10 +227,12 @@ def pixels(case, batch=3):
 
 
 class Stock(NamedTuple):
-    """What a whole forward computed: hidden states by their index, prefix dropped, and the attention each score is made of."""
+    """What a whole forward computed: hidden states by their index, prefix dropped, the attention each score is made of, and the
+    first token of each hidden state."""
 
     states: list[torch.Tensor]
     attention: list[torch.Tensor]
+    first: list[torch.Tensor]
 
 
 def stock(case, model, pixel_values):
@@ -259,7 +261,8 @@ def stock(case, model, pixel_values):
     else:
         rows = [maps[0][:, :, 0]] + [full[:, :, 0] for full in maps[:DEPTH]]
     patches = case.grid[0] * case.grid[1]
-    return Stock([x[:, case.prefix :].detach() for x in states], [row[..., -patches:].detach() for row in rows])
+    attention = [row[..., -patches:].detach() for row in rows]
+    return Stock([x[:, case.prefix :].detach() for x in states], attention, [x[:, 0].detach() for x in states])
 
 
 def rows(features, index):
