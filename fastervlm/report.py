@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -44,6 +45,16 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(path.name + ".new")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Named arrays as .npz, whole or not at all."""
+    aside = path.with_name(path.name + ".new")
+    with aside.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
@@ -97,7 +108,7 @@ def draw_panels(panels: Sequence[Panel | Heatmap], path: Path) -> None:
             _draw_heatmap(panel, axes)
         else:
             _draw(panel, axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_bars(plots: Mapping[str, Mapping[str, float | None]], path: Path, title: str) -> None:
@@ -109,7 +120,7 @@ def draw_bars(plots: Mapping[str, Mapping[str, float | None]], path: Path, title
         bars = axes.bar(list(values), [value or 0.0 for value in values.values()], color=colours[: len(values)])
         axes.bar_label(bars, ["-" if value is None else f"{value:.3g}" for value in values.values()])
         axes.set(title=name)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_map(values: Sequence[Sequence[float]], path: Path, title: str, low: float) -> None:
@@ -123,7 +134,7 @@ def draw_map(values: Sequence[Sequence[float]], path: Path, title: str, low: flo
     image = axes.imshow(values, norm=LogNorm(low, max(high, 10 * low)), cmap=colours, interpolation="nearest")
     figure.colorbar(image, ax=axes)
     axes.set(title=title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _figure(plots: int) -> tuple[Any, Any]:
@@ -134,9 +145,10 @@ def _figure(plots: int) -> tuple[Any, Any]:
     return figure, figure.subplots(1, plots, squeeze=False)[0]
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:
+    """A figure as PNG, whole or not at all."""
     aside = path.with_name(path.name + ".new")
-    figure.savefig(aside, dpi=150, format="png")
+    figure.savefig(aside, dpi=dpi, format="png")
     os.replace(aside, path)
 
 
