@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -37,6 +38,32 @@ def overlay(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "c
             the size of the one the model was given.
         UserTypeError: `image` is no PIL picture.
     """
+    parts = layers(image, trace, fit=fit, side=side)
+    drawings = [*(_dim(parts.picture, mask) for mask in parts.kept), _heat(parts.picture, parts.scores)]
+    high, wide = drawings[0].shape[:2]
+    gap = np.full((side // 48, wide, 3) if wide > high else (high, side // 48, 3), 255, dtype=np.float32)
+    joined = [part for drawing in drawings for part in (drawing, gap)][:-1]
+    return Image.fromarray(np.concatenate(joined, axis=0 if wide > high else 1).clip(0, 255).astype(np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """What an overlay is drawn of.
+
+    Attributes:
+        picture: (H, W, 3) float32, 0 to 255.
+        kept: maps (H, W) float32, 1 where a patch was kept and 0 elsewhere: one of a square, of a picture cut into crops the
+            overview's and that of the crops.
+        scores: (H, W) float32, from 0 (least) to 1 (most), by their logarithms.
+    """
+
+    picture: np.ndarray
+    kept: tuple[np.ndarray, ...]
+    scores: np.ndarray
+
+
+def layers(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "crop", side: int = 672) -> Layers:
+    """The parts that `overlay` draws, each on its own; arguments and errors are the same."""
     if not isinstance(image, Image.Image):
         raise UserTypeError(f"overlay draws on a PIL picture, not on a {type(image).__name__}; open it with PIL.Image.open.")
     if fit not in get_args(Fit):
@@ -45,23 +72,19 @@ def overlay(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "c
         if len(trace) != 1:
             raise UserError(f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0].")
         trace = trace[0]
-    drawings = _draw_crops(image, trace, side) if isinstance(trace, CropsTrace) else _draw_square(image, trace, fit, side)
-    high, wide = drawings[0].shape[:2]
-    gap = np.full((side // 48, wide, 3) if wide > high else (high, side // 48, 3), 255, dtype=np.float32)
-    joined = [part for drawing in drawings for part in (drawing, gap)][:-1]
-    return Image.fromarray(np.concatenate(joined, axis=0 if wide > high else 1).clip(0, 255).astype(np.uint8))
+    return _of_crops(image, trace, side) if isinstance(trace, CropsTrace) else _of_square(image, trace, fit, side)
 
 
-def _draw_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> list[np.ndarray]:
-    """The two drawings (side, side, 3) of a picture that the model saw as one square."""
+def _of_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> Layers:
+    """Those (side, side) of a picture that the model saw as one square."""
     square = np.asarray(_square(image.convert("RGB"), fit).resize((side, side), Image.Resampling.NEAREST), dtype=np.float32)
     mask = _enlarge(trace.mask.numpy().astype(np.float32), side)
     scores = _stretch(trace.scores.float().cpu().numpy()).reshape(trace.grid)
-    return [_dim(square, mask), _heat(square, _enlarge(scores, side))]
+    return Layers(square, (mask,), _enlarge(scores, side))
 
 
-def _draw_crops(image: Image.Image, trace: CropsTrace, side: int) -> list[np.ndarray]:
-    """The three drawings (H, W, 3) of a picture cut into crops."""
+def _of_crops(image: Image.Image, trace: CropsTrace, side: int) -> Layers:
+    """Those of a picture cut into crops."""
     if image.size != trace.cut.size[::-1]:
         raise UserError(
             f"This picture is {image.width} x {image.height}, but the model was given one of {trace.cut.size[1]} x "
@@ -74,11 +97,8 @@ def _draw_crops(image: Image.Image, trace: CropsTrace, side: int) -> list[np.nda
     kept = trace.mask.float().cpu().numpy()
     scores = _stretch(trace.scores.float().cpu().numpy())
     overview, crops = slice(0, 1), slice(1, None)
-    return [
-        _dim(picture, _mosaic(kept[overview], boxes[overview], size)),
-        _dim(picture, _mosaic(kept[crops], boxes[crops], size)),
-        _heat(picture, _mosaic(scores[crops], boxes[crops], size)),
-    ]
+    masks = tuple(_mosaic(kept[part], boxes[part], size) for part in (overview, crops))
+    return Layers(picture, masks, _mosaic(scores[crops], boxes[crops], size))
 
 
 def _mosaic(values: np.ndarray, boxes: list[list[int]], size: tuple[int, int]) -> np.ndarray:
@@ -98,7 +118,7 @@ def _dim(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 def _heat(picture: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """A picture (H, W, 3) under a map of scores (H, W) in 0..1."""
-    return 0.35 * picture + 0.65 * _colour(scores)
+    return 0.35 * picture + 0.65 * heat_colours(scores)
 
 
 def _square(image: Image.Image, fit: str) -> Image.Image:
@@ -124,7 +144,8 @@ def _stretch(scores: np.ndarray) -> np.ndarray:
     return ((logs - low) / max(high - low, 1e-6)).clip(0, 1)
 
 
-def _colour(values: np.ndarray) -> np.ndarray:
+def heat_colours(values: np.ndarray) -> np.ndarray:
+    """The colours (..., 3), 0 to 255, of values (...) from 0 to 1: dark is least, yellow most."""
     from matplotlib import colormaps
 
     return colormaps["inferno"](values)[..., :3] * 255
