@@ -100,6 +100,8 @@ def report_failures(failed: int, failures: Sequence[dict[str, Any]] = ()) -> Non
     if not failed:
         return
     for failure in failures:
-        print(f"fastervlm: question {failure['question_id']}: {failure['image']} {failure['reason']}", file=sys.stderr)
+        file, reason = failure["image"], failure["reason"]
+        named = reason if file in reason else f"{file} {reason}"
+        print(f"fastervlm: question {failure['question_id']}: {named}", file=sys.stderr)
     print(f"fastervlm: {failed} questions failed and are not counted; the next run tries them again.", file=sys.stderr)
     raise typer.Exit(1)

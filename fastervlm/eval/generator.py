@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import fastervlm
 from fastervlm import PruneHandle
-from fastervlm.eval.pictures import Batch, Preparation
-from fastervlm.eval.prompts import conversation
+from fastervlm.eval.pictures import Batch
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
-from fastervlm.inllm import Simignore
 from fastervlm.measure import FirstTokenClock
 
 
@@ -55,7 +51,8 @@ class Generator:
 
     def _count(self, batch: Batch) -> list[tuple[int, int]]:
         """For each question the visual tokens left and those before, read off the trace and the prompt."""
-        before = (batch.inputs["input_ids"] == self.model.config.image_token_id).sum(dim=1).tolist()
+        placeholder = getattr(self.model.config, f"{self.settings.medium.kind}_token_id")
+        before = (batch.inputs["input_ids"] == placeholder).sum(dim=1).tolist()
         if self.handle is None:
             return list(zip(before, before, strict=True))
         if self.settings.in_llm:  # one trace a row, not a picture
@@ -86,14 +83,14 @@ class Generator:
         """The inputs of `generate`, where each picture is encoded once however many questions ask about it."""
         if image_index is None:
             return dict(inputs)
+        medium = self.settings.medium
         if self.encodes_anew:
-            return {**inputs, "image_index": image_index}
-        pictures = {name: value for name, value in inputs.items() if name in ("pixel_values", "image_sizes")}
+            return {**inputs, f"{medium.kind}_index": image_index}
+        shown = {name: value for name, value in inputs.items() if name in medium.inputs}
         with torch.no_grad():
-            features = self.model.get_image_features(**pictures, return_dict=True).pooler_output
-        shown = BaseModelOutputWithPooling(pooler_output=[features[i] for i in image_index])  # type: ignore[arg-type]
-        text = {name: value for name, value in inputs.items() if name not in pictures}
-        return {**text, "mm_encoder_outputs": {"image": shown}}
+            features = medium.encode(self.model, shown, image_index)
+        text = {name: value for name, value in inputs.items() if name not in shown}
+        return {**text, "mm_encoder_outputs": {medium.kind: features}}
 
 
 @contextmanager
@@ -103,7 +100,7 @@ def pruned(subject: Subject, settings: Settings) -> Iterator[Any]:
     The paper's layout is none of transformers': where nothing is pruned before the language model, it is still laid out by
     pruning that keeps all.
     """
-    layout = asdict(subject.anyres)
+    layout = settings.medium.layout(subject)
     with ExitStack() as stack:
         handle = None
         if _has_paper_layout(subject) and (settings.keep is None or settings.in_llm):
@@ -118,13 +115,6 @@ def _has_paper_layout(subject: Subject) -> bool:
     return subject.has_crops and subject.anyres.anyres == "paper"
 
 
-def preparation(subject: Subject, settings: Settings) -> Preparation:
-    """How the run's questions become model inputs."""
-    ask, task = conversation(subject.processor, settings.conv_mode), settings.task
-    selector = task.selector if settings.in_llm and isinstance(settings.pruner, Simignore) else None
-    return Preparation(
-        lambda question: ask(task.prompt(question), question.image is not None),
-        settings.aspect_ratio(subject),
-        settings.blind,
-        selector,
-    )
+def preparation(subject: Subject, settings: Settings) -> Any:
+    """How the run's questions become model inputs; for questions about pictures a `Preparation`."""
+    return settings.medium.preparation(subject, settings)

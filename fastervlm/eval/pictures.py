@@ -31,7 +31,7 @@ class BadPicture(Exception):
 class Batch:
     """Questions ready for the model.
 
-    `inputs` is what the processor returned, None if every picture failed. A picture that several questions ask about
+    `inputs` is what the processor returned, None if every picture (or clip) failed. A picture that several questions ask about
     stands in it once; `image_index` then says which picture each question that has one shows.
     """
 
@@ -131,7 +131,9 @@ def pad_to_square(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
     return square
 
 
-def prepared(batches: Iterable[Sequence[Question]], preparation: Preparation, processor: Any) -> Generator[Batch, None, None]:
+def prepared(
+    batches: Iterable[Sequence[Question]], preparation: Callable[[Sequence[Question], Any], Batch], processor: Any
+) -> Generator[Batch, None, None]:
     """The batches in order, prepared in threads a few batches ahead of the one handed out.
 
     Each thread has its own copy of the processor (fast tokenizers are not safe to share) and runs torch on one core:

@@ -11,28 +11,30 @@ from fastervlm.conversation import VICUNA_V1
 
 LLAVA_V1 = VICUNA_V1.replace("curious user", "curious human").replace("the user's", "the human's")
 TEMPLATES = {"vicuna_v1": VICUNA_V1, "llava_v1": LLAVA_V1}
-PICTURE = "<image>\n"
 CONV_MODES = (*TEMPLATES, "chat")
 
 
-def conversation(processor: Any, mode: str | None) -> Callable[..., str]:
-    """A function `(text, with_picture=True)` from the question's text to the whole prompt.
+def conversation(processor: Any, mode: str | None, kind: str = "image") -> Callable[..., str]:
+    """A function `(text, with_picture=True)` from the question's text to the whole prompt about an "image" or a "video".
 
     Without a mode it is the processor's chat template, if there is one.
     """
     has_template = bool(getattr(processor, "chat_template", None))
     mode = mode or ("chat" if has_template else "vicuna_v1")
     if mode in TEMPLATES:
-        return functools.partial(_fill, TEMPLATES[mode])
+        return functools.partial(_fill, TEMPLATES[mode].replace("<image>", f"<{kind}>"), f"<{kind}>\n")
     if not has_template:
         raise UserError("The model's processor has no chat template; use --conv-mode vicuna_v1.")
-    return functools.partial(_chat, processor)
+    return functools.partial(_chat, processor, kind)
 
 
-def _fill(template: str, text: str, with_picture: bool = True) -> str:
-    return (template if with_picture else template.replace(PICTURE, "")).replace("{text}", text)
+def _fill(template: str, shown: str, text: str, with_picture: bool = True) -> str:
+    return (template if with_picture else template.replace(shown, "")).replace("{text}", text)
 
 
-def _chat(processor: Any, text: str, with_picture: bool = True) -> str:
-    content = [*([{"type": "image"}] if with_picture else []), {"type": "text", "text": text}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+def _chat(processor: Any, kind: str, text: str, with_picture: bool = True) -> str:
+    content = [*([{"type": kind}] if with_picture else []), {"type": "text", "text": text}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    if with_picture and getattr(processor, f"{kind}_token") not in prompt:
+        raise UserError(f"The chat template of the model's processor places no <{kind}>; use --conv-mode vicuna_v1.")
+    return prompt

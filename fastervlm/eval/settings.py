@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import fastervlm
 from encoders.errors import UserError
+from fastervlm.eval.medium import Medium, Pictures
 from fastervlm.eval.pictures import ASPECT_RATIOS
 from fastervlm.eval.prompts import CONV_MODES, conversation
 from fastervlm.eval.subject import Subject, hash_files
@@ -27,7 +28,7 @@ class Settings:
 
     `max_new_tokens` None is the benchmark's own.
     `limit` takes only the first questions, `blind` replaces each picture by flat grey, `seed` matters only with a
-    temperature.
+    temperature; `medium` is what the questions show, and `image_folder` where that lies.
     """
 
     task: Task
@@ -45,6 +46,7 @@ class Settings:
     image_aspect_ratio: str | None = None
     seed: int = 0
     blind: bool = False
+    medium: Medium = field(default_factory=Pictures)
 
     def __post_init__(self) -> None:
         _ = self.budget, self.pruner  # what is wrong with them is said here, before a model is loaded
@@ -114,17 +116,14 @@ def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
         "processor_sha256": subject.processor_sha256,
         "method": settings.method_name,
         "visual_token_num": _visual_token_num(subject, settings),
-        "prompt_template": conversation(subject.processor, settings.conv_mode)("{text}"),
-        "image_aspect_ratio": settings.aspect_ratio(subject),
-        "anyres": asdict(subject.anyres) if subject.has_crops else None,
-        "blind": settings.blind,
+        "prompt_template": conversation(subject.processor, settings.conv_mode, settings.medium.kind)("{text}"),
+        **settings.medium.identity(subject, settings),
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "quantize": subject.quantize,
         "max_new_tokens": settings.longest_answer,
         "temperature": float(settings.temperature),
         "seed": settings.seed if settings.temperature > 0 else None,
         "question_file_sha256": hash_files([settings.question_file]),
-        "image_folder": str(settings.image_folder.resolve()),
         "limit": settings.limit,
     }
 
