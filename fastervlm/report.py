@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from rich.console import Console
@@ -41,20 +42,28 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, written aside, flushed to disk and then renamed: whole or not at all."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    """A text file, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file, whole or not at all."""
+    with whole(path) as file:
+        file.write(content)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Named arrays as .npz, whole or not at all."""
+    with whole(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is written aside, flushed to disk and then renamed; what fails leaves none."""
     aside = path.with_name(path.name + ".new")
     with aside.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
@@ -147,9 +156,8 @@ def _figure(plots: int) -> tuple[Any, Any]:
 
 def save_figure(figure: Any, path: Path, dpi: int = 150) -> None:
     """A figure as PNG, whole or not at all."""
-    aside = path.with_name(path.name + ".new")
-    figure.savefig(aside, dpi=dpi, format="png")
-    os.replace(aside, path)
+    with whole(path) as file:
+        figure.savefig(file, dpi=dpi, format="png")
 
 
 def _draw(panel: Panel, axes: Any) -> None:
