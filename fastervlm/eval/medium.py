@@ -41,6 +41,10 @@ class Medium(Protocol):
         """The arguments of `fastervlm.prune` that belong to it."""
         ...
 
+    def parts(self, subject: Subject) -> str | None:
+        """What a picture or clip consists of, where each part has a budget of its own."""
+        ...
+
     def encode(self, model: Any, shown: dict[str, torch.Tensor], index: Sequence[int]) -> BaseModelOutputWithPooling:
         """The features of each placeholder run, where `index` says which row of `shown` it shows, by the unpruned model."""
         ...
@@ -56,12 +60,11 @@ class Pictures:
     def preparation(self, subject: Subject, settings: Settings) -> Preparation:
         """How questions become model inputs, given the processor."""
         ask, task = conversation(subject.processor, settings.conv_mode), settings.task
-        selector = task.selector if settings.in_llm and isinstance(settings.pruner, Simignore) else None
         return Preparation(
             lambda question: ask(task.prompt(question), question.image is not None),
             settings.aspect_ratio(subject),
             settings.blind,
-            selector,
+            selector_of(settings),
         )
 
     def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
@@ -77,7 +80,17 @@ class Pictures:
         """The arguments of `fastervlm.prune` that belong to pictures."""
         return asdict(subject.anyres)
 
+    def parts(self, subject: Subject) -> str | None:
+        """What has a budget of its own, if it is not the whole picture."""
+        return "crops" if subject.has_crops else None
+
     def encode(self, model: Any, shown: dict[str, torch.Tensor], index: Sequence[int]) -> BaseModelOutputWithPooling:
         """The features of each placeholder run, where `index` says which picture of `shown` it shows, by the unpruned model."""
         features = model.get_image_features(**shown, return_dict=True).pooler_output
         return BaseModelOutputWithPooling(pooler_output=[features[i] for i in index])  # type: ignore[arg-type]
+
+
+def selector_of(settings: Settings) -> Callable[[Question], str] | None:
+    """The text by which the run's method compares pictures with text, if it does."""
+    compares = settings.in_llm and isinstance(settings.pruner, Simignore)
+    return settings.task.selector if compares else None

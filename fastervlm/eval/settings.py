@@ -129,9 +129,10 @@ def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
 
 
 def _visual_token_num(subject: Subject, settings: Settings) -> int | str:
-    """Visual tokens kept of a picture or a crop; inside the language model a picture's crops are no longer told apart."""
-    if settings.in_llm and subject.has_crops:
-        return f"{settings.keep} of all crops"
+    """Visual tokens kept of a picture, crop or frame; inside the language model crops and frames are no longer told apart."""
+    parts = settings.medium.parts(subject)
+    if settings.in_llm and parts:
+        return f"{settings.keep} of all {parts}"
     total = subject.num_visual_tokens
     return settings.budget.resolve(total) if settings.budget else total
 
