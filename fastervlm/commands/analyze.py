@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fastervlm.commands.common import (
+    AnyresMode,
     AspectRatio,
     ConvMode,
     Device,
@@ -16,32 +17,31 @@ from fastervlm.commands.common import (
     OptionalModel,
     model_and_data,
     report_failures,
+    resumable,
 )
 
+Questions = Annotated[Path | None, typer.Option(help="Questions of a benchmark, or LLaVA conversations (.json or .jsonl).")]
+TaskOption = Annotated[str, typer.Option(help="The benchmark whose questions these are, if they are no conversations.")]
+First = Annotated[int, typer.Option(help="Take only the first questions.")]
+AttentionFolder = Annotated[
+    Path | None, typer.Option(help="Where the results go; analysis/attention/MODEL beside the question file if left out.")
+]
+
 analyze = typer.Typer(help="Analyse what a model does with visual tokens.", no_args_is_help=True)
-
-
-@analyze.callback()
-def _group() -> None:
-    """Keep the names of commands even while there is one only."""
 
 
 @analyze.command("attn-efficiency")
 def attn_efficiency(
     *,
     model: OptionalModel = None,
-    question_file: Annotated[
-        Path | None, typer.Option(help="Questions of a benchmark, or LLaVA conversations (.json or .jsonl).")
-    ] = None,
+    question_file: Questions = None,
     image_folder: OptionalImageFolder = None,
-    task: Annotated[
-        str, typer.Option(help="The benchmark whose questions these are, if they are no conversations.")
-    ] = "textvqa",
+    task: TaskOption = "textvqa",
     out_dir: Annotated[
         Path | None,
         typer.Option(help="Where the results go; analysis/attn-efficiency/MODEL beside the question file if left out."),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Take only the first questions.")] = 100,
+    limit: First = 100,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer, in tokens; the benchmark's own if left out.")
     ] = None,
@@ -55,26 +55,124 @@ def attn_efficiency(
     Without a model and data it analyses the tiny model of this checkout on the mini benchmark.
     """
     from fastervlm.analysis import attn_efficiency as run
-    from fastervlm.analysis.questions import CONVERSATIONS, is_conversations
-    from fastervlm.eval import get_task
-    from fastervlm.eval.settings import Settings
-    from fastervlm.eval.subject import Subject
 
-    benchmark = get_task(task)
-    model, data = model_and_data(model, question_file=question_file, image_folder=image_folder)
-    subject = Subject(model, dtype, device)
-    folder = out_dir or data["question_file"].parent / "analysis" / "attn-efficiency" / subject.name
-    settings = Settings(
-        task=CONVERSATIONS if is_conversations(data["question_file"]) else benchmark,
-        answers_file=folder / "answers.jsonl",
-        limit=limit,
-        max_new_tokens=max_new_tokens,
-        conv_mode=conv_mode,
-        image_aspect_ratio=image_aspect_ratio,
-        **data,
-    )
+    asked = {"limit": limit, "max_new_tokens": max_new_tokens, "conv_mode": conv_mode, "image_aspect_ratio": image_aspect_ratio}
+    data = {"question_file": question_file, "image_folder": image_folder}
+    subject, settings, folder = _asked("attn-efficiency", task, model, data, out_dir, asked, dtype=dtype, device=device)
     result = run(subject, settings, folder)
     print(f"Attention of {result['questions']} questions, {len(result['layers'])} layers.")
     print(f"Numbers and plots: {folder}/attn_efficiency.json, attn_efficiency.png, layers/layer_*.png")
     print(f"Attention maps of one question: {folder}/attn_maps/atten_map_*.png, output.json")
     report_failures(len(result["failures"]), result["failures"])
+
+
+@analyze.command("attn-shift")
+def attn_shift(
+    *,
+    model: OptionalModel = None,
+    question_file: Questions = None,
+    image_folder: OptionalImageFolder = None,
+    task: TaskOption = "textvqa",
+    out_dir: AttentionFolder = None,
+    limit: First = 100,
+    dtype: Dtype = None,
+    device: Device = None,
+    conv_mode: ConvMode = None,
+    image_aspect_ratio: AspectRatio = None,
+    anyres: AnyresMode = "native",
+) -> None:
+    """Where each layer's attention to visual tokens goes, beside the [CLS] scores: maps, centre of mass, overlap.
+
+    Without a model and data it analyses the tiny model of this checkout on the mini benchmark. Nothing is pruned.
+    """
+    from fastervlm.analysis.shift import attn_shift as run
+
+    asked = {"limit": limit, "conv_mode": conv_mode, "image_aspect_ratio": image_aspect_ratio}
+    data = {"question_file": question_file, "image_folder": image_folder}
+    subject, settings, folder = _asked("attention", task, model, data, out_dir, asked, anyres, dtype=dtype, device=device)
+    with resumable():
+        result = run(subject, settings, folder)
+    print(f"Attention shift of {result['questions']} questions, {result['layers']} layers.")
+    for name, numbers in result["together"].items():
+        print(f"  {name}: {_shift_line(numbers)}")
+    print(f"To look at: {folder}/attn_shift.html; numbers: attn_shift.json, attn_shift.npz; maps: *_attn/")
+    report_failures(len(result["failures"]), result["failures"])
+
+
+@analyze.command("attn-dispersion")
+def attn_dispersion(
+    *,
+    model: OptionalModel = None,
+    question_file: Questions = None,
+    image_folder: OptionalImageFolder = None,
+    task: TaskOption = "textvqa",
+    out_dir: AttentionFolder = None,
+    limit: First = 100,
+    dtype: Dtype = None,
+    device: Device = None,
+    conv_mode: ConvMode = None,
+    image_aspect_ratio: AspectRatio = None,
+    anyres: AnyresMode = "native",
+) -> None:
+    """How widely each layer's attention to visual tokens is spread, beside the [CLS] scores: curves, entropy, Gini.
+
+    Without a model and data it analyses the tiny model of this checkout on the mini benchmark. Nothing is pruned.
+    """
+    from fastervlm.analysis.dispersion import attn_dispersion as run
+
+    asked = {"limit": limit, "conv_mode": conv_mode, "image_aspect_ratio": image_aspect_ratio}
+    data = {"question_file": question_file, "image_folder": image_folder}
+    subject, settings, folder = _asked("attention", task, model, data, out_dir, asked, anyres, dtype=dtype, device=device)
+    with resumable():
+        result = run(subject, settings, folder)
+    print(f"Attention dispersion of {result['questions']} questions, {result['layers']} layers.")
+    for name, numbers in result["together"].items():
+        print(f"  {name}: {_dispersion_line(numbers)}")
+    print(f"To look at: {folder}/attn_dispersion.html; numbers: attn_dispersion.json, attn_dispersion.npz; curves: CDF.png")
+    report_failures(len(result["failures"]), result["failures"])
+
+
+def _asked(
+    name: str,
+    task: str,
+    model: str | None,
+    data: dict[str, Path | None],
+    out_dir: Path | None,
+    asked: dict[str, Any],
+    anyres: Any = "native",
+    **loaded: Any,
+) -> tuple[Any, Any, Path]:
+    """The model, the questions and how they are asked, and the folder of the results."""
+    from fastervlm.analysis.questions import CONVERSATIONS, is_conversations
+    from fastervlm.anyres import Anyres
+    from fastervlm.eval import get_task
+    from fastervlm.eval.settings import Settings
+    from fastervlm.eval.subject import Subject
+
+    benchmark = get_task(task)
+    path, files = model_and_data(model, **data)
+    subject = Subject(path, **loaded, anyres=Anyres(anyres))
+    questions = files["question_file"]
+    folder = out_dir or questions.parent / "analysis" / name / subject.name
+    chosen = CONVERSATIONS if is_conversations(questions) else benchmark
+    return subject, Settings(chosen, answers_file=folder / "answers.jsonl", **files, **asked), folder
+
+
+def _shift_line(numbers: dict[str, Any]) -> str:
+    first, last = (numbers["layers"][layer]["last"] for layer in (0, -1))
+    parts = [f"{name} {_form(first[key]['mean'])} to {_form(last[key]['mean'])}" for key, name in _FIRST_TO_LAST.items()]
+    return f"last-token attention, first to last layer: {', '.join(parts)}; [CLS] centre {_form(numbers['cls_centre_of_mass'])}"
+
+
+def _dispersion_line(numbers: dict[str, Any]) -> str:
+    second = numbers["layers"][min(1, len(numbers["layers"]) - 1)]["last"]
+    names = {"entropy": "entropy", "gini": "Gini", "top_share": "top tenth's share"}
+    told = [f"{name} {_form(numbers['cls'][k]['mean'])} and {_form(second[k]['mean'])}" for k, name in names.items()]
+    return f"[CLS] scores and last-token attention of the second layer: {', '.join(told)}"
+
+
+_FIRST_TO_LAST = {"centre_of_mass": "centre of mass", "overlap_with_cls": "overlap with [CLS]"}
+
+
+def _form(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

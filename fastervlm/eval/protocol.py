@@ -47,7 +47,7 @@ def results(questions: list[Question], journal: Journal) -> dict[str, Any]:
         "questions": len(questions),
         "answered": len(answered),
         "failed": len(failures),
-        "failures": [_failure(question, failures[question.line]) for question in questions if question.line in failures],
+        "failures": [failure_of(question, failures[question.line]) for question in questions if question.line in failures],
         "samples_per_second": len(answered) / seconds if seconds else None,
         "mean_time_to_first_token_s": _mean(waits),
         "mean_visual_tokens": _mean([left for left, _ in tokens]),
@@ -59,7 +59,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-def _failure(question: Question, reason: str) -> dict[str, Any]:
+def failure_of(question: Question, reason: str) -> dict[str, Any]:
+    """What is written down about a question whose picture failed."""
     return {"line": question.line, "question_id": question.question_id, "image": str(question.image), "reason": reason}
 
 

@@ -1,0 +1,148 @@
+"""How much attention each visual token receives in a prompt, layer by layer.
+
+With T tokens in the prompt, of which the first visual one stands at s, and A the map of a layer, a mean over its heads, the
+visual token at place p receives, as in the analyses of FasterVLM (arXiv 2412.01818):
+
+    full    the sum of its column over rows s..T-1, divided by the T - p queries that can see it
+    image   the same over rows of visual tokens, divided by those of them that can see it
+    text    the sum over rows of text behind it, the last row left out, divided by their number, the last row counted
+    last    the last row
+
+Dims: L layers, T tokens, V visual tokens, U units (a picture, or each crop or frame of it), N patches of a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from encoders import UserError
+from fastervlm.analysis.attention import attention_maps
+from fastervlm.anyres import NEWLINE, Anyres
+from fastervlm.prune import prune
+from fastervlm.trace import CropsTrace
+
+KINDS = ("full", "image", "text", "last")
+
+
+@dataclass(frozen=True, eq=False)
+class Received:
+    """The attention that the visual tokens of one prompt receive.
+
+    Attributes:
+        attention: (L, 4, V) float64, of each kind in `KINDS`.
+        tokens: (V,) int64, the patch behind each visual token in the order of the prompt, numbered unit * N + patch; -1 for a
+            token without a patch, such as a newline.
+        scores: (U, N) float32, the [CLS] attention of each patch within its unit.
+        units: names of the units: "picture"; "overview", then "crop_<rows>x<columns>_r<row>_c<column>"; "frame_<i>".
+        grid: rows and columns of a unit's patches.
+        trace: the picture as pruning would have it, all tokens kept; several where the prompt shows several.
+    """
+
+    attention: Tensor
+    tokens: Tensor
+    scores: Tensor
+    units: tuple[str, ...]
+    grid: tuple[int, int]
+    trace: tuple[Any, ...]
+
+    def patches(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """For each unit its name, which of the V tokens are its patches (n,), and their raster order (n,) in it.
+
+        Where there are several units, "run" at last is all of them in the order of the prompt.
+        """
+        size = self.scores.shape[1]
+        unit = self.tokens.div(size, rounding_mode="floor")
+        for number, name in enumerate(self.units):
+            at = (unit == number).nonzero().flatten()
+            if len(at):
+                yield name, at, self.tokens[at] % size
+        if len(self.units) > 1:
+            at = (unit >= 0).nonzero().flatten()
+            yield "run", at, torch.arange(len(at))
+
+
+@torch.no_grad()
+def receive(model: Any, inputs: Any, layout: Anyres | None = None) -> Received:
+    """Read one prompt, unpruned, for the attention that its visual tokens receive and their [CLS] scores.
+
+    One layer's map is held at a time, and of it only sums over its rows are kept.
+
+    Args:
+        model: of a kind that `fastervlm.prune` knows, not pruned.
+        inputs: what the processor returns for one prompt with its pictures.
+        layout: how pictures cut into crops are laid out.
+
+    Raises:
+        UserError: there are several prompts, or one without visual tokens or without text behind them.
+        UserTypeError: the model is not supported.
+    """
+    given = {name: _moved(value, model) for name, value in inputs.items()}
+    rows = _Rows(_visual(given["input_ids"], model.config))
+    with prune(model, 1.0, **asdict(layout or Anyres())) as handle, attention_maps(model, rows.see):
+        model(**given, use_cache=False, logits_to_keep=1)
+        trace = tuple(handle.trace)
+    units, tokens, scores = zip(*(_of_picture(each, number, len(trace)) for number, each in enumerate(trace)), strict=True)
+    before, numbered = 0, []
+    for mine, scored in zip(tokens, scores, strict=True):
+        numbered.append(torch.where(mine == NEWLINE, NEWLINE, mine + before))
+        before += scored.numel()
+    first = trace[0]
+    grid = (first.cut.side, first.cut.side) if isinstance(first, CropsTrace) else first.grid
+    names = tuple(name for group in units for name in group)
+    return Received(torch.stack(rows.found), torch.cat(numbered), torch.cat(scores), names, grid, trace)
+
+
+class _Rows:
+    """The sums over rows of each layer's map."""
+
+    def __init__(self, visual: Tensor) -> None:
+        self.found: list[Tensor] = []
+        places = visual.nonzero().flatten()
+        if not len(places):
+            raise UserError("The prompt shows no picture, and there are no visual tokens whose attention could be told.")
+        if visual[-1]:
+            raise UserError("The prompt ends with a picture; put the question behind it.")
+        text = ~visual
+        text[: places[0]] = False
+        seen = len(visual) - places
+        by_image = torch.arange(len(places), 0, -1, device=places.device)
+        self.places, self.text = places, text.nonzero().flatten()[:-1]
+        self.seen, self.by_image, self.by_text = seen, by_image, seen - by_image
+
+    def see(self, layer: int, attention: Tensor) -> None:
+        """Keep of the map (1, T, T) of a layer what its visual tokens receive, (4, V)."""
+        columns = attention[0].index_select(1, self.places)
+        full, image, text = (
+            part.sum(dim=0, dtype=torch.float64)
+            for part in (columns, columns.index_select(0, self.places), columns.index_select(0, self.text))
+        )
+        kinds = full / self.seen, image / self.by_image, text / self.by_text, columns[-1].double()
+        self.found.append(torch.stack(kinds).cpu())
+
+
+def _moved(value: Tensor, model: Any) -> Tensor:
+    return value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+
+
+def _visual(ids: Tensor, config: Any) -> Tensor:
+    """(T,) bool: the places of visual tokens in ids (1, T)."""
+    if len(ids) != 1:
+        raise UserError(f"Attention is told of one prompt at a time, and there are {len(ids)}; pass them one by one.")
+    placeholders = {config.image_token_id, getattr(config, "video_token_id", None)} - {None}
+    return torch.isin(ids[0], torch.tensor(sorted(placeholders), device=ids.device))
+
+
+def _of_picture(trace: Any, number: int, pictures: int) -> tuple[list[str], Tensor, Tensor]:
+    """The units (U) of one picture, the patches behind its tokens (T), and the scores (U, N)."""
+    several = pictures > 1
+    if isinstance(trace, CropsTrace):
+        rows, columns = trace.cut.grid
+        crops = [f"crop_{rows}x{columns}_r{row + 1}_c{column + 1}" for row in range(rows) for column in range(columns)]
+        of = f"_of_picture_{number + 1}" if several else ""
+        return [name + of for name in ("overview", *crops)], trace.tokens.cpu(), trace.scores.cpu()
+    return [f"picture_{number + 1}" if several else "picture"], trace.index.cpu(), trace.scores[None].cpu()
