@@ -20,16 +20,7 @@ fi
 CKPT="${CKPT:-}"
 METHOD="${METHOD:-cls}"
 BATCH="${BATCH:-16}"
-if [[ -z "${PYTHON:-}" ]]; then
-    PYTHON=python3
-    [[ -x "$ROOT/.venv/bin/python" ]] && PYTHON="$ROOT/.venv/bin/python"
-fi
-if ! "$PYTHON" -c 'import sys; from importlib.util import find_spec; sys.exit(not (find_spec("torch") and find_spec("typer")))' 2>/dev/null; then
-    echo "PYTHON=$PYTHON has not what fastervlm needs; run make demo once, which sets up .venv, or name another PYTHON." >&2
-    exit 2
-fi
-# The checkout is found by Python from any working directory, installed or not.
-export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+source "$ROOT/scripts/_python.sh"
 
 questions_of() { # the file names of each benchmark: questions, images, annotations
     case "$1" in

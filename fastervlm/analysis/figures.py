@@ -46,15 +46,15 @@ def draw_story(unit: UnitSums, grid: tuple[int, int], path: Path, title: str) ->
     values, centres = split(unit.of_patches()), split(unit.mean("centre_of_mass"))
     _strip(plots["strip"], values["last"], centres["last"], f"Attention {NAMES['last']}, by layer and patch in raster order")
     image = _strip(plots["strip of all"], values["full"], centres["full"], f"Attention {NAMES['full']}")
-    figure.colorbar(
-        image, ax=[plots["strip"], plots["strip of all"]], label="times an even spread", pad=0.01, ticks=[1 / 8, 1, 8]
-    )
-    image.colorbar.ax.set_yticklabels(["1/8", "1", "8"])
+    bar = figure.colorbar(image, ax=[plots["strip"], plots["strip of all"]], label="times an even spread", pad=0.01)
+    bar.minorticks_off()
+    bar.set_ticks([1 / EVEN, 1 / 2, 1, 2, EVEN], labels=["1/8", "1/2", "1", "2", "8"])
     _spread(plots["scores"], values["cls"], COLOURS["cls"])
     plots["scores"].set_title("[CLS] scores of the tower", fontsize=10)
     _map(plots["cls map"], values["cls"], grid, "[CLS] scores")
     _map(plots["last map"], values["last"].mean(axis=0), grid, "Attention from the last token,\nmean over layers")
     _lines(plots["lines"], centres, "Centre of mass by layer: 0 is the first patch, 1 the last")
+    _legend(figure, plots["lines"])
     save_figure(figure, path)
 
 
@@ -92,9 +92,11 @@ def draw_grid(values: Array, grid: tuple[int, int], path: Path, title: str) -> N
 
 def draw_by_layer(panels: Mapping[str, dict[str, Array]], path: Path, even: Mapping[str, float]) -> None:
     """A statistic a panel: its level for the [CLS] scores and its line over layers for each kind; `even` is a level too."""
-    figure = _figure(5 * len(panels), 4)
-    for (title, values), axes in zip(panels.items(), figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+    figure = _figure(max(7.0, 4.6 * len(panels)), 4)
+    plots = figure.subplots(1, len(panels), squeeze=False)[0]
+    for (title, values), axes in zip(panels.items(), plots, strict=True):
         _lines(axes, values, title, even.get(title))
+    _legend(figure, plots[0])
     save_figure(figure, path)
 
 
@@ -118,12 +120,12 @@ def draw_curves_by_layer(curves: Array, cls: Array, path: Path, title: str) -> N
 
     figure = _figure(5.6, 4.6)
     axes = figure.subplots()
-    share = np.arange(1, curves.shape[1] + 1) / curves.shape[1] * 100
+    share = np.arange(curves.shape[1] + 1) / curves.shape[1] * 100
     for layer, curve in enumerate(curves):
         colour = colormaps["plasma"](0.9 * layer / max(1, len(curves) - 1))
         name = f"layer {layer + 1}" if len(curves) <= 6 or layer in (0, len(curves) - 1) else None
-        axes.plot(share, curve * 100, color=colour, label=name)
-    axes.plot(share, cls * 100, color="black", linestyle="--", linewidth=2, label="[CLS]")
+        axes.plot(share, np.r_[0, curve * 100], color=colour, label=name)
+    axes.plot(share, np.r_[0, cls * 100], color="black", linestyle="--", linewidth=2, label="[CLS]")
     axes.set(title=title, xlabel="patches, strongest first (%)", ylabel="attention (%)", xlim=(0, 100), ylim=(0, 101))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
@@ -153,7 +155,8 @@ def _strip(axes: Any, values: Array, centres: Array, title: str) -> Any:
     from matplotlib.colors import LogNorm
 
     layers, patches = values.shape
-    relative = values / np.nanmean(values, axis=1, keepdims=True)
+    even = np.nanmean(values, axis=1, keepdims=True)
+    relative = np.divide(values, even, out=np.zeros_like(values), where=even > 0)
     image = axes.imshow(
         np.maximum(relative, 1e-9),
         norm=LogNorm(1 / EVEN, EVEN),
@@ -198,4 +201,9 @@ def _lines(axes: Any, values: Mapping[str, Array], title: str, even: float | Non
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("layer")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    """One legend for all plots of a figure, below them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
