@@ -29,12 +29,14 @@ class ScoredPatches:
         image_key: (B,) int64, see `image_key`.
         finish: runs the rest of the feature block for the patches at an index (B, K), or for all patches at None; a true second
             argument asks for [CLS] too.
+        block_keys: gives `keys()`; None where no block was stopped.
     """
 
     cls_attention: Tensor
     grid: tuple[int, int]
     image_key: Tensor
     finish: Callable[..., Tensor] = field(repr=False)
+    block_keys: Callable[[], Tensor] | None = field(default=None, repr=False)
 
     @property
     def scores(self) -> Tensor:
@@ -55,6 +57,16 @@ class ScoredPatches:
         if index is not None:
             self._check(index)
         return self.finish(index, True) if cls else self.finish(index)
+
+    def keys(self) -> Tensor:
+        """(B, M, N, d): the keys of the patches in the feature block, turned by their positions where the tower does so.
+
+        Raises:
+            UserError: the patches were scored by a pooling head, so that no block was stopped.
+        """
+        if self.block_keys is None:
+            raise UserError("Patches scored by a pooling head come without keys; choose a method that needs none.")
+        return self.block_keys()
 
     def _check(self, index: Tensor) -> None:
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:

@@ -41,6 +41,10 @@ class FeatureBlock(ABC):
         """(B, M, N) float32: the softmax of the [CLS] query over all P + N keys, the prefix's own columns dropped."""
         return cls_row(self._query(self.normed[:, :1]), self.key, self.scale)[..., self.prefix :]
 
+    def keys(self) -> Tensor:
+        """(B, M, N, d): the keys of the patches."""
+        return self.key[:, :, self.prefix :]
+
     def finish(self, index: Tensor | None, cls: bool = False) -> Tensor:
         """Output of the block (B, K, C) for the patches at index (B, K), or (B, N, C) for all; with `cls` [CLS] goes in front.
 

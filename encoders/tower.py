@@ -49,11 +49,11 @@ class TowerEncoder(ABC):
         if self.score == "cls":
             block = self._feature_block(deepest - 1, states[deepest - 1], rope)
             parts[deepest] = block.finish
-            attention = block.cls_attention()
+            attention, keys = block.cls_attention(), block.keys
         else:
-            attention = self._probe_attention(states[len(self.blocks)])
+            attention, keys = self._probe_attention(states[len(self.blocks)]), None
         finish = partial(_join, [parts[depth] for depth in self.depths])
-        return ScoredPatches(attention, (rows, columns), image_key(pixel_values), finish)
+        return ScoredPatches(attention, (rows, columns), image_key(pixel_values), finish, keys)
 
     def _states(self, hidden: Tensor, rope: Tensor | None, last: int) -> dict[int, Tensor]:
         """Hidden states (B, P + N, C) by their index: those selected, and that after `last` blocks."""

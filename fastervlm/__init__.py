@@ -6,7 +6,7 @@ with fastervlm.prune(model, keep=58):
 """
 
 from encoders import ScoredPatches, UserError, UserTypeError, VisionEncoder, wrap
-from fastervlm.budget import TokenBudget
+from fastervlm.budget import Budget, Mass, Outliers, TokenBudget, Total
 from fastervlm.handle import Handle
 from fastervlm.inllm import FastV, InLLM, Simignore
 from fastervlm.inllm.handle import InLLMHandle
@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "Budget",
     "ClsAttention",
     "CropsTrace",
     "FastV",
@@ -31,13 +32,16 @@ __all__ = [
     "InLLMHandle",
     "KeptPatches",
     "KeptTokens",
+    "Mass",
     "Method",
+    "Outliers",
     "PruneHandle",
     "RandomTokens",
     "ScoredPatches",
     "Simignore",
     "TokenBudget",
     "TokenTrace",
+    "Total",
     "UniformGrid",
     "UserError",
     "UserTypeError",

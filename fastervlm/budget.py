@@ -1,16 +1,50 @@
-"""How many visual tokens to keep, in the three ways people say it."""
+"""How many visual tokens to keep: the same of each picture, or as many as its [CLS] attention asks for.
+
+Dims: S pictures, crops or frames, called rows here; N patches of each.
+"""
 
 from __future__ import annotations
 
+import abc
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from encoders import UserError, UserTypeError
 
 
+class Budget(abc.ABC):
+    """How many tokens each picture, crop or frame of a call keeps; which ones is the method's business.
+
+    Attributes:
+        together: the crops of a picture, or the frames of a clip, must be counted in one call.
+    """
+
+    together: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
+        """How many tokens to keep of each row.
+
+        Args:
+            scores: (S, N) float32 [CLS] attention; -inf at patches that do not take part.
+            areas: for each row, how many of its patches take part.
+            groups: how many rows each picture or clip has, in their order; S together.
+        """
+
+    @staticmethod
+    def of(keep: int | float | Budget) -> Budget:
+        """`keep` itself if it is a budget already, else the `TokenBudget` it spells."""
+        return keep if isinstance(keep, Budget) else TokenBudget(keep)
+
+
 @dataclass(frozen=True)
-class TokenBudget:
+class TokenBudget(Budget):
     """A number of visual tokens per picture, resolved once the number of patches N is known.
 
     | spelling                     | of 576 patches |
@@ -42,10 +76,10 @@ class TokenBudget:
         else:
             _check_rate(self.pruning_rate)
 
-    @classmethod
-    def of(cls, keep: int | float | TokenBudget) -> TokenBudget:
-        """`keep` itself if it is a budget already, else the budget it spells."""
-        return keep if isinstance(keep, TokenBudget) else cls(keep)
+    def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
+        """The same number of each row, of which a fraction is one of all N patches, but never more than take part."""
+        count = self.resolve(scores.shape[1])
+        return [min(count, area) for area in areas]
 
     def resolve(self, num_patches: int) -> int:
         """The number of tokens to keep of `num_patches`, between 1 and `num_patches`."""
@@ -57,6 +91,113 @@ class TokenBudget:
 
     def __str__(self) -> str:
         return f"keep={self.keep}" if self.keep is not None else f"pruning_rate={self.pruning_rate}"
+
+
+@dataclass(frozen=True)
+class Mass(Budget):
+    """The fewest tokens that hold a share of the [CLS] attention, in each picture, crop or frame for itself: at least one.
+
+    The share is of what all its patches get together, without [CLS] itself. Pictures that are looked at here and there keep
+    many tokens, those with one spot few, so that the rows of a batch become unequal.
+
+    Args:
+        share: in (0, 1].
+        at_most: never more tokens than this.
+    """
+
+    share: float
+    at_most: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.share, numbers.Real):
+            raise UserTypeError(f"Mass({self.share!r}) is no number; give the share of attention to keep, such as 0.9.")
+        if not 0 < self.share <= 1:
+            raise UserError(f"Mass({self.share}) is no share in (0, 1]; 0.9 keeps the tokens that hold 90 % of the attention.")
+        _check_count("at_most", self.at_most)
+
+    def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
+        """The smallest k whose k highest scores sum to the share of all."""
+        held = scores.cpu().double().clamp(min=0).sort(dim=1, descending=True).values.cumsum(dim=1)
+        # The nudge lets 9 of 10 equal scores hold a share of 0.9, whatever way the sums were rounded.
+        fewer = (held < self.share * held[:, -1:] * (1 - 1e-9)).sum(dim=1)
+        return _bounded((fewer + 1).tolist(), areas, self.at_most)
+
+
+@dataclass(frozen=True)
+class Total(Budget):
+    """A number of tokens for a whole picture or clip, which its crops or frames share by score; to one crop a plain count.
+
+    Args:
+        tokens: at least one.
+    """
+
+    together: ClassVar[bool] = True
+    tokens: int
+
+    def __post_init__(self) -> None:
+        _check_count("Total", self.tokens)
+        if self.tokens is None:
+            raise UserTypeError("Total(None) is no whole number; give the tokens of a picture or clip, such as 290.")
+
+    def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
+        """How many of the highest scores of a picture or clip lie in each of its rows; of equal scores the earlier count."""
+        if len(groups) == len(areas):
+            return [min(self.tokens, area) for area in areas]
+        return shared(scores, areas, groups, [self.tokens] * len(groups))
+
+
+@dataclass(frozen=True)
+class Outliers(Budget):
+    """As many tokens as have outstanding [CLS] attention: more than 1.5 interquartile ranges above the upper quartile.
+
+    At least one. Source: LLaVA-PruMerge, arXiv 2403.15388, its adaptive number of tokens; `PruMerge` merges the rest into them.
+
+    Args:
+        at_most: never more tokens than this.
+    """
+
+    at_most: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_count("at_most", self.at_most)
+
+    def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
+        """How many scores lie above the fence, of the patches that take part."""
+        found = [_above_fence(row[row > -math.inf]) for row in scores.cpu().double()]
+        return _bounded(found, areas, self.at_most)
+
+
+def shared(scores: Tensor, areas: Sequence[int], groups: Sequence[int], totals: Sequence[int]) -> list[int]:
+    """How many of the `totals` highest scores of each group of rows lie in each row; the other arguments as for `counts`."""
+    rows: list[Tensor] = []
+    places = iter(areas)
+    for part, total in zip(scores.split(list(groups)), totals, strict=True):
+        limit = min(total, sum(next(places) for _ in range(len(part))))
+        order = part.flatten().sort(descending=True, stable=True).indices[:limit]
+        rows.append(torch.bincount(order // scores.shape[1], minlength=len(part)))
+    return torch.cat(rows).tolist()
+
+
+def _above_fence(scores: Tensor) -> int:
+    if not len(scores):
+        return 0
+    low, high = scores.quantile(torch.tensor([0.25, 0.75], dtype=scores.dtype)).tolist()
+    return int((scores > high + 1.5 * (high - low)).sum())
+
+
+def _bounded(counts: Sequence[int], areas: Sequence[int], at_most: int | None) -> list[int]:
+    """Counts of at least one, where there is one, and not above `at_most`."""
+    most = math.inf if at_most is None else at_most
+    return [int(min(max(count, 1), area, most)) for count, area in zip(counts, areas, strict=True)]
+
+
+def _check_count(name: str, count: object) -> None:
+    if count is None:
+        return
+    if not _is_number(count, numbers.Integral):
+        raise UserTypeError(f"{name}={count!r} is no whole number; give a count of tokens such as 144.")
+    if count < 1:  # type: ignore[operator]
+        raise UserError(f"{name}={count} would leave no visual token; give a count of at least 1.")
 
 
 def _is_number(value: object, kind: type) -> bool:

@@ -6,7 +6,7 @@ import abc
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from fastervlm.budget import TokenBudget
+from fastervlm.budget import Budget
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,7 +23,7 @@ class Handle(abc.ABC):
     """
 
     model: Any
-    budget: TokenBudget
+    budget: Budget
     method: Any
     trace: list[Any]
 

@@ -1,14 +1,14 @@
-"""Which patches of each picture were kept."""
+"""Which patches of each picture were kept, and what stands for them. Dims: B pictures, N patches, K kept, C tower width."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders import UserError
+from encoders import ScoredPatches, UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,10 +18,13 @@ class KeptTokens:
     Attributes:
         index: (B, K) int64 patch positions, ascending in each row: kept tokens stay in raster order.
         num_patches: N, how many there were.
+        weights: (B, K, N) floating point, where kept tokens are mixtures: token j is the sum over patches i of weights[j, i]
+            times the features of i, and stands at the place index[j]. None where each is the patch at its place.
     """
 
     index: Tensor
     num_patches: int
+    weights: Tensor | None = field(default=None, kw_only=True)
 
     @classmethod
     def top(cls, scores: Tensor, k: int) -> KeptTokens:
@@ -40,6 +43,27 @@ class KeptTokens:
         index = self.index.to(x.device)
         return x[torch.arange(len(index), device=x.device)[:, None], index]
 
+    def rows(self, patches: ScoredPatches, *, cls: bool = False) -> Tensor:
+        """What stands for the kept tokens (B, K, C): features of the patches that were scored, or mixtures of them.
+
+        With `cls` [CLS] stands in front of them, (B, 1 + K, C); it is never mixed.
+        """
+        if self.weights is not None:
+            features = patches.features(cls=cls)
+            merged = mixed(self.weights, features[:, int(cls) :])
+            return torch.cat((features[:, :1], merged), dim=1) if cls else merged
+        # All patches without an index: the stock model's memory layout, and so exactly its rounding.
+        return patches.features(None if self.index.shape[1] == self.num_patches else self.index, cls=cls)
+
+
+def mixed(weights: Tensor, x: Tensor) -> Tensor:
+    """weights (B, K, N) times x (B, N, C) as (B, K, C) in the dtype of x, summed in float64 and picture by picture.
+
+    So a mixture does not depend on the rest of the batch.
+    """
+    pairs = zip(weights.to(x.device), x, strict=True)
+    return torch.stack([(weight.double() @ row.double()).to(x.dtype) for weight, row in pairs])
+
 
 def check_kept(kept: KeptTokens, pictures: int, patches: int) -> None:
     """Refuse what a method returned for pictures of so many patches, if it is anything else than a choice among them.
@@ -51,3 +75,8 @@ def check_kept(kept: KeptTokens, pictures: int, patches: int) -> None:
     bounds = F.pad(kept.index, (1, 0), value=-1), F.pad(kept.index, (0, 1), value=patches)
     if kept.num_patches != patches or bool((bounds[0] >= bounds[1]).any()):
         raise UserError(f"A method must return positions of the {patches} patches, ascending and each once; sort its index.")
+    shape = (*kept.index.shape, patches)
+    if kept.weights is not None and (kept.weights.shape != shape or not kept.weights.is_floating_point()):
+        raise UserError(
+            f"A method that mixes patches must return floating-point weights of shape {shape}, a row for each token."
+        )

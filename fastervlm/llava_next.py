@@ -6,23 +6,19 @@ Dims: S crops of all pictures of a call, N patches of a crop, T tokens of a pict
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from encoders import ScoredPatches, UserError
+from encoders import UserError
 from fastervlm.anyres import NEWLINE, CropLayout
-from fastervlm.kept import KeptTokens
-from fastervlm.llava import Encoded, Llava, chosen, scored
+from fastervlm.choice import choose, counts_for
+from fastervlm.llava import Encoded, Llava, scored
 from fastervlm.trace import CropsTrace
 
 if TYPE_CHECKING:
     from fastervlm.prune import PruneHandle
-
-Window = tuple[int, int, int, int]
 
 
 class LlavaNext(Llava):
@@ -37,9 +33,11 @@ class LlavaNext(Llava):
         cuts = _cuts(handle, call)
         patches = scored(handle.model, call, _crops(call["pixel_values"], cuts))
         windows = [window for cut in cuts for window in cut.windows()]
-        counts = _counts(handle, patches, cuts, windows)
-        mask, counts = _mask(handle, patches, windows, counts)
-        table, number = _project(handle.model, patches, mask, all(map(_is_full, windows, counts)), max(counts))
+        parts: dict[str, Any] = {"grid": patches.grid, "windows": windows, "groups": [cut.crops for cut in cuts]}
+        counts = counts_for(handle.budget, patches.scores, pool=handle.anyres.budget == "image", **parts)
+        choice = choose(patches, counts, handle.method, windows=windows)
+        mask = choice.mask
+        table, number = choice.project(handle.model.model.multi_modal_projector)
         features, keep, trace = [], [], []
         newline = _newline(handle.model.model).to(table)
         first = 0
@@ -93,97 +91,6 @@ def _crops(pixel_values: Tensor, cuts: list[CropLayout]) -> Tensor:
         f"pixel_values of shape {tuple(pixel_values.shape)} do not hold the {sum(counts)} crops of {len(cuts)} pictures; load "
         "model and processor together by fastervlm.load(..., anyres=...), with the same anyres as for prune."
     )
-
-
-def _counts(handle: PruneHandle, patches: ScoredPatches, cuts: list[CropLayout], windows: list[Window]) -> list[int]:
-    """How many patches to keep of each crop: K, of which a fraction is one of a whole crop, but never more than take part."""
-    areas = [_area(window) for window in windows]
-    counts = [min(handle.budget.resolve(patches.scores.shape[1]), area) for area in areas]
-    if handle.anyres.budget == "crop":
-        return counts
-    shared: list[int] = []
-    for cut in cuts:
-        crops = slice(len(shared), len(shared) + cut.crops)
-        scores = [_inside(row, window) for row, window in zip(patches.scores[crops], windows[crops], strict=True)]
-        best = KeptTokens.top(torch.cat(scores)[None], sum(counts[crops])).index[0]
-        ends = torch.tensor(list(accumulate(areas[crops])), device=best.device)
-        shared += torch.bincount(torch.searchsorted(ends, best, right=True), minlength=cut.crops).tolist()
-    return shared
-
-
-def _mask(handle: PruneHandle, patches: ScoredPatches, windows: list[Window], counts: list[int]) -> tuple[Tensor, list[int]]:
-    """(S, N) bool, the patches that the method keeps, and how many of each crop; a method may keep others than `counts` says.
-
-    It is called once for all crops of one window and count.
-    """
-    mask = torch.zeros_like(patches.scores, dtype=torch.bool)
-    kept = [0] * len(counts)
-    groups: dict[tuple[Window, int], list[int]] = {}
-    for crop, group in enumerate(zip(windows, counts, strict=True)):
-        groups.setdefault(group, []).append(crop)
-    for (window, count), crops in groups.items():
-        if count:
-            rows = torch.tensor(crops, device=mask.device)
-            part, places = _part(patches, rows, window)
-            index = chosen(handle, part, count).index.to(mask.device)
-            mask[rows[:, None], places[index]] = True
-            for crop in crops:
-                kept[crop] = index.shape[1]
-    return mask, kept
-
-
-def _part(patches: ScoredPatches, rows: Tensor, window: Window) -> tuple[ScoredPatches, Tensor]:
-    """Some crops, cut to a window of their patches, as patches that know of no others; and the window's places (n,)."""
-    total, (top, bottom, left, right) = patches.scores.shape[1], window
-    places = _inside(torch.arange(total, device=rows.device), window)
-
-    def finish(index: Tensor | None) -> Tensor:
-        whole = torch.zeros(
-            len(patches.scores), len(places) if index is None else index.shape[1], dtype=torch.long, device=rows.device
-        )
-        whole[rows] = places if index is None else places[index.to(rows.device)]
-        return patches.features(whole)[rows]
-
-    attention = patches.cls_attention[rows][:, :, places]
-    part = replace(
-        patches,
-        cls_attention=attention,
-        grid=(bottom - top, right - left),
-        image_key=patches.image_key[rows],
-        finish=finish,
-    )
-    return part, places
-
-
-def _project(model: Any, patches: ScoredPatches, mask: Tensor, everything: bool, most: int) -> tuple[Tensor, Tensor]:
-    """The kept patches, projected (rows, D), and for each patch its row, (S, N); rows of dropped patches mean nothing.
-
-    Where `everything` that takes part is kept, all patches go through as in the stock model, and so with its rounding.
-    """
-    projector = model.model.multi_modal_projector
-    if everything:
-        table = projector(patches.features()).flatten(0, 1)
-        return table, torch.arange(mask.numel(), device=mask.device).view_as(mask)
-    index = mask.long().argsort(dim=1, descending=True, stable=True)[:, :most]
-    features = patches.features(index)
-    table = projector(features[mask.gather(1, index).to(features.device)])
-    return table, (mask.flatten().long().cumsum(0) - 1).clamp(min=0).view_as(mask)
-
-
-def _area(window: Window) -> int:
-    top, bottom, left, right = window
-    return max(0, bottom - top) * max(0, right - left)
-
-
-def _is_full(window: Window, count: int) -> bool:
-    return _area(window) == count
-
-
-def _inside(row: Tensor, window: Window) -> Tensor:
-    """What of row (N,) lies in a window of a square of patches."""
-    side = round(len(row) ** 0.5)
-    top, bottom, left, right = window
-    return row.view(side, side)[top:bottom, left:right].flatten()
 
 
 def _newline(inner: Any) -> Tensor:

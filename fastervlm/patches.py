@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from encoders import wrap
-from fastervlm.budget import TokenBudget
-from fastervlm.kept import KeptTokens, check_kept
+from fastervlm.budget import Budget
+from fastervlm.choice import choose, counts_for
+from fastervlm.kept import KeptTokens
 from fastervlm.methods import Method, get_method
 
 
@@ -47,7 +48,7 @@ class KeptPatches(KeptTokens):
 def prune_patches(
     tower: nn.Module,
     pixel_values: Tensor,
-    keep: int | float | TokenBudget,
+    keep: int | float | Budget,
     *,
     method: str | Method = "cls",
     select_layer: int | Sequence[int] = -2,
@@ -62,23 +63,24 @@ def prune_patches(
     Args:
         tower: any tower of `encoders.TOWERS`: transformers' CLIP or SigLIP, an open_clip model, a timm vision transformer.
         pixel_values: (B, 3, H, W), preprocessed for the tower.
-        keep: how many patches to keep of each picture: a count (58), a fraction (0.1) or a `TokenBudget`.
+        keep: how many patches to keep of each picture: a count (58), a fraction (0.1) or a budget such as `Mass(0.9)`, of as
+            many pictures at a time as keep the same number.
         method: which ones: a name in `fastervlm.methods.METHODS` or a method.
         select_layer: the hidden state to take features from, as `wrap` counts it.
         score: "cls", or "pool" for a tower that has no [CLS] but a pooling head with a probe, such as SigLIP; see `wrap`.
         interpolate_pos_encoding: stretch the position table for pictures of another size, where the tower can.
 
     Returns:
-        The kept patches (B, K, C) in raster order, and which they are.
+        The kept patches (B, K, C) in raster order, or what a method that merges puts in their places, and which they are.
 
     Raises:
         UserError: the budget, the method, the layer, the score or the pixels cannot be used with this tower.
         UserTypeError: the tower is of a kind that is not supported.
     """
-    budget, choose = TokenBudget.of(keep), get_method(method)
+    budget, chosen = Budget.of(keep), get_method(method)
     encoder = wrap(tower, select_layer=select_layer, score=score)
     patches = encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-    rows, columns = patches.grid
-    kept = choose(patches, budget.resolve(rows * columns))
-    check_kept(kept, len(pixel_values), rows * columns)
-    return patches.features(kept.index), KeptPatches(kept.index, kept.num_patches, patches.grid, encoder.patch_size)
+    choice = choose(patches, counts_for(budget, patches.scores), chosen)
+    kept = choice.kept()
+    sizes = {"grid": patches.grid, "patch_size": encoder.patch_size}
+    return kept.rows(choice.patches), KeptPatches(kept.index, kept.num_patches, weights=kept.weights, **sizes)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from encoders import UserError, UserTypeError
-from fastervlm.budget import TokenBudget
+from fastervlm.budget import Budget, TokenBudget
 from fastervlm.handle import Handle
 from fastervlm.inllm.cache import check_history, check_kind
 from fastervlm.inllm.generation import METHODS_OF_GENERATE
@@ -33,7 +33,11 @@ class InLLMHandle(Handle):
         trace: one `TokenTrace` for each prompt of the last call that read prompts; beams and several answers count as prompts.
     """
 
-    def __init__(self, model: nn.Module, budget: TokenBudget, method: InLLM) -> None:
+    def __init__(self, model: nn.Module, budget: Budget, method: InLLM) -> None:
+        if not isinstance(budget, TokenBudget):
+            raise UserError(
+                f"{budget} goes by [CLS] attention, which the language model does not have; give a count or a fraction."
+            )
         _check(model, method)
         self.model: Any = model
         self.budget = budget
