@@ -84,6 +84,12 @@ class VisionEncoder(Protocol):
         """Height and width of a patch in pixels of `pixel_values`."""
         ...
 
+    @property
+    def takes_clips(self) -> bool:
+        """Whether frames of a clip see each other in this tower: pixel_values are then (B, F, 3, H, W), and what is given has
+        B * F rows, the frames of a clip one after the other."""
+        ...
+
     def __call__(self, pixel_values: Tensor, *, interpolate_pos_encoding: bool = False) -> ScoredPatches:
         """Score the patches of a batch of images.
 
@@ -121,7 +127,7 @@ def gather_rows(x: Tensor, index: Tensor | None) -> Tensor:
 
 
 def token_rows(x: Tensor, prefix: int, index: Tensor | None, cls: bool = False) -> Tensor:
-    """Rows of the patches at index (B, K), or of all at None, of x (B, P + N, C); [CLS], its first row, in front if asked for."""
+    """Rows of the patches at index (B, K), or of all at None, of x (B, P + N, C); with `cls` its first row, [CLS], in front."""
     if cls and not prefix:
         raise UserError("This tower has no [CLS] token that could be kept; ask for its patches only.")
     patches = gather_rows(x[:, prefix:], index)

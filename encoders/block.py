@@ -7,13 +7,29 @@ Source: FasterVLM, arXiv 2412.01818.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.base import cls_row, token_rows
+
+
+class HalfBlock(Protocol):
+    """A block that has been stopped half-way."""
+
+    def cls_attention(self) -> Tensor:
+        """(B, M, N) float32, see `FeatureBlock`."""
+        ...
+
+    def keys(self) -> Tensor:
+        """(B, M, N, d), see `FeatureBlock`."""
+        ...
+
+    def finish(self, index: Tensor | None, cls: bool = False) -> Tensor:
+        """(B, K, C), see `FeatureBlock`."""
+        ...
 
 
 class FeatureBlock(ABC):

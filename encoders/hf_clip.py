@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from encoders.base import cls_row
-from encoders.block import FeatureBlock, heads, merged, third
+from encoders.block import FeatureBlock, HalfBlock, heads, merged, third
 from encoders.errors import UserError
 from encoders.tower import TowerEncoder, check_loaded, check_pixels, check_size
 
@@ -49,14 +49,14 @@ class HfClipEncoder(TowerEncoder):
             raise UserError(f"Pictures of {height} x {width} pixels are smaller than one patch of {patch} x {patch}.")
         return height // patch, width // patch
 
-    def _embed(self, pixel_values: Tensor, interpolate: bool) -> tuple[Tensor, None]:
+    def _embed(self, pixel_values: Tensor, interpolate: bool) -> tuple[Tensor, Any]:
         hidden = self.tower.embeddings(pixel_values, interpolate_pos_encoding=interpolate)
         return (self.tower.pre_layrnorm(hidden) if self.prefix else hidden), None
 
-    def _run(self, block: nn.Module, hidden: Tensor, rope: Tensor | None) -> Tensor:
+    def _run(self, block: nn.Module, hidden: Tensor, extra: Any) -> Tensor:
         return block(hidden, None)
 
-    def _feature_block(self, block: int, hidden: Tensor, rope: Tensor | None) -> FeatureBlock:
+    def _feature_block(self, block: int, hidden: Tensor, extra: Any) -> HalfBlock:
         return HfBlock(self.blocks[block], hidden, self.prefix)
 
     def _probe_attention(self, hidden: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class OpenClipEncoder(TowerEncoder):
         check_loaded(self.tower)
         return self.tower._embeds(pixel_values.to(self.tower.conv1.weight.dtype)), None
 
-    def _feature_block(self, block: int, hidden: Tensor, rope: Tensor | None) -> FeatureBlock:
+    def _feature_block(self, block: int, hidden: Tensor, extra: Any) -> FeatureBlock:
         check_loaded(self.blocks[block].attn)  # type: ignore[arg-type]
         return OpenClipBlock(self.blocks[block], hidden, self.prefix)
 

@@ -12,6 +12,7 @@ from encoders.base import VisionEncoder
 from encoders.block import kind
 from encoders.errors import UserError, UserTypeError
 from encoders.hf_clip import HfClipEncoder
+from encoders.languagebind import LanguageBindEncoder
 from encoders.open_clip import OpenClipEncoder
 from encoders.timm import TimmEncoder
 from encoders.tower import TowerEncoder
@@ -46,6 +47,7 @@ TOWERS: tuple[SupportedTower, ...] = (
         "5.23.0",
     ),
     SupportedTower("transformers", ("SiglipVisionModel", "SiglipModel"), ("google/siglip-*",), ("pool",), "5.23.0"),
+    SupportedTower("fastervlm", ("LanguageBindVisionModel",), ("LanguageBind/*_merge",), ("cls",), "0.1.0"),
     SupportedTower("open_clip", ("TimmModel",), ("*-SigLIP*", "*-siglip", "PE-Core-bigG-*"), ("pool",), "3.3.0"),
     SupportedTower("open_clip", ("TimmModel",), ("PE-Core-*",), ("cls", "pool"), "3.3.0"),
     SupportedTower("open_clip", ("TimmModel",), ("EVA0*", "MobileCLIP*-B", "MobileCLIP2-L-14"), ("cls",), "3.3.0"),
@@ -68,6 +70,7 @@ TOWERS: tuple[SupportedTower, ...] = (
 _ADAPTERS: dict[str, type[TowerEncoder]] = {
     "transformers.CLIPVisionModel": HfClipEncoder,
     "transformers.SiglipVisionModel": HfClipEncoder,
+    "encoders.LanguageBindVisionModel": LanguageBindEncoder,
     "open_clip.VisionTransformer": OpenClipEncoder,
     "timm.VisionTransformer": TimmEncoder,
     "timm.Eva": TimmEncoder,

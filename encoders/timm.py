@@ -74,11 +74,11 @@ class TimmEncoder(TowerEncoder):
             return tower.norm_pre(hidden[0]), hidden[1]
         return tower.norm_pre(tower.patch_drop(hidden)), None
 
-    def _rope(self, rope: Tensor | None, block: int) -> Tensor | None:
-        return rope[block] if rope is not None and self.tower.rope_mixed else rope
+    def _extra(self, extra: Tensor | None, block: int) -> Tensor | None:
+        return extra[block] if extra is not None and self.tower.rope_mixed else extra
 
-    def _feature_block(self, block: int, hidden: Tensor, rope: Tensor | None) -> FeatureBlock:
-        return TimmBlock(self.blocks[block], hidden, self.prefix, self._rope(rope, block))
+    def _feature_block(self, block: int, hidden: Tensor, extra: Tensor | None) -> FeatureBlock:
+        return TimmBlock(self.blocks[block], hidden, self.prefix, self._extra(extra, block))
 
     def _probe_attention(self, hidden: Tensor) -> Tensor:
         tower, pool = self.tower, self.tower.attn_pool

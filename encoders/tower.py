@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from encoders.base import ScoredPatches, image_key, token_rows
-from encoders.block import FeatureBlock
+from encoders.block import HalfBlock
 from encoders.errors import UserError, UserTypeError
 
 SCORES = ("cls", "pool")
@@ -38,42 +38,51 @@ class TowerEncoder(ABC):
     def __call__(self, pixel_values: Tensor, *, interpolate_pos_encoding: bool = False) -> ScoredPatches:
         """Score the patches of pixel_values (B, 3, H, W); see `VisionEncoder`."""
         rows, columns = self._grid(pixel_values, interpolate_pos_encoding)
-        hidden, rope = self._embed(pixel_values, interpolate_pos_encoding)
+        hidden, extra = self._embed(pixel_values, interpolate_pos_encoding)
         if hidden.shape[1] != self.prefix + rows * columns:
             raise UserError("This tower drops patches at random while it trains, so they have no grid; call its eval() first.")
         deepest = max(self.depths)
-        states = self._states(hidden, rope, deepest - 1 if self.score == "cls" else len(self.blocks))
+        states = self._states(hidden, extra, deepest - 1 if self.score == "cls" else len(self.blocks))
         parts: dict[int, Callable[..., Tensor]] = {
             depth: partial(token_rows, states[depth], self.prefix) for depth in self.depths if depth in states
         }
         if self.score == "cls":
-            block = self._feature_block(deepest - 1, states[deepest - 1], rope)
+            block = self._feature_block(deepest - 1, states[deepest - 1], extra)
             parts[deepest] = block.finish
             attention, keys = block.cls_attention(), block.keys
         else:
             attention, keys = self._probe_attention(states[len(self.blocks)]), None
         finish = partial(_join, [parts[depth] for depth in self.depths])
-        return ScoredPatches(attention, (rows, columns), image_key(pixel_values), finish, keys)
+        return ScoredPatches(attention, (rows, columns), image_key(self._pictures(pixel_values)), finish, keys)
 
-    def _states(self, hidden: Tensor, rope: Tensor | None, last: int) -> dict[int, Tensor]:
+    def _states(self, hidden: Tensor, extra: Any, last: int) -> dict[int, Tensor]:
         """Hidden states (B, P + N, C) by their index: those selected, and that after `last` blocks."""
         states = {0: hidden}
         for depth, block in enumerate(self.blocks[:last], start=1):
-            hidden = self._run(block, hidden, self._rope(rope, depth - 1))
+            hidden = self._run(block, hidden, self._extra(extra, depth - 1))
             if depth in self.depths or depth == last:
                 states[depth] = hidden
         return states
 
-    def _run(self, block: nn.Module, hidden: Tensor, rope: Tensor | None) -> Tensor:
+    def _run(self, block: nn.Module, hidden: Tensor, extra: Any) -> Tensor:
         """Output (B, P + N, C) of a whole block, with gradient checkpointing where the tower asks for it."""
-        settings = {} if rope is None else {"rope": rope}
+        settings = {} if extra is None else {"rope": extra}
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, hidden, use_reentrant=False, **settings)  # type: ignore[return-value]
         return block(hidden, **settings)
 
-    def _rope(self, rope: Tensor | None, block: int) -> Tensor | None:
-        """The rotary table of one block, numbered from 0."""
-        return rope
+    def _extra(self, extra: Any, block: int) -> Any:
+        """What one block, numbered from 0, takes besides the hidden states."""
+        return extra
+
+    def _pictures(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W), a picture for each row of the output."""
+        return pixel_values
+
+    @property
+    def takes_clips(self) -> bool:
+        """See `VisionEncoder`."""
+        return False
 
     def _check_score(self) -> None:
         """Refuse a score that this tower cannot give, and name those it can."""
@@ -124,11 +133,11 @@ class TowerEncoder(ABC):
         """Rows and columns of the patches of pixel_values, refused here if the tower cannot read them."""
 
     @abstractmethod
-    def _embed(self, pixel_values: Tensor, interpolate: bool) -> tuple[Tensor, Tensor | None]:
-        """What the first block reads (B, P + N, C), and the rotary table where the tower has one."""
+    def _embed(self, pixel_values: Tensor, interpolate: bool) -> tuple[Tensor, Any]:
+        """What the first block reads (B, P + N, C), and what all blocks take besides: a rotary table, or None."""
 
     @abstractmethod
-    def _feature_block(self, block: int, hidden: Tensor, rope: Tensor | None) -> FeatureBlock:
+    def _feature_block(self, block: int, hidden: Tensor, extra: Any) -> HalfBlock:
         """A block, numbered from 0, stopped after its keys."""
 
     def _probe_attention(self, hidden: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from encoders import TOWERS
 from fastervlm.commands import towers as module
 
-LIBRARIES = {"transformers": "transformers", "open_clip": "open_clip_torch", "timm": "timm"}
+LIBRARIES = {"transformers": "transformers", "fastervlm": "fastervlm", "open_clip": "open_clip_torch", "timm": "timm"}
 
 
 @pytest.fixture
@@ -52,5 +52,5 @@ def test_another_version_and_a_missing_library_are_no_mistake(listed, monkeypatc
 
     monkeypatch.setattr(module, "version", found)
     out = " ".join(listed().split())
-    assert out.endswith("Installed: transformers 99.9, open_clip 99.9, timm missing.")
+    assert out.endswith("Installed: transformers 99.9, fastervlm 99.9, open_clip 99.9, timm missing.")
     assert all(tower.tested in out for tower in TOWERS)

@@ -30,6 +30,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from encoders.languagebind_tower import LanguageBindVisionModel
+
 SIZE, PATCH, WIDTH, DEPTH = 64, 16, 32, 3
 HF: dict[str, Any] = {
     "hidden_size": WIDTH,
@@ -61,6 +63,11 @@ OPEN_CLIP: dict[str, Any] = {
 
 def hf(kind, config, **changes):
     return kind._from_config(config(**(HF | changes)), attn_implementation="sdpa")
+
+
+def languagebind(**changes):
+    """LanguageBind's tower, by the config of transformers with LanguageBind's own settings added."""
+    return LanguageBindVisionModel(CLIPVisionConfig(**(HF | {"hidden_act": "gelu", "num_frames": 8} | changes)))
 
 
 def hf_clip():
@@ -97,7 +104,8 @@ def eva_bias_apart():
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of tower: how it is made, and what is known of it without asking it."""
+    """A kind of tower: how it is made, and what is known of it without asking it. `clip` is how many frames its clips have,
+    0 if it takes pictures."""
 
     make: Callable[[], Any]
     trunk: Callable[[Any], Any] = lambda model: model
@@ -106,6 +114,7 @@ class Case:
     score: Literal["cls", "pool"] = "cls"
     size: tuple[int, int] = (SIZE, SIZE)
     grid: tuple[int, int] = (4, 4)
+    clip: int = 0
 
 
 TOWERS: dict[str, Case] = {
@@ -115,6 +124,9 @@ TOWERS: dict[str, Case] = {
     ),
     "hf whole clip": Case(hf_clip, lambda m: m.vision_model, "encoder.layers"),
     "hf siglip": Case(partial(hf, SiglipVisionModel, SiglipVisionConfig), blocks="encoder.layers", prefix=0, score="pool"),
+    "languagebind of pictures": Case(partial(languagebind, add_time_attn=False), blocks="encoder.layers"),
+    "languagebind of a clip": Case(partial(languagebind, add_time_attn=True, num_frames=3), blocks="encoder.layers", clip=3),
+    "languagebind of clips of one frame": Case(partial(languagebind, add_time_attn=True), blocks="encoder.layers", clip=1),
     "open_clip": Case(partial(OpenClipViT, **OPEN_CLIP, act_layer=QuickGELU), blocks="transformer.resblocks"),
     "open_clip wide": Case(
         partial(OpenClipViT, **(OPEN_CLIP | {"image_size": (48, 96)}), ls_init_value=0.5),
@@ -223,7 +235,9 @@ def _made(case):
 
 
 def pixels(case, batch=3):
-    return torch.randn(batch, 3, *case.size, generator=torch.Generator().manual_seed(1))
+    """So many pictures, or as many clips as they make."""
+    pictures = torch.randn(batch, 3, *case.size, generator=torch.Generator().manual_seed(1))
+    return pictures.unflatten(0, (-1, case.clip)) if case.clip else pictures
 
 
 class Stock(NamedTuple):
@@ -241,8 +255,10 @@ def stock(case, model, pixel_values):
     trunk, maps, states = case.trunk(model), [], []
 
     def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **kwargs):
-        maps.append((query.float() @ key.float().mT * (scale or query.shape[-1] ** -0.5)).softmax(-1))
-        return maps[-1].to(value.dtype) @ value
+        full = (query.float() @ key.float().mT * (scale or query.shape[-1] ** -0.5)).softmax(-1)
+        if not case.clip or full.shape[-1] != case.clip:  # the attention over time scores nothing
+            maps.append(full)
+        return full.to(value.dtype) @ value
 
     blocks = trunk.get_submodule(case.blocks)
     hooks = [blocks[0].register_forward_pre_hook(lambda module, args: states.append(args[0]))]
