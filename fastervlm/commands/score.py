@@ -3,31 +3,89 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from encoders.errors import UserError
-from fastervlm.commands.common import AnnotationFile, TaskName
+from fastervlm.commands.common import TaskName
+
+if TYPE_CHECKING:
+    from fastervlm.eval import Score, Task
+
+_PROBLEMS = "problems.json"
 
 
 def score(
     task: TaskName,
     *,
-    annotation_file: AnnotationFile,
     result_file: Annotated[Path, typer.Option(help="The answers (.jsonl).")],
+    annotation_file: Annotated[
+        Path | None, typer.Option(help="The right answers, for textvqa, aokvqa, ocrvqa, mmbench.")
+    ] = None,
+    annotation_dir: Annotated[Path | None, typer.Option(help="Folder of the right answers, for pope and mme.")] = None,
+    base_dir: Annotated[Path | None, typer.Option(help="Folder of problems.json and pid_splits.json, for sqa.")] = None,
+    question_file: Annotated[
+        Path | None, typer.Option(help="The questions, for pope and submissions; gqa's balanced questions (JSON).")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Part of sqa that was asked; test if left out.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the score to this file as well.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Other answers (.jsonl) to the same questions, to compare with.")] = None,
+    submission: Annotated[Path | None, typer.Option(help="Write the file that the benchmark's server takes here.")] = None,
 ) -> None:
-    """Score answers that are on disk."""
+    """Score answers that are on disk, compare them with other answers, or write what the benchmark's server takes."""
     from fastervlm.eval import get_task
     from fastervlm.eval.answers import read_answers, writable_folder
+    from fastervlm.eval.score import difference
     from fastervlm.report import write_json
 
+    benchmark = get_task(task)
+    for option, path in {"--json": json, "--submission": submission}.items():
+        if path and path.is_dir():
+            raise UserError(f"{option} {path} is a folder; give a file.")
+        if path:
+            writable_folder(path.parent)
+    if submission:
+        _submit(benchmark, result_file, question_file, submission)
+        return
+    given = {
+        "annotation_file": annotation_file,
+        "annotation_dir": annotation_dir,
+        "base_dir": base_dir,
+        "question_file": question_file,
+    }
+    right = _right_answers(benchmark, given)
+
+    def scored(answers: Path) -> Score:
+        return benchmark.scored(read_answers(answers), right, question_file, split)
+
+    result = scored(result_file)
+    lines, summary = result.lines(), result.summary()
+    if against:
+        change = difference(result, scored(against))
+        lines += change.lines()
+        summary["against"] = {"answers": str(against), **change.summary()}
+    print("\n".join(lines))
     if json:
-        if json.is_dir():
-            raise UserError(f"--json {json} is a folder; give a .json file.")
-        writable_folder(json.parent)
-    result = get_task(task).score(read_answers(result_file), annotation_file)
-    print("\n".join(result.lines()))
-    if json:
-        write_json(json, result.summary())
+        write_json(json, summary)
+
+
+def _right_answers(task: Task, given: dict[str, Path | None]) -> Path:
+    """Where the right answers are; refused if the options are not those of the benchmark."""
+    found = {name: path for name, path in given.items() if path is not None}
+    if task.score is not None and found.keys() != set(task.score_flags):
+        options = " ".join(f"--{name.replace('_', '-')}" for name in (*task.score_flags, "result_file"))
+        raise UserError(f"{task.name} is scored with {options}; give these and no other ones of this kind.")
+    first = found.get(task.score_flags[0], Path())
+    return first / _PROBLEMS if task.score_flags == ("base_dir",) else first
+
+
+def _submit(task: Task, answers: Path, question_file: Path | None, out: Path) -> None:
+    from fastervlm.eval.answers import read_answers
+
+    if task.submission is None:
+        raise UserError(f"The right answers of {task.name} are public, nothing is submitted; leave --submission out.")
+    if question_file is None or out.suffix != task.submission.suffix:
+        raise UserError(f"{task.name} needs --question-file, and --submission must end in {task.submission.suffix}.")
+    task.submission.write(read_answers(answers), question_file, out)
+    print(f"For {task.submission.address}: {out}")

@@ -56,7 +56,7 @@ class Preparation:
 
     def __call__(self, questions: Sequence[Question], processor: Any) -> Batch:
         """Open and process the pictures; a question whose picture fails is left out and its reason kept."""
-        opened: dict[Path, Image.Image | BadPicture] = {}
+        opened: dict[Any, Image.Image | BadPicture] = {}
         for question in questions:
             if question.image is not None and question.image not in opened:
                 opened[question.image] = self._try(question, processor)
@@ -96,10 +96,11 @@ class Preparation:
 
 def open_picture(question: Question) -> Image.Image:
     """The whole picture in RGB, or `BadPicture`."""
-    if question.image is None:
+    source = question.image
+    if source is None:
         raise BadPicture("is not part of the question")
     try:
-        with Image.open(question.image) as picture:
+        with Image.open(source if isinstance(source, Path) else source.open()) as picture:
             if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
                 raise BadPicture(f"has {picture.width} x {picture.height} pixels, more than is safe to open")
             return picture.convert("RGB")
@@ -110,8 +111,8 @@ def open_picture(question: Question) -> Image.Image:
     except BadPicture:
         raise
     except Exception as error:  # a decoder may raise anything on bad bytes
-        reason = "is empty" if question.image.is_file() and not question.image.stat().st_size else "cannot be read as a picture"
-        raise BadPicture(f"{reason} ({type(error).__name__})") from None
+        is_empty = isinstance(source, Path) and source.is_file() and not source.stat().st_size
+        raise BadPicture(f"{'is empty' if is_empty else 'cannot be read as a picture'} ({type(error).__name__})") from None
 
 
 def pad_to_square(picture: Image.Image, mean: Sequence[float]) -> Image.Image:

@@ -54,7 +54,8 @@ def checked_questions(settings: Settings) -> list[Question]:
     """The questions to ask; a `UserError` if a file is wrong, an annotation is missing or the answers cannot be written."""
     questions = settings.task.questions(settings.question_file, settings.image_folder)[: settings.limit]
     if settings.annotation_file is not None:
-        settings.task.score([answer_to(question, "", {}) for question in questions], settings.annotation_file)
+        blank = [answer_to(question, "", {}) for question in questions]
+        settings.task.scored(blank, settings.annotation_file, settings.question_file)
     writable_folder(settings.answers_file.parent)
     return questions
 
@@ -110,7 +111,7 @@ def _scored(settings: Settings, protocol: dict[str, Any]) -> tuple[dict[str, Any
     """The protocol with the score of the answers on disk, written again; without annotations there is no score."""
     path, score = settings.annotation_file, None
     if path is not None and protocol["answered"]:
-        score = settings.task.score(read_answers(settings.answers_file), path)
+        score = settings.task.scored(read_answers(settings.answers_file), path, settings.question_file)
         scored = {"annotation_file": str(path), "annotation_file_sha256": hash_files([path]), "score": score.summary()}
         protocol = {**protocol, **scored}
         write_protocol(protocol_file(settings.answers_file), protocol)

@@ -13,6 +13,7 @@ from fastervlm.eval.score import Score
 from fastervlm.eval.task import Answer, Question, Task
 
 LETTERS = "ABCDE"
+SPLITS = ("test", "val", "minitest", "minival", "train", "trainval")
 ASK = "Answer with the option's letter from the given choices directly."
 WITH_PICTURE = f"{IMAGE_TOKEN}\n"
 
@@ -83,16 +84,16 @@ def lenient(text: str) -> str | None:
     return correct[1] if correct else None
 
 
-def score(answers: Sequence[Answer], annotation_file: Path) -> Score:
-    """Accuracy over the whole test split, where a missing answer is wrong; of equal ids the last answer counts.
+def score(answers: Sequence[Answer], annotation_file: Path, split: str = SPLITS[0]) -> Score:
+    """Accuracy over a whole split, where a missing answer is wrong; of equal ids the last answer counts.
 
     IMG-Accuracy is over the answers whose prompt holds <image>. Both once more with Simignore's parser.
     """
-    problems = _test_problems(annotation_file)
+    problems = _problems(annotation_file, split)
     given = {answer["question_id"]: answer for answer in answers}
     for name in given:
         if name not in problems:
-            raise UserError(f"Question {name!r} is not in the test split of {annotation_file}; use the test questions.")
+            raise UserError(f"Question {name!r} is not in the {split} split of {annotation_file}; score that of the questions.")
     pictured = [IMAGE_TOKEN in given[name]["prompt"] if name in given else False for name in problems]
     by_llava, by_simignore = (
         [_value(problem, given.get(name), parser) for name, problem in problems.items()] for parser in (strict, lenient)
@@ -116,13 +117,13 @@ def _value(problem: dict[str, Any], answer: Answer | None, parser: Callable[[str
     return float(letter is not None and letter in offered and offered.index(letter) == problem["answer"])
 
 
-def _test_problems(path: Path) -> dict[str, dict[str, Any]]:
-    """The problems of the test split by id; pid_splits.json lies beside problems.json."""
+def _problems(path: Path, split: str) -> dict[str, dict[str, Any]]:
+    """The problems of a split by id; pid_splits.json lies beside problems.json."""
     splits, problems = read_json(path.with_name("pid_splits.json")), read_json(path)
     try:
-        test = {name: problems[name] for name in splits["test"]}
-        if all(isinstance(problem["choices"], list) and type(problem["answer"]) is int for problem in test.values()):
-            return test
+        asked = {name: problems[name] for name in splits[split]}
+        if all(isinstance(problem["choices"], list) and type(problem["answer"]) is int for problem in asked.values()):
+            return asked
     except (KeyError, TypeError):
         pass
     raise UserError(
@@ -136,4 +137,6 @@ SCIENCEQA = Task(
     score=score,
     prompt=lambda question: question.text.removeprefix(WITH_PICTURE),
     max_new_tokens=1024,
+    score_flags=("base_dir",),
+    splits=SPLITS,
 )

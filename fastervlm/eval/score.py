@@ -32,7 +32,8 @@ class Score:
 
     `rows` (n, d) are what the questions (or groups of them) earned, named by `keys` where two runs are to be compared, and
     `value` is the `statistic` of their mean. `parts` are further numbers of the same answers, such as that of the questions
-    with a picture; `missing` of the questions have no answer and count as wrong. `unit` stands behind the value.
+    with a picture; `missing` of the questions have no answer, and `missing_is` says what that means. `unit` stands behind the
+    value.
     """
 
     metric: str
@@ -44,6 +45,7 @@ class Score:
     statistic: Statistic = field(default=percent, repr=False)
     parts: tuple[Score, ...] = ()
     missing: int = 0
+    missing_is: str = "counted as wrong"
     unit: str = "%"
 
     @classmethod
@@ -56,6 +58,7 @@ class Score:
         *,
         keys: Sequence[Hashable] = (),
         statistic: Statistic = percent,
+        missing_is: str = "counted as wrong",
         unit: str = "%",
     ) -> Score:
         """The score of questions that earned `rows`, for an accuracy a number from 0 to 1 each."""
@@ -64,7 +67,7 @@ class Score:
         table = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
         value = float(statistic(table.mean(axis=0)))
         low, high = _interval(statistic(_resampled(table)))
-        return cls(metric, value, low, high, table, tuple(keys), statistic, tuple(parts), missing, unit)
+        return cls(metric, value, low, high, table, tuple(keys), statistic, tuple(parts), missing, missing_is, unit)
 
     @property
     def samples(self) -> int:
@@ -75,7 +78,7 @@ class Score:
         """The score as the reference prints it, a line with the interval, and what else there is to say."""
         interval = f"95 % confidence interval: {self.low:.2f} to {self.high:.2f}"
         parts = [f"{part.metric}: {part.value:.2f}{part.unit} of {part.samples}" for part in self.parts]
-        missing = [f"Without an answer, counted as wrong: {self.missing}"] if self.missing else []
+        missing = [f"Without an answer, {self.missing_is}: {self.missing}"] if self.missing else []
         return [f"Samples: {self.samples}", f"{self.metric}: {self.value:.2f}{self.unit}", interval, *parts, *missing]
 
     def summary(self) -> dict[str, Any]:

@@ -145,8 +145,9 @@ def answer_to(question: Question, text: str, identity: dict[str, Any]) -> Answer
         "text": text,
         "answer_id": _answer_id(identity, question.line),
         "model_id": identity.get("model", ""),
+        **question.record,
         "metadata": {},
-    }
+    }  # type: ignore[return-value]
 
 
 def _answer_id(identity: dict[str, Any], line: int) -> str:

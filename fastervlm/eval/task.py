@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, BinaryIO, Protocol, TypedDict
 
+from encoders.errors import UserError
 from fastervlm.eval.score import Score
 
 
@@ -26,14 +27,36 @@ class Question:
     """One question.
 
     `line` is its line in the question file, or its place in it, from 1, and names it (`question_id` may repeat). `text` is
-    recorded as the answer's prompt. `options` are what a multiple-choice question offers, without letters.
+    recorded as the answer's prompt. `options` are what a multiple-choice question offers, without letters, and `record` are
+    further fields of its line in the answers file.
     """
 
     line: int
     question_id: str | int
     text: str
-    image: Path | None
+    image: Path | Encoded | None
     options: tuple[str, ...] = ()
+    record: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+class Encoded(Protocol):
+    """A picture that is no file of its own; hashable, and its text says where it is."""
+
+    def open(self) -> BinaryIO:
+        """The picture's file; a `ValueError` if there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a benchmark's server or judge takes: `write(answers, question_file, out)` writes it.
+
+    `suffix` is that of its file, and `address` where it goes.
+    """
+
+    write: Callable[[Sequence[Answer], Path, Path], None]
+    suffix: str
+    address: str
 
 
 @dataclass(frozen=True)
@@ -41,24 +64,43 @@ class Task:
     """A benchmark.
 
     `questions(question_file, image_folder)` reads and checks; `prompt` is the text that goes into the template;
-    `post_process` turns what the model wrote into the recorded answer; `score(answers, annotation_file)` must raise a
-    `UserError` for an answer without an annotation. `selector` is the text by which a method that compares pictures with
-    text chooses; `max_new_tokens` the longest answer unless told; with `answers_inside` the question file holds the right
-    answers and is its own annotation file.
+    `post_process` turns what the model wrote into the recorded answer; `score(answers, annotations)` must raise a `UserError`
+    for an answer without an annotation, and is None where a server holds the right answers. `score_flags` are what
+    `fastervlm score` asks for, the place of the annotations first; with `question_file` behind it `score` is given that too,
+    and with `splits`, of which the first is the usual one, `split`. `submission` is what the server takes. `selector` is the
+    text by which a method that compares pictures with text chooses; `max_new_tokens` the longest answer unless told; with
+    `answers_inside` the question file holds the right answers and is its own annotation file.
     """
 
     name: str
     questions: Callable[[Path, Path], list[Question]]
-    score: Callable[[Sequence[Answer], Path], Score]
+    score: Callable[..., Score] | None = None
     prompt: Callable[[Question], str] = lambda question: question.text
     post_process: Callable[[str], str] = str.strip
     selector: Callable[[Question], str] = lambda question: " ".join(question.options) or question.text
     max_new_tokens: int = 128
     answers_inside: bool = False
+    submission: Submission | None = None
+    score_flags: tuple[str, ...] = ("annotation_file",)
+    splits: tuple[str, ...] = ()
 
     def annotations(self, question_file: Path | None, annotation_file: Path | None) -> Path | None:
         """The file with the right answers, as given or the question file where it holds them."""
         return annotation_file or (question_file if self.answers_inside else None)
+
+    def scored(
+        self, answers: Sequence[Answer], annotations: Path, question_file: Path | None = None, split: str | None = None
+    ) -> Score:
+        """The score of `answers`, with what else the benchmark's scorer asks for."""
+        if self.score is None:
+            raise UserError(
+                f"The right answers of {self.name} are not public; write the file its server takes by --submission."
+            )
+        more = {"question_file": question_file} if "question_file" in self.score_flags[1:] else {}
+        if split is not None and split not in self.splits:
+            known = f"choose one of {', '.join(self.splits)}" if self.splits else "leave --split out"
+            raise UserError(f"{self.name} has no split {split!r}; {known}.")
+        return self.score(answers, annotations, **more, **({} if split is None else {"split": split}))
 
 
 def keys_of(answers: Sequence[Answer]) -> list[tuple[str | int, str]]:

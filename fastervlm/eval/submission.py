@@ -1,0 +1,65 @@
+"""Benchmarks whose answers only a server or a judge can score: VQAv2, VizWiz and MM-Vet; each writes what that one asks for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from encoders.errors import UserError
+from fastervlm.eval.normalize import normalize
+from fastervlm.eval.questions import read_jsonl, read_questions
+from fastervlm.eval.task import Answer, Submission, Task
+from fastervlm.report import write_text
+
+VQAV2_TEST = "llava_vqav2_mscoco_test2015.jsonl"
+
+
+def vqav2(answers: Sequence[Answer], question_file: Path, out: Path) -> None:
+    """An answer for each question of the whole test set, whose file lies beside the question file, normalised as EvalAI does.
+
+    Questions without an answer get "".
+    """
+    given = {str(answer["question_id"]): answer["text"] for answer in answers}
+    asked = [record["question_id"] for _, record in read_jsonl(question_file.with_name(VQAV2_TEST))]
+    _refuse_others(given, [str(name) for name in asked], question_file.with_name(VQAV2_TEST))
+    rows = [{"question_id": name, "answer": normalize(given.get(str(name), ""))} for name in asked]
+    write_text(out, json.dumps(rows))
+
+
+def vizwiz(answers: Sequence[Answer], question_file: Path, out: Path) -> None:
+    """An answer for the picture of every question, normalised as EvalAI does; refused if one is missing."""
+    given = {str(answer["question_id"]): answer["text"] for answer in answers}
+    asked = [(str(record["question_id"]), record["image"]) for _, record in read_jsonl(question_file)]
+    _refuse_others(given, [name for name, _ in asked], question_file)
+    missing = [name for name, _ in asked if name not in given]
+    if missing:
+        raise UserError(
+            f"VizWiz takes complete answers only, and {len(missing)} are missing ({missing[0]} ...); finish the run."
+        )
+    write_text(out, json.dumps([{"image": image, "answer": normalize(given[name])} for name, image in asked]))
+
+
+def mmvet(answers: Sequence[Answer], question_file: Path, out: Path) -> None:
+    """Each answer as it is, under `v1_` and the question's number."""
+    asked = [str(record["question_id"]) for _, record in read_jsonl(question_file)]
+    given = {str(answer["question_id"]): answer["text"] for answer in answers}
+    _refuse_others(given, asked, question_file)
+    write_text(out, json.dumps({f"v1_{name}": text for name, text in given.items()}, indent=2))
+
+
+def _refuse_others(given: dict[str, str], asked: Sequence[str], path: Path) -> None:
+    other = given.keys() - set(asked)
+    if other:
+        raise UserError(f"{path} has no question {min(other)!r}; use the question file that the answers are to.")
+
+
+_EVALAI = "https://eval.ai/web/challenges/challenge-page"
+VQAV2 = Task("vqav2", read_questions, submission=Submission(vqav2, ".json", f"{_EVALAI}/830"))
+VIZWIZ = Task("vizwiz", read_questions, submission=Submission(vizwiz, ".json", f"{_EVALAI}/2185"))
+MMVET = Task(
+    "mmvet",
+    read_questions,
+    submission=Submission(mmvet, ".json", "https://huggingface.co/spaces/whyu/MM-Vet_Evaluator"),
+    max_new_tokens=1024,
+)

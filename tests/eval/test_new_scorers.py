@@ -1,0 +1,339 @@
+"""GQA, POPE, MME, MMBench and the submissions: scores against plain counting, and the definitions' edge cases."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import openpyxl
+import pandas as pd
+import pytest
+from PIL import Image
+
+from encoders import UserError
+from fastervlm.eval import get_task
+from fastervlm.eval.mmbench import letter
+from fastervlm.eval.mme import reads
+from fastervlm.eval.pope import says_yes
+
+
+def answer(name, text, prompt="p"):
+    return {"question_id": name, "prompt": prompt, "text": text, "answer_id": "", "model_id": "", "metadata": {}}
+
+
+def lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def part(score, metric):
+    return next(each for each in score.parts if each.metric == metric)
+
+
+# GQA
+
+
+@pytest.fixture
+def gqa(tmp_path):
+    """Three balanced questions and one that is not."""
+    path = tmp_path / "testdev_balanced_questions.json"
+    types = [{"structural": "query", "semantic": "attr"}, {"structural": "verify", "semantic": "obj"}]
+    records = {
+        "1": {"answer": "red", "isBalanced": True, "types": types[0]},
+        "2": {"answer": "yes", "isBalanced": True, "types": types[1]},
+        "3": {"answer": "café", "isBalanced": True, "types": types[0]},
+        "4": {"answer": "no", "isBalanced": False, "types": types[1]},
+    }
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("texts", "right"),
+    [
+        ({"1": "Red", "2": "YES.", "3": "Café"}, 3),
+        ({"1": "red..", "2": "yes. ", "3": "cafe"}, 1),
+        ({"1": " red", "2": "", "3": "."}, 0),
+        ({"2": "yes"}, 1),
+    ],
+)
+def test_gqa_strips_trailing_periods_only(gqa, texts, right):
+    score = get_task("gqa").scored([answer(*pair) for pair in texts.items()], gqa)
+    assert score.value == pytest.approx(100 * right / 3)
+    assert (score.samples, score.missing) == (3, 3 - len(texts))
+
+
+def test_gqa_last_duplicate_counts_and_groups_are_parts(gqa):
+    score = get_task("gqa").scored([answer("1", "red"), answer("1", "blue"), answer(2, "yes")], gqa)
+    assert score.value == pytest.approx(100 / 3)
+    assert [part(score, name).value for name in ("Binary", "Open", "semantic obj")] == [100.0, 0.0, 100.0]
+    with pytest.raises(UserError, match="no question '4'"):
+        get_task("gqa").scored([answer("4", "no")], gqa)
+
+
+# POPE
+
+YES_OR_NO = [
+    ("Yes", True),
+    ("No", False),
+    ("no", False),
+    ("NO", True),
+    ("Not", True),
+    ("not really", False),
+    ("No!", True),
+    ("No\n", True),
+    ("isn't", True),
+    ("", True),
+    ("Yes. No", True),
+    ("Well, no, sir", False),
+    ("nothing", True),
+    ("there is no.dog", False),
+]
+
+
+@pytest.mark.parametrize(("text", "yes"), YES_OR_NO)
+def test_pope_reads_an_answer_as_the_reference_does(text, yes):
+    assert says_yes(text) is yes
+
+
+@pytest.fixture
+def pope(tmp_path):
+    """Two categories of 40 questions, mixed up in the question file."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "coco").mkdir()
+    asked, labels = [], {}
+    for category in ("adversarial", "popular"):
+        labels[category] = [str(label) for label in rng.choice(["yes", "no"], 40)]
+        rows = [{"question_id": i, "label": label} for i, label in enumerate(labels[category])]
+        lines(tmp_path / "coco" / f"coco_pope_{category}.json", rows)
+        asked += [{"question_id": f"{category}{i}", "category": category, "image": "x", "text": "?"} for i in range(40)]
+    order = rng.permutation(80)
+    asked = [asked[i] for i in sorted(order, key=lambda i: (i % 40, i))]
+    return lines(tmp_path / "llava_pope_test.jsonl", asked), tmp_path / "coco", labels
+
+
+def pope_by_hand(texts, labels):
+    """(F1, accuracy, precision, recall, yes ratio) by counting."""
+    hits = [
+        (not ({"no", "No", "not"} & set(t.split(".")[0].replace(",", "").split(" "))), y == "yes")
+        for t, y in zip(texts, labels, strict=True)
+    ]
+    tp, fp = (sum(p and y == right for p, y in hits) for right in (True, False))
+    fn, tn = (sum(not p and y == right for p, y in hits) for right in (True, False))
+    precision = tp / (tp + fp) if tp + fp else 0
+    recall = tp / (tp + fn) if tp + fn else 0
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0
+    return f1, (tp + tn) / len(hits), precision, recall, (tp + fp) / len(hits)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_pope_equals_counting(pope, share):
+    questions, folder, labels = pope
+    rng = np.random.default_rng(1)
+    texts = {f"{c}{i}": "Yes" if rng.random() < share else "No, it is not." for c in labels for i in range(40)}
+    score = get_task("pope").scored([answer(*pair) for pair in texts.items()], folder, questions)
+    expected = {c: pope_by_hand([texts[f"{c}{i}"] for i in range(40)], labels[c]) for c in labels}
+    assert score.value == pytest.approx(100 * np.mean([row[0] for row in expected.values()]))
+    for category, row in expected.items():
+        names = ("F1", "accuracy", "precision", "recall", "yes ratio")
+        assert [part(score, f"{category} {name}").value for name in names] == pytest.approx([100 * value for value in row])
+    assert score.low <= score.value <= score.high
+
+
+def test_pope_missing_answers_do_not_shift_the_labels(pope):
+    questions, folder, labels = pope
+    right = {f"{c}{i}": label for c in labels for i, label in enumerate(labels[c])}
+    kept = [answer(name, label) for name, label in right.items() if name not in ("adversarial0", "popular3")]
+    score = get_task("pope").scored(kept, folder, questions)
+    assert (score.value, score.missing) == (100.0, 2)
+    assert "Without an answer, not counted: 2" in score.lines()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda q, c: (q, c / "none"), "holds no coco_pope_"),
+        (lambda q, c: (lines(q, [{"question_id": 1, "category": "other"}]), c), "one of adversarial, popular"),
+        (lambda q, c: (lines(q, [{"question_id": 1, "category": "popular"}] * 2), c), "stands there twice"),
+        (lambda q, c: (lines(q, [{"question_id": i, "category": "popular"} for i in range(41)]), c), "more popular questions"),
+        (lambda q, c: (q, lines(c / "coco_pope_popular.json", [{"label": "maybe"}]).parent), "label yes or no"),
+    ],
+)
+def test_pope_says_what_is_wrong_with_its_files(pope, change, sentence):
+    questions, folder = change(pope[0], pope[1])
+    with pytest.raises(UserError, match=sentence):
+        get_task("pope").scored([answer(1, "yes")], folder, questions)
+
+
+# MME
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [("Yes", True), ("no", False), ("know", False), ("eyes", True), ("y", None), ("  yes", None), (" yes", True), ("", None)],
+)
+def test_mme_reads_the_first_four_characters(text, read):
+    assert reads(text) is read
+
+
+@pytest.fixture
+def mme(tmp_path):
+    """Two perception categories (one in the layout with folders) and one of cognition."""
+    questions = ["Is it red? Please answer yes or no.\tYes", "Is it blue?  Please answer yes or no.\tNo"]
+    for category, names in {"count": ["a", "b"], "scene": ["c"], "code_reasoning": ["0020"]}.items():
+        folder = tmp_path / category
+        texts = folder / "questions_answers_YN" if category == "scene" else folder
+        texts.mkdir(parents=True)
+        for name in names:
+            (texts / f"{name}.txt").write_text("\n".join(questions) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def mme_answers(category, name, *texts):
+    """Answers to the two questions about a picture."""
+    asked = ("Is it red? Please answer yes or no.", "Is it blue? Please answer yes or no.")
+    tail = "\nAnswer the question using a single word or phrase."
+    return [answer(f"{category}/{name}", text, prompt + tail) for text, prompt in zip(texts, asked, strict=False)]
+
+
+def test_mme_adds_accuracy_and_accuracy_plus(mme):
+    answers = [
+        *mme_answers("count", "a.jpg", "Yes", "No"),
+        *mme_answers("count", "b.jpg", "yes", "Yes"),
+        *mme_answers("scene", "c.jpg", "maybe", "no"),
+        *mme_answers("code_reasoning", "0020.png", "Yes.", "no way"),
+    ]
+    score = get_task("mme").scored(answers, mme)
+    assert score.metric == "Perception"
+    assert score.value == pytest.approx((75 + 50) + (50 + 0))
+    assert part(score, "Cognition").value == 200.0
+    assert [part(score, name).value for name in ("count", "scene", "code_reasoning")] == [125.0, 50.0, 200.0]
+    assert score.lines()[1] == "Perception: 175.00"
+    assert score.low <= 175 <= score.high
+
+
+def test_mme_missing_answers_are_wrong_and_the_last_duplicate_counts(mme):
+    answers = mme_answers("count", "a.jpg", "no", "no") + mme_answers("count", "a.jpg", "yes")
+    score = get_task("mme").scored(answers, mme)
+    assert (score.value, score.missing) == (50 + 50, 2)
+    with pytest.raises(UserError, match="no question 'Is it green"):
+        get_task("mme").scored([answer("count/a.jpg", "yes", "Is it green?")], mme)
+    with pytest.raises(UserError, match="not the release folder"):
+        get_task("mme").scored(answers, mme / "count")
+
+
+# MMBench
+
+
+def png(size=(20, 12)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (9, 8, 7)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture
+def mmbench(tmp_path):
+    """Two questions, the first asked twice with its options turned."""
+    same = {"hint": "nan", "category": "c", "source": "s", "l2-category": "l", "comment": "", "split": "dev", "image": png()}
+    rows = [
+        {"index": 7, "question": "Which?", "A": "x", "B": "y", "C": "z", "D": "nan", "answer": "A", **same},
+        {"index": 1_000_007, "question": "Which?", "A": "y", "B": "x", "C": "", "D": "", "answer": "B", **same},
+        {"index": 9, "question": "=1+1?", "A": "NA", "B": "two", "C": "3", "D": "4", "answer": "D", **same, "hint": "Count."},
+    ]
+    path = tmp_path / "mmbench_dev_20230712.tsv"
+    pd.DataFrame(rows).to_csv(path, sep="\t", index=False)
+    return path
+
+
+def test_mmbench_questions_are_written_as_the_reference_writes_them(mmbench):
+    first, turned, third = get_task("mmbench").questions(mmbench, None)
+    assert (first.question_id, first.text, first.options) == (7, "Which?\nA. x\nB. y\nC. z", ("x", "y", "z"))
+    assert first.record == {"round_id": 0, "options": ["x", "y", "z"], "option_char": ["A", "B", "C"]}
+    assert turned.text == "Which?\nA. y\nB. x"
+    assert get_task("mmbench").prompt(first).endswith("C. z\nAnswer with the option's letter from the given choices directly.")
+    assert get_task("mmbench_cn").prompt(first).endswith("C. z\n请直接回答选项字母。")
+    assert Image.open(first.image.open()).size == (20, 12)
+    assert "question 1" in str(first.image)
+    assert third.text == "Count.\n=1+1?", "NA in a cell is no option, and ends the options"
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("A", "A"),
+        ("B. two", "B"),
+        ("(C) z", "C"),
+        ("D:", "D"),
+        ("E", None),
+        ("Apple", None),
+        ("A dog", None),
+        ("", None),
+        (" a", None),
+    ],
+)
+def test_mmbench_letters(text, read):
+    assert letter(text, 4) == read
+
+
+def test_mmbench_counts_a_question_if_all_its_turns_are_right(mmbench):
+    task = get_task("mmbench")
+    score = task.scored([answer(7, "A"), answer(1_000_007, "A"), answer(9, "D. 4")], mmbench)
+    assert score.value == 50.0
+    assert part(score, "Accuracy of single rows").value == pytest.approx(200 / 3)
+    assert task.scored([answer(7, "A"), answer(1_000_007, "B")], mmbench).missing == 1
+    with pytest.raises(UserError, match="no question 8"):
+        task.scored([answer(8, "A")], mmbench)
+
+
+def test_mmbench_workbook_has_texts_and_the_prediction_seventh(mmbench, tmp_path):
+    out = tmp_path / "upload.xlsx"
+    get_task("mmbench").submission.write([answer(7, "=1+1"), answer(9, "a\x07b")], mmbench, out)
+    rows = list(openpyxl.load_workbook(out).active.iter_rows(values_only=True))
+    assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+    assert [row[6] for row in rows[1:]] == ["=1+1", None, "ab"]
+    assert rows[3][1] == "=1+1?"
+    assert rows[1][5] is None, "an option that says nan is an empty cell"
+    cell = openpyxl.load_workbook(out).active["G2"]
+    assert cell.data_type == "s"
+
+
+@pytest.mark.parametrize("content", ["", "index\tquestion\n1\tx\n", "index\tquestion\timage\nx\ty\tz\n", "\x00\x01"])
+def test_table_that_is_none_of_mmbench_is_refused(tmp_path, content):
+    path = tmp_path / "t.tsv"
+    path.write_text(content)
+    with pytest.raises(UserError, match="no table of MMBench"):
+        get_task("mmbench").questions(path, None)
+
+
+# Submissions
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Question files of a closed benchmark: three questions, and for VQAv2 a fourth of the whole test set."""
+    rows = [{"question_id": i, "image": f"{i}.jpg", "text": "?"} for i in (1, 2, 3)]
+    lines(tmp_path / "llava_vqav2_mscoco_test2015.jsonl", [*rows, {"question_id": 4, "image": "4.jpg", "text": "?"}])
+    return lines(tmp_path / "questions.jsonl", rows)
+
+
+def test_submissions(asked, tmp_path):
+    answers = [answer(2, "Two dogs."), answer(1, "The CAT"), answer(3, "  a-b, c")]
+    written = {}
+    for name in ("vqav2", "vizwiz", "mmvet"):
+        get_task(name).submission.write(answers, asked, tmp_path / "out.json")
+        written[name] = json.loads((tmp_path / "out.json").read_text())
+    texts = {1: "cat", 2: "2 dogs", 3: "b c", 4: ""}
+    assert written["vqav2"] == [{"question_id": i, "answer": text} for i, text in texts.items()]
+    assert written["vizwiz"] == [{"image": f"{i}.jpg", "answer": texts[i]} for i in (1, 2, 3)]
+    assert written["mmvet"] == {"v1_2": "Two dogs.", "v1_1": "The CAT", "v1_3": "  a-b, c"}
+
+
+def test_submission_of_vizwiz_is_complete_and_none_knows_other_questions(asked, tmp_path):
+    with pytest.raises(UserError, match="1 are missing"):
+        get_task("vizwiz").submission.write([answer(1, "x"), answer(2, "y")], asked, tmp_path / "out.json")
+    for name in ("vqav2", "vizwiz", "mmvet"):
+        with pytest.raises(UserError, match="no question '9'"):
+            get_task(name).submission.write([answer(i, "x") for i in (1, 2, 3, 9)], asked, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+    with pytest.raises(UserError, match="not public"):
+        get_task("vqav2").scored([answer(1, "x")], asked)
