@@ -16,13 +16,14 @@ from fastervlm.methods import METHODS, ClsAttention, Method, RandomTokens, Unifo
 from fastervlm.overlay import overlay
 from fastervlm.patches import KeptPatches, prune_patches
 from fastervlm.prune import PruneHandle, prune
-from fastervlm.trace import CropsTrace, ImageTrace, TokenTrace
+from fastervlm.trace import ClipTrace, CropsTrace, ImageTrace, TokenTrace
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
     "Budget",
+    "ClipTrace",
     "ClsAttention",
     "CropsTrace",
     "FastV",

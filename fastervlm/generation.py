@@ -14,7 +14,7 @@ from transformers import Cache
 
 from encoders import UserError
 from fastervlm.history import continue_prompt, continue_step, growing, known, seal
-from fastervlm.prompt import Call, pad_id, refuse_lonely_placeholders, setting, shorten
+from fastervlm.prompt import Call, pad_id, pictures_in, placeholders, refuse_lonely_placeholders, setting, shorten
 from fastervlm.splice import Splice
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def generate(handle: PruneHandle, call: Call) -> Any:
     history = known(past)
     if history is not None:
         splice = continue_prompt(handle.model, call, history)
-    elif call.get("pixel_values") is not None:
+    elif pictures_in(call):
         splice = shorten(handle, call, by_mask=True)
         _refuse_gap_at_the_end(splice)
     else:
@@ -61,7 +61,7 @@ def forward(handle: PruneHandle, call: Call) -> Any:
     splice = known(past)
     if splice is not None:
         continue_step(handle.model, call, splice)
-    elif call.get("pixel_values") is not None:
+    elif pictures_in(call):
         splice = shorten(handle, call, by_mask=False)
     elif call.get("mm_encoder_outputs"):
         _prepare_inner(handle, call)
@@ -95,12 +95,14 @@ def _refuse_gap_at_the_end(splice: Splice) -> None:
 
 def _blank_guessed_placeholders(model: Any, call: Call) -> None:
     """Prompt lookup may guess that the answer goes on with <image>: such guesses, behind the prompt, have no features."""
-    ids, pictures = call.get("input_ids"), call["mm_encoder_outputs"].get("image")
-    if ids is None or pictures is None or len(ids) != 1:
+    ids = call.get("input_ids")
+    if ids is None or len(ids) != 1:
         return
-    placeholder = ids == model.config.image_token_id
-    surplus = placeholder & (placeholder.cumsum(dim=1) > sum(len(features) for features in pictures.pooler_output))
-    call["input_ids"] = ids.masked_fill(surplus, pad_id(model))
+    for kind, pictures in call["mm_encoder_outputs"].items():
+        if pictures is not None:
+            placeholder, count = placeholders(model, ids, kind), sum(map(len, pictures.pooler_output))
+            ids = ids.masked_fill(placeholder & (placeholder.cumsum(dim=1) > count), pad_id(model))
+    call["input_ids"] = ids
 
 
 def _shift_lengths(model: Any, call: Call, splice: Splice) -> None:

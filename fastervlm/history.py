@@ -14,7 +14,15 @@ from typing import Any, NoReturn
 import torch
 
 from encoders import UserError
-from fastervlm.prompt import Call, check_shapes, guess_mask, refuse_lonely_placeholders, refuse_new_pictures, setting
+from fastervlm.prompt import (
+    Call,
+    check_shapes,
+    guess_mask,
+    pictures_in,
+    refuse_lonely_placeholders,
+    refuse_new_pictures,
+    setting,
+)
 from fastervlm.splice import Splice
 
 _TAG = "_fastervlm_splice"
@@ -56,7 +64,7 @@ def _refuse(*_: object, **__: object) -> NoReturn:
 
 def continue_prompt(model: Any, call: Call, history: Splice) -> Splice:
     """Prepare a `generate` that goes on from a sealed cache: the known part of the prompt is cut as it was."""
-    if call.get("pixel_values") is not None:
+    if pictures_in(call):
         refuse_new_pictures()
     _refuse_modes_without_history(model, call)
     check_shapes(call)
@@ -90,7 +98,7 @@ def continue_step(model: Any, call: Call, history: Splice) -> None:
 
     The mask may speak of the unpruned history or of the pruned one. Positions go on as they began, whatever is passed.
     """
-    if call.get("pixel_values") is not None:
+    if pictures_in(call):
         refuse_new_pictures()
     refuse_lonely_placeholders(model, call.get("input_ids"))
     new = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]

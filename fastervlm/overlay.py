@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from encoders import UserError, UserTypeError
-from fastervlm.trace import CropsTrace, ImageTrace, Trace
+from fastervlm.trace import ClipTrace, CropsTrace, ImageTrace, Trace
 
 Fit = Literal["crop", "pad"]
 
@@ -68,6 +68,8 @@ def layers(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "cr
         raise UserTypeError(f"overlay draws on a PIL picture, not on a {type(image).__name__}; open it with PIL.Image.open.")
     if fit not in get_args(Fit):
         raise UserError(f"fit={fit!r} is not known; choose one of {', '.join(get_args(Fit))}.")
+    if isinstance(trace, ClipTrace):
+        raise UserError("overlay draws one picture; of a clip, pass one frame with its own trace, such as trace.frames[0].")
     if not isinstance(trace, (ImageTrace, CropsTrace)):
         if len(trace) != 1:
             raise UserError(f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0].")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 Call = dict[str, Any]
 
+# The kinds of placeholders, and what a call brings to stand at them.
+PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+_NOUNS = {"image": "picture", "video": "video"}
+
 
 def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> Splice:
     """Encode the pictures of `call`, and put the pruned prompt and the kept features in their place."""
@@ -24,32 +30,47 @@ def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> Splice:
         refuse_new_pictures()
     check_shapes(call)
     ids, mask = call["input_ids"], call.get("attention_mask")
+    _refuse_unknown_pictures(handle, call)
+    refuse_lonely_placeholders(handle.model, ids, pictures_in(call))
     if by_mask and mask is None:
         mask = guess_mask(handle.model, call)
     numbers = _numbers(call, mask, by_mask=by_mask)
-    encoded = handle.family.encode(handle, call)
+    encoded = handle.family.encode_all(handle, call)
     keep = _columns_to_keep(handle, ids, encoded)
     compact = handle.positions == "compact"
     splice = Splice.of(ids, mask, keep, numbers, pad=pad_id(handle.model), compact=compact)
     for name in handle.family.inputs:
         call.pop(name, None)
     call["input_ids"] = splice.short_ids
-    call["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=encoded.features)}  # type: ignore[arg-type]
+    call["mm_encoder_outputs"] = {
+        kind: BaseModelOutputWithPooling(pooler_output=handle.family.outputs(found.features)) for kind, found in encoded.items()
+    }
     # Without a mask transformers takes gaps in the positions for borders of packed rows.
     if mask is not None or not compact or bool(splice.filler.any()):
         call["attention_mask"] = splice.short_mask
     call["position_ids"] = splice.positions
     if call.get("labels") is not None:
         call["labels"] = splice.take_labels(call["labels"])
-    handle.trace = encoded.trace
+    handle.trace = _traces(handle.model, ids, encoded)
     return splice
+
+
+def pictures_in(call: Call) -> list[str]:
+    """The kinds of pictures whose pixels a call brings, "image" and "video"."""
+    return [kind for kind, names in PIXELS.items() if any(call.get(name) is not None for name in names)]
+
+
+def placeholders(model: Any, ids: Tensor, kind: str) -> Tensor:
+    """Where ids (R, T) hold the placeholder of a kind; nowhere for a model that has none."""
+    return ids == getattr(model.config, f"{kind}_token_id", -1)
 
 
 def check_shapes(call: Call) -> None:
     """Refuse a call without `input_ids` (R, T), or with a mask, labels or positions of another shape."""
-    ids, pictures = call.get("input_ids"), call.get("pixel_values")
-    if pictures is not None and not isinstance(pictures, Tensor):
-        raise UserError("pixel_values must be one tensor; call the processor with return_tensors='pt'.")
+    ids = call.get("input_ids")
+    for name in (name for names in PIXELS.values() for name in names):
+        if call.get(name) is not None and not isinstance(call[name], Tensor):
+            raise UserError(f"{name} must be one tensor; call the processor with return_tensors='pt'.")
     if ids is None or call.get("inputs_embeds") is not None:
         raise UserError(
             "A pruned model finds its pictures by the placeholders in input_ids; pass input_ids, not inputs_embeds."
@@ -80,19 +101,32 @@ def check_rising(numbers: Tensor, real: Tensor) -> None:
         raise UserError("Under fastervlm.prune position_ids must rise along each row; pass packed rows one by one.")
 
 
-def _columns_to_keep(handle: PruneHandle, ids: Tensor, encoded: Encoded) -> Tensor:
+def _columns_to_keep(handle: PruneHandle, ids: Tensor, encoded: dict[str, Encoded]) -> Tensor:
     """(R, T) bool: all text, and the placeholders of the patches that were kept."""
-    config = handle.model.config
-    placeholder = ids == config.image_token_id
-    keep = torch.cat(encoded.keep).to(ids.device)
-    found = int(placeholder.sum())
-    if found != len(keep):
-        loaded = f" of fastervlm.load(..., anyres={handle.anyres.anyres!r})" if hasattr(config, "image_grid_pinpoints") else ""
-        raise UserError(
-            f"The prompts hold {found} image placeholder tokens, but {len(encoded.keep)} pictures need {len(keep)}; "
-            f"make input_ids and pixel_values in one call of the processor{loaded}, with one <image> for each picture."
-        )
-    return (~placeholder).masked_scatter(placeholder, keep)
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    for kind, shown in encoded.items():
+        placeholder, stays = placeholders(handle.model, ids, kind), torch.cat(shown.keep).to(ids.device)
+        found, noun, crops = int(placeholder.sum()), _NOUNS[kind], hasattr(handle.model.config, "image_grid_pinpoints")
+        if found != len(stays):
+            loaded = f" of fastervlm.load(..., anyres={handle.anyres.anyres!r})" if crops else ""
+            raise UserError(
+                f"The prompts hold {found} {kind} placeholder tokens, but {len(shown.keep)} {noun}s need {len(stays)}; make "
+                f"input_ids and {PIXELS[kind][0]} in one call of the processor{loaded}, with one <{kind}> for each {noun}."
+            )
+        keep = keep.masked_scatter(placeholder, stays)
+    return keep
+
+
+def _traces(model: Any, ids: Tensor, encoded: dict[str, Encoded]) -> list[Any]:
+    """What was kept at each run of placeholders, in the order of the prompts (R, T)."""
+    if len(encoded) == 1:
+        return next(iter(encoded.values())).trace
+    found: list[tuple[int, Any]] = []
+    for kind, shown in encoded.items():
+        places = placeholders(model, ids, kind).flatten().nonzero().flatten().tolist()
+        firsts = accumulate((len(keep) for keep in shown.keep[:-1]), initial=0)
+        found += zip((places[first] for first in firsts), shown.trace, strict=True)
+    return [trace for _, trace in sorted(found, key=lambda pair: pair[0])]
 
 
 def refuse_new_pictures() -> NoReturn:
@@ -103,10 +137,17 @@ def refuse_new_pictures() -> NoReturn:
     )
 
 
-def refuse_lonely_placeholders(model: Any, ids: Tensor | None) -> None:
-    """Refuse image placeholders without a picture, which the stock model would read as a word."""
-    if ids is not None and bool((ids == model.config.image_token_id).any()):
-        raise UserError("The prompt holds image placeholders but there is no picture; pass pixel_values too.")
+def _refuse_unknown_pictures(handle: PruneHandle, call: Call) -> None:
+    for name in (name for names in PIXELS.values() for name in names):
+        if call.get(name) is not None and name not in handle.family.inputs:
+            raise UserError(f"A {type(handle.model).__name__} has no use for {name}; leave it out.")
+
+
+def refuse_lonely_placeholders(model: Any, ids: Tensor | None, shown: Sequence[str] = ()) -> None:
+    """Refuse placeholders of a kind that is not among the shown ones, which the stock model would read as words."""
+    for kind, names in PIXELS.items():
+        if ids is not None and kind not in shown and bool(placeholders(model, ids, kind).any()):
+            raise UserError(f"The prompt holds {kind} placeholders but there is no {_NOUNS[kind]}; pass {names[0]} too.")
 
 
 def guess_mask(model: Any, call: Call) -> Tensor:

@@ -13,28 +13,35 @@ from torch import nn
 from encoders import UserError, UserTypeError
 from fastervlm import generation
 from fastervlm.anyres import Anyres
-from fastervlm.budget import TokenBudget
+from fastervlm.budget import Budget
 from fastervlm.handle import Handle
 from fastervlm.inllm import InLLM
 from fastervlm.inllm.handle import InLLMHandle
 from fastervlm.llava import Llava
 from fastervlm.llava_next import LlavaNext
 from fastervlm.methods import Method, get_method
+from fastervlm.video_llava import Clips, VideoLlava
 
 # How each kind of model encodes its pictures, by the name of its class or of a class it derives from.
-FAMILIES: dict[str, type[Llava]] = {"LlavaForConditionalGeneration": Llava, "LlavaNextForConditionalGeneration": LlavaNext}
+FAMILIES: dict[str, type[Llava]] = {
+    "LlavaForConditionalGeneration": Llava,
+    "LlavaNextForConditionalGeneration": LlavaNext,
+    "VideoLlavaForConditionalGeneration": VideoLlava,
+}
 
 _HANDLE = "_fastervlm_handle"
 
 
 def prune(
     model: nn.Module,
-    keep: int | float | TokenBudget,
+    keep: int | float | Budget,
     *,
     method: str | Method = "cls",
     anyres: Literal["native", "paper"] = "native",
     newline: Literal["kept", "all", "none"] = "kept",
-    budget: Literal["crop", "image"] = "crop",
+    budget: Literal["crop", "image", "frame", "clip"] = "crop",
+    keep_cls: bool = False,
+    images: bool = True,
     positions: Literal["compact", "original"] = "compact",
 ) -> PruneHandle | InLLMHandle:
     """Let only the best visual tokens of each picture reach the projector and the language model of `model`.
@@ -49,22 +56,32 @@ def prune(
     second kind at different layers.
 
     Several prompts about one picture need it encoded once only: pass the picture once in `pixel_values`, and
-    `image_index=[0, 0, 1]` beside it to say which picture each <image> of the prompts shows.
+    `image_index=[0, 0, 1]` beside it to say which picture each <image> of the prompts shows. `video_index` does so for clips.
+
+    Of a clip, however long, a chunk of frames at a time goes through the tower, and only what is kept of it takes memory. Long
+    ones go through it twice where a frame's number of tokens depends on the others: first for the scores alone.
 
     Args:
-        model: a `LlavaForConditionalGeneration` or `LlavaNextForConditionalGeneration`, with whatever attention backend,
-            dtype or device map; inside the language model of a `VideoLlavaForConditionalGeneration` too.
-        keep: how many visual tokens to keep of each picture, or of each crop of LLaVA-NeXT, its overview included: a count
-            (58), a fraction (0.1) or a `TokenBudget`. Inside the language model: of all visual tokens of a prompt together.
+        model: a `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or `VideoLlavaForConditionalGeneration`,
+            with whatever attention backend, dtype or device map.
+        keep: how many visual tokens to keep of each picture, of each crop of LLaVA-NeXT, its overview included, or of each
+            frame: a count (58), a fraction (0.1), a `TokenBudget`, or an adaptive budget: `Mass(0.9)` and `Outliers()` keep as
+            many as each one's attention asks for, `Total(290)` shares a number among crops or frames. Inside the language
+            model: a count or a fraction of all visual tokens of a prompt together.
         method: which ones: a name in `fastervlm.methods.METHODS` or a method.
-        anyres: how pictures cut into crops are laid out; this and the next two do not matter to models with one crop, and
-            neither they nor `positions` matter inside the language model.
+        anyres: how pictures cut into crops are laid out; this and `newline` do not matter to models with one crop, and
+            neither they nor `budget` nor `positions` matter inside the language model.
             "native" is the model's own way: patches that un-padding removes never compete, so that a crop that is mostly
             padding keeps what it has. "paper" is the reference implementation's, (1 + crops) * K tokens, padding and all; it
             needs the processor of `fastervlm.load(..., anyres="paper")`.
         newline: which newline tokens of the native layout stay: "kept" all but those of rows that lost every patch they had,
             "all" or "none".
-        budget: "crop" gives each crop its own tokens, "image" shares their sum among the crops of a picture by score.
+        budget: "crop" gives each crop, and each frame of a clip, its own tokens; "image" shares their sum among the crops of a
+            picture by score. Of clips "frame" says the same as "crop", and "clip" shares their sum among the frames of a clip
+            by score, some of which may be left with none.
+        keep_cls: of each frame of a clip the [CLS] token stays too, in front of its patches and beside their budget, as in
+            transformers, where it is one of the 257 tokens of a frame. The reference implementation drops it.
+        images: prune pictures beside clips too; False leaves them whole, as the reference implementation does.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
 
     Returns:
@@ -75,15 +92,24 @@ def prune(
             already.
         UserTypeError: the model is of a kind that is not supported.
     """
-    tokens, layout, chosen = TokenBudget.of(keep), Anyres(anyres, newline, budget), get_method(method)
+    tokens, chosen = Budget.of(keep), get_method(method)
+    _check_choice("budget", budget, ("crop", "image", "frame", "clip"))
     _check_choice("positions", positions, ("compact", "original"))
+    layout = Anyres(anyres, newline, "image" if budget == "image" else "crop")
+    clips = Clips(keep_cls, images, "clip" if budget == "clip" else "frame")
     if isinstance(chosen, InLLM):
+        _check_clips(clips, takes_clips=False)
         return InLLMHandle(model, tokens, chosen)
     family = _family(model)
     if _HANDLE in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
+    if budget not in family.budgets:
+        raise UserError(
+            f"budget={budget!r} means nothing to a {type(model).__name__}; choose one of {', '.join(family.budgets)}."
+        )
+    _check_clips(clips, takes_clips=family is VideoLlava)
     family.check(model)
-    return PruneHandle(model, family, tokens, chosen, layout, positions)
+    return PruneHandle(model, family, tokens, chosen, layout, clips, positions)
 
 
 class PruneHandle(Handle):
@@ -93,19 +119,28 @@ class PruneHandle(Handle):
         budget: the token budget in force.
         method: the method in force.
         anyres: how pictures cut into crops are pruned and laid out.
+        clips: how clips are pruned, and pictures beside them.
         positions: "compact" or "original".
-        trace: one `ImageTrace`, or one `CropsTrace` of LLaVA-NeXT, for each <image> of the last call with pictures, in their
-            order.
+        trace: one `ImageTrace`, or one `CropsTrace` of LLaVA-NeXT, for each <image> of the last call with pictures, and one
+            `ClipTrace` for each <video>, in the order of the prompts.
     """
 
     def __init__(
-        self, model: nn.Module, family: type[Llava], budget: TokenBudget, method: Method, anyres: Anyres, positions: str
+        self,
+        model: nn.Module,
+        family: type[Llava],
+        budget: Budget,
+        method: Method,
+        anyres: Anyres,
+        clips: Clips,
+        positions: str,
     ) -> None:
         self.model: Any = model
         self.family = family
         self.budget = budget
         self.method = method
         self.anyres = anyres
+        self.clips = clips
         self.positions = positions
         self.trace: list[Any] = []
         self.originals = {name: model.__dict__.get(name) for name in ("generate", "forward")}
@@ -154,6 +189,17 @@ def _family(model: object) -> type[Llava]:
         if cls.__name__ in FAMILIES:
             return FAMILIES[cls.__name__]
     raise UserTypeError(f"A {type(model).__name__} cannot be pruned; supported models are {', '.join(FAMILIES)}.")
+
+
+def _check_clips(clips: Clips, *, takes_clips: bool) -> None:
+    for name in ("keep_cls", "images"):
+        value = getattr(clips, name)
+        if not isinstance(value, bool):
+            raise UserError(f"{name}={value!r} must be True or False.")
+        if not takes_clips and value is not getattr(Clips(), name):
+            raise UserError(
+                f"{name}={value} is for clips pruned in front of the language model of a Video-LLaVA; leave it out."
+            )
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -93,6 +93,36 @@ class CropsTrace:
 
 
 @dataclass(frozen=True, eq=False)
+class ClipTrace:
+    """One clip of the last pruned call (Video-LLaVA). Dims: F frames.
+
+    Attributes:
+        scores: (F, N) float32, the [CLS] attention of each patch within its frame, mean over heads.
+        mask: (F, N) bool, true where a patch was kept.
+        grid: rows and columns of the patches of a frame; rows * columns == N.
+        keep_cls: whether the [CLS] token of each frame was kept too, in front of its patches.
+        layout: how the kept tokens stand before the language model; "flat": frame after frame, each in raster order.
+    """
+
+    scores: Tensor
+    mask: Tensor
+    grid: tuple[int, int]
+    keep_cls: bool
+    layout: str = "flat"
+
+    @property
+    def num_tokens(self) -> int:
+        """How many visual tokens reach the language model, those of [CLS] included."""
+        return int(self.mask.sum()) + len(self.mask) * self.keep_cls
+
+    @property
+    def frames(self) -> list[ImageTrace]:
+        """The patches of each frame on its own."""
+        kept = [mask.nonzero().flatten() for mask in self.mask]
+        return [ImageTrace(scores, index, self.grid, self.layout) for scores, index in zip(self.scores, kept, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
 class TokenTrace:
     """One prompt of the last call that was pruned inside the language model. Dims: n visual tokens of all its pictures, K kept.
 

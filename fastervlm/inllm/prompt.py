@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from encoders import UserError
-from fastervlm.prompt import check_rising, pad_id, refuse_lonely_placeholders
+from fastervlm.prompt import PIXELS, check_rising, pad_id, pictures_in, placeholders, refuse_lonely_placeholders
 from fastervlm.splice import padded_right
 
-_FEATURES = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 _LENGTH = "_fastervlm_prompt_length"
 
 
@@ -81,23 +80,17 @@ class Prompt:
 
 
 def has_pictures(call: dict[str, Any]) -> list[str]:
-    """The kinds of pictures that a call brings, "image" and "video"."""
-    ready = call.get("mm_encoder_outputs") or {}
-    return [
-        kind
-        for kind, names in _FEATURES.items()
-        if ready.get(kind) is not None or any(call.get(name) is not None for name in names)
-    ]
+    """The kinds of pictures that a call brings, "image" and "video", as pixels or encoded already."""
+    ready, raw = call.get("mm_encoder_outputs") or {}, pictures_in(call)
+    return [kind for kind in PIXELS if kind in raw or ready.get(kind) is not None]
 
 
 def _visual(model: Any, ids: Tensor, call: dict[str, Any]) -> Tensor:
     kinds = has_pictures(call)
-    if "image" not in kinds:
-        refuse_lonely_placeholders(model, ids)
-    if "video" not in kinds and bool((ids == getattr(model.config, "video_token_id", -1)).any()):
-        raise UserError("The prompt holds video placeholders but there is no video; pass pixel_values_videos too.")
-    tokens = [getattr(model.config, f"{kind}_token_id") for kind in kinds]
-    return torch.isin(ids, torch.tensor(tokens, device=ids.device, dtype=ids.dtype))
+    refuse_lonely_placeholders(model, ids, kinds)
+    return torch.stack([torch.zeros_like(ids, dtype=torch.bool), *(placeholders(model, ids, kind) for kind in kinds)]).any(
+        dim=0
+    )
 
 
 def remember_prompt_length(cache: Any, length: int) -> None:

@@ -1,0 +1,132 @@
+"""Video-LLaVA (`VideoLlavaForConditionalGeneration`): pictures, and clips whose frames are each pruned by their own [CLS].
+
+Dims: B clips of F frames, N patches of a frame, T visual tokens, D language model width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from encoders import UserError, VisionEncoder, wrap
+from fastervlm.budget import TokenBudget
+from fastervlm.choice import choose, counts_for
+from fastervlm.llava import Encoded, Llava, check_strategy, encoder_of, flat
+from fastervlm.methods import ClsAttention
+from fastervlm.trace import ClipTrace
+
+if TYPE_CHECKING:
+    from fastervlm.prune import PruneHandle
+
+# Frames that go through the tower at a time; of the others only what is kept of them takes memory.
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Clips:
+    """How clips, and the pictures beside them, are pruned; see `fastervlm.prune`."""
+
+    keep_cls: bool = False
+    images: bool = True
+    budget: Literal["frame", "clip"] = "frame"
+
+
+class VideoLlava(Llava):
+    """How a Video-LLaVA model encodes clips and pictures under pruning."""
+
+    inputs = (
+        *("pixel_values", "pixel_values_images", "pixel_values_videos", "image_index", "video_index"),
+        *("vision_feature_layer", "vision_feature_select_strategy"),
+    )
+    budgets = ("frame", "clip", "crop")
+
+    @staticmethod
+    def check(model: Any) -> None:
+        """Refuse a model whose towers or settings cannot be pruned, before anything is changed."""
+        for tower in (model.model.video_tower, model.model.image_tower):
+            wrap(tower, select_layer=model.config.vision_feature_layer)
+        check_strategy(model.config.vision_feature_select_strategy)
+
+    @classmethod
+    def encode_all(cls, handle: PruneHandle, call: dict[str, Any]) -> dict[str, Encoded]:
+        """All clips and pictures of the call, by the kind of their placeholders."""
+        pictures, old = call.get("pixel_values"), call.get("pixel_values_images")
+        if pictures is not None and old is not None:
+            raise UserError("pixel_values and pixel_values_images are two names of the same pictures; pass one of them.")
+        pictures, videos, encoded = old if pictures is None else pictures, call.get("pixel_values_videos"), {}
+        if pictures is not None:
+            encoded["image"] = _encode_pictures(handle, call, pictures)
+        if videos is not None:
+            encoded["video"] = _encode_clips(handle, call, videos)
+        return {
+            kind: found if call.get(f"{kind}_index") is None else found.shown(call[f"{kind}_index"], kind)
+            for kind, found in encoded.items()
+        }
+
+    @staticmethod
+    def outputs(features: list[Tensor]) -> Tensor:
+        """The features (T_i, D) of one kind as one tensor, (all of them / G, G, D), which the stock model flattens again.
+
+        Beam search parts it between the rows of a batch, which groups of G therefore must not cross.
+        """
+        return torch.cat(features).unflatten(0, (-1, max(1, math.gcd(*map(len, features)))))
+
+
+def _encode_pictures(handle: PruneHandle, call: dict[str, Any], pixel_values: Tensor) -> Encoded:
+    """Pictures (B, 3, H, W) by the image tower; their [CLS] never reaches the language model."""
+    model = handle.model
+    patches = encoder_of(model, call, model.model.image_tower)(pixel_values)
+    if handle.clips.images:
+        choice = choose(patches, counts_for(handle.budget, patches.scores), handle.method)
+    else:
+        choice = choose(patches, [patches.scores.shape[1]] * len(patches.scores), ClsAttention())
+    return flat(choice, model.model.multi_modal_projector)
+
+
+def _encode_clips(handle: PruneHandle, call: dict[str, Any], videos: Tensor) -> Encoded:
+    """Clips (B, F, 3, H, W) by the video tower, a chunk of frames at a time."""
+    if videos.dim() != 5:
+        raise UserError(f"pixel_values_videos of shape (B, F, 3, H, W) are needed, but these are {tuple(videos.shape)}.")
+    model, cls, (clips, frames) = handle.model, handle.clips.keep_cls, videos.shape[:2]
+    encoder = encoder_of(model, call, model.model.video_tower)
+    # Temporal attention looks across the frames of a clip: such a tower gets whole clips, and keeps itself within bounds.
+    chunks = [videos] if encoder.takes_clips else videos.flatten(0, 1).split(CHUNK)
+    counts = _counts_ahead(handle, encoder, chunks, frames)
+    tokens, masks, scores, grid = [], [], [], (0, 0)
+    for number, chunk in enumerate(chunks):
+        patches = encoder(chunk)
+        rows = len(patches.scores)
+        if counts is None:
+            own = counts_for(handle.budget, patches.scores, groups=_groups(rows, frames), pool=handle.clips.budget == "clip")
+        else:
+            own = counts[number * CHUNK :][:rows]
+        choice = choose(patches, own, handle.method)
+        tokens.append(choice.project(model.model.multi_modal_projector, cls=cls)[0])
+        masks.append(choice.mask)
+        scores.append(patches.scores.detach())
+        grid = patches.grid
+    mask, marks = (torch.cat(found).unflatten(0, (clips, frames)) for found in (masks, scores))
+    keep = F.pad(mask, (1, 0), value=cls).flatten(1)
+    features = torch.cat(tokens).split(keep.sum(dim=1).tolist())
+    return Encoded(list(features), list(keep), [ClipTrace(*of, grid, cls) for of in zip(marks, mask, strict=True)])
+
+
+@torch.no_grad()
+def _counts_ahead(handle: PruneHandle, encoder: VisionEncoder, chunks: Sequence[Tensor], frames: int) -> list[int] | None:
+    """How many patches each frame keeps, where that is known only once all chunks are scored; they are read again then."""
+    pool = handle.clips.budget == "clip"
+    if len(chunks) == 1 or (isinstance(handle.budget, TokenBudget) and not pool):
+        return None
+    scores = torch.cat([encoder(chunk).scores for chunk in chunks])
+    return counts_for(handle.budget, scores, groups=_groups(len(scores), frames), pool=pool)
+
+
+def _groups(rows: int, frames: int) -> list[int]:
+    """How many rows each clip has; a chunk of frames that each count for themselves may begin and end within one."""
+    return [frames] * (rows // frames) + [rows % frames] * bool(rows % frames)
