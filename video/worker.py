@@ -1,0 +1,97 @@
+"""The decoding process: takes requests from one pipe, sends frames through another.
+
+Decoders crash and hang on damaged files; here they take nothing with them. Imports neither torch nor the other floors.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from video.sampling import Refused, Sampling, choose, refuse_huge
+
+MOST_MEMORY = 4 << 30
+READERS = ("decord", "pyav")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One file to sample with the first of `readers` that can."""
+
+    path: str
+    readers: tuple[str, ...]
+    sampling: Sampling
+
+
+def main() -> None:
+    """Answer requests until the pipe closes; libraries that print do not reach the pipe or the user's terminal."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    silence = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(silence, standard)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit_memory()
+    while True:
+        try:
+            request: Request = pickle.load(requests)
+        except EOFError:
+            return
+        _answer(request, replies)
+
+
+def _answer(request: Request, replies: BinaryIO) -> None:
+    """Send `reader`, `beat`, `start`, `frame`, `done`, `refused` or `failed`, each a tuple; the pixels follow a `frame`."""
+
+    def send(*message: Any) -> None:
+        pickle.dump(message, replies)
+        replies.flush()
+
+    for name in request.readers:
+        send("reader", name)
+        try:
+            _decode(name, request, send, replies)
+            return send("done")
+        except Refused as error:
+            return send("refused", str(error))
+        except BrokenPipeError:
+            raise
+        except Exception:  # a decoder may raise anything on bad bytes
+            continue
+    return send("failed")
+
+
+def _decode(name: str, request: Request, send: Callable[..., None], replies: BinaryIO) -> None:
+    reader = _reader(name)(request.path, lambda: send("beat"))
+    numbers = choose(reader.timeline, request.sampling)
+    send("start", numbers, [float(reader.timeline.times[number]) for number in numbers])
+    for number in dict.fromkeys(numbers):
+        pixels = reader.frame(number)
+        refuse_huge(*pixels.shape[:2])
+        send("frame", number, pixels.shape)
+        replies.write(pixels.data)
+        replies.flush()
+
+
+def _reader(name: str) -> Any:
+    if name == "decord":
+        from video.decord_reader import DecordReader
+
+        return DecordReader
+    from video.pyav_reader import PyavReader
+
+    return PyavReader
+
+
+def _limit_memory() -> None:
+    """A header that asks for more fails here rather than fill the machine (not on Windows)."""
+    if sys.platform != "win32":
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = MOST_MEMORY if hard == resource.RLIM_INFINITY else min(MOST_MEMORY, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
