@@ -155,7 +155,8 @@ def test_mistake_is_one_sentence(run, model, bench, changes, message):
 
 def test_mistakes_in_words(run, model, bench):
     code, _, err = run("eval", "nothing", *options(model, bench))
-    assert (code, err) == (2, "fastervlm: There is no benchmark 'nothing'; choose one of: textvqa, aokvqa, ocrvqa, sqa.\n")
+    names = "gqa, vqav2, vizwiz, sqa, textvqa, pope, mme, mmbench, mmbench_cn, mmvet, aokvqa, ocrvqa"
+    assert (code, err) == (2, f"fastervlm: There is no benchmark 'nothing'; choose one of: {names}.\n")
     code, _, err = run("compare", *options(model, bench, answers_file=None, out_dir="x", visual_token_num="58,,3"))
     assert (code, err) == (2, "fastervlm: --visual-token-num is ''; give a count such as 58 or a fraction such as 0.1.\n")
     code, _, err = run(

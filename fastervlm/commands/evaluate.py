@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,17 +16,23 @@ from fastervlm.commands.common import (
     ConvMode,
     Device,
     Dtype,
-    ImageFolder,
     Limit,
     MaxNewTokens,
     ModelPath,
     Newline,
-    QuestionFile,
+    OptionalImageFolder,
+    OptionalQuestionFile,
     TaskName,
     number,
     report_failures,
     resumable,
 )
+
+if TYPE_CHECKING:
+    from fastervlm.eval import Score, Task
+    from fastervlm.eval.settings import Settings
+    from fastervlm.eval.subject import Subject
+    from fastervlm.eval.task import Submission
 
 Kept = Annotated[str | None, typer.Option(help="Visual tokens kept: a count (58) or a fraction (0.1); all if left out.")]
 Overlay = Annotated[Path | None, typer.Option(help="Save a PNG of what was kept for the first question.")]
@@ -36,8 +42,11 @@ def evaluate(
     task: TaskName,
     *,
     model: ModelPath,
-    question_file: QuestionFile,
-    image_folder: ImageFolder,
+    data: Annotated[
+        Path | None, typer.Option(help="The benchmark's folder, its files under their usual names; see fastervlm data.")
+    ] = None,
+    question_file: OptionalQuestionFile = None,
+    image_folder: OptionalImageFolder = None,
     answers_file: Annotated[Path, typer.Option(help="Where the answers go (.jsonl).")],
     annotation_file: Annotated[
         Path | None, typer.Option(help="The right answers, if the question file does not hold them; without them no score.")
@@ -61,7 +70,6 @@ def evaluate(
     """Answer a benchmark's questions and score the answers."""
     from fastervlm.anyres import Anyres
     from fastervlm.eval import get_task
-    from fastervlm.eval.overlay import save_overlay
     from fastervlm.eval.runner import evaluate as run
     from fastervlm.eval.settings import Settings, seeded
     from fastervlm.eval.subject import Subject
@@ -69,10 +77,8 @@ def evaluate(
     benchmark = get_task(task)
     settings = Settings(
         task=benchmark,
-        question_file=question_file,
-        image_folder=image_folder,
+        **_files(benchmark, data, question_file, image_folder, annotation_file),
         answers_file=answers_file,
-        annotation_file=benchmark.annotations(question_file, annotation_file),
         keep=None if visual_token_num is None else number(visual_token_num),
         method=seeded(method, seed),
         batch_size=batch_size,
@@ -87,12 +93,47 @@ def evaluate(
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     with resumable():
         protocol, score = run(subject, settings)
-    lines = [*(score.lines() if score else ["No score."]), *_speed_lines(protocol), f"Answers: {answers_file}"]
+    _tell(subject, settings, protocol, score, overlay)
+
+
+def _tell(subject: Subject, settings: Settings, protocol: dict[str, Any], score: Score | None, overlay: Path | None) -> None:
+    """Print what came out, and write what else was asked for."""
+    from fastervlm.eval.overlay import save_overlay
+
+    lines = [*(score.lines() if score else ["No score."]), *speed_lines(protocol), f"Answers: {settings.answers_file}"]
     print("\n".join(lines))
+    if settings.task.submission and protocol["answered"]:
+        _submit(settings.task.submission, settings)
     if overlay and protocol["answered"]:
         save_overlay(subject, settings, overlay)
         print(f"Picture of the kept tokens: {overlay}")
     report_failures(protocol["failed"], protocol["failures"])
+
+
+def _files(task: Task, data: Path | None, questions: Path | None, images: Path | None, right: Path | None) -> dict[str, Any]:
+    """Where the benchmark's files are, by its folder or one by one."""
+    from fastervlm.eval.layout import files_of
+
+    if data is not None:
+        if questions or images or right:
+            raise UserError("--data stands for the question file, the image folder and the annotation file; leave those out.")
+        return files_of(task, data)
+    if questions is None:
+        raise UserError("Give --data with the benchmark's folder, or --question-file and --image-folder.")
+    return {"question_file": questions, "image_folder": images, "annotation_file": task.annotations(questions, right)}
+
+
+def _submit(submission: Submission, settings: Settings) -> None:
+    """Write what the benchmark's server takes beside the answers, if they are enough for it."""
+    from fastervlm.eval.answers import read_answers
+
+    out = settings.answers_file.with_suffix(f".submission{submission.suffix}")
+    try:
+        submission.write(read_answers(settings.answers_file), settings.question_file, out)
+    except UserError as error:
+        print(f"Nothing to submit: {error}")
+    else:
+        print(f"For {submission.address}: {out}")
 
 
 def _check(method: str, keep: int | float | None, overlay: Path | None) -> None:
@@ -108,12 +149,14 @@ def _check(method: str, keep: int | float | None, overlay: Path | None) -> None:
     writable_folder(overlay.parent)
 
 
-def _speed_lines(protocol: dict[str, Any]) -> list[str]:
+def speed_lines(protocol: dict[str, Any]) -> list[str]:
+    """How many visual tokens a question had, and how fast it went."""
     first, rate = protocol["mean_time_to_first_token_s"], protocol["samples_per_second"]
     if protocol["mean_visual_tokens"] is None:
         return []
     most = protocol["visual_token_num"]
-    each = f", at most {most} a crop" if protocol["anyres"] and isinstance(most, int) else ""
+    each = f", at most {most} a crop" if protocol.get("anyres") and isinstance(most, int) else ""
+    each = f" about {protocol['num_frames']} frames" if "num_frames" in protocol else each
     before = protocol["mean_visual_tokens_unpruned"]
     kept = f"Visual tokens: {protocol['mean_visual_tokens']:.5g} of {before:.5g} a question{each}"
     if rate is None:

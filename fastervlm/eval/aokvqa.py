@@ -20,7 +20,7 @@ ASK = (
 _LAYOUT = "it must be a JSON list of question_id, image_id, question, choices, such as aokvqa_v1p0_val.json"
 
 
-def read_questions(question_file: Path, image_folder: Path) -> list[Question]:
+def read_questions(question_file: Path, image_folder: Path | None) -> list[Question]:
     """The questions of a released file; their pictures are COCO's, named by twelve digits."""
     folder = existing_folder(image_folder)
     records = enumerate(_records(question_file).values(), start=1)

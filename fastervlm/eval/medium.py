@@ -73,7 +73,7 @@ class Pictures:
             "image_aspect_ratio": settings.aspect_ratio(subject),
             "anyres": asdict(subject.anyres) if subject.has_crops else None,
             "blind": settings.blind,
-            "image_folder": str(settings.image_folder.resolve()),
+            "image_folder": settings.image_folder and str(settings.image_folder.resolve()),
         }
 
     def layout(self, subject: Subject) -> dict[str, Any]:

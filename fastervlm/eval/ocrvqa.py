@@ -18,7 +18,7 @@ TEST = 3
 BETA = 1.2
 
 
-def read_questions(question_file: Path, image_folder: Path) -> list[Question]:
+def read_questions(question_file: Path, image_folder: Path | None) -> list[Question]:
     """All questions about the first 500 covers of the test split; a cover's picture is named by its key."""
     folder = existing_folder(image_folder)
     covers = ((key, record) for key, record in _records(question_file).items() if record.get("split") == TEST)

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from encoders.errors import UserError
-from fastervlm.conversation import VICUNA_V1
+from fastervlm.conversation import LLAVA_V1, VICUNA_V1
 
-LLAVA_V1 = VICUNA_V1.replace("curious user", "curious human").replace("the user's", "the human's")
 TEMPLATES = {"vicuna_v1": VICUNA_V1, "llava_v1": LLAVA_V1}
 CONV_MODES = (*TEMPLATES, "chat")
 

@@ -12,7 +12,7 @@ from fastervlm.eval.task import Question
 IMAGE_TOKEN = "<image>"
 
 
-def read_questions(question_file: Path, image_folder: Path) -> list[Question]:
+def read_questions(question_file: Path, image_folder: Path | None) -> list[Question]:
     """The questions of a LLaVA question file (`question_id`, `image`, `text`), in the file's order."""
     folder = existing_folder(image_folder)
     questions = [_question(record, line, question_file, folder) for line, record in read_jsonl(question_file)]
@@ -21,8 +21,10 @@ def read_questions(question_file: Path, image_folder: Path) -> list[Question]:
     return questions
 
 
-def existing_folder(image_folder: Path) -> Path:
+def existing_folder(image_folder: Path | None) -> Path:
     """The image folder, resolved."""
+    if image_folder is None:
+        raise UserError("The questions show pictures; give --image-folder, the folder that holds them.")
     if not image_folder.is_dir():
         raise UserError(f"The image folder {image_folder} does not exist; give the folder that holds the pictures.")
     return image_folder.resolve()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -112,10 +113,15 @@ def _scored(settings: Settings, protocol: dict[str, Any]) -> tuple[dict[str, Any
     path, score = settings.annotation_file, None
     if path is not None and protocol["answered"]:
         score = settings.task.scored(read_answers(settings.answers_file), path, settings.question_file)
-        scored = {"annotation_file": str(path), "annotation_file_sha256": hash_files([path]), "score": score.summary()}
+        scored = {"annotation_file": str(path), "annotation_file_sha256": hash_files(_texts(path)), "score": score.summary()}
         protocol = {**protocol, **scored}
         write_protocol(protocol_file(settings.answers_file), protocol)
     return protocol, score
+
+
+def _texts(path: Path) -> list[Path]:
+    """The annotation file, or the files with right answers in an annotation folder."""
+    return sorted(each for each in path.rglob("*") if each.suffix in (".json", ".txt")) if path.is_dir() else [path]
 
 
 class _Rate(ProgressColumn):

@@ -24,7 +24,7 @@ _CORRECT = re.compile(r"The correct answer is \(([A-E])\)")
 _OPTION = re.compile(r"(?:^| )\([A-Z]\)")
 
 
-def read_questions(question_file: Path, image_folder: Path) -> list[Question]:
+def read_questions(question_file: Path, image_folder: Path | None) -> list[Question]:
     """The questions of LLaVA's file (`id`, `image` or none, `conversations`); a question with a picture begins with <image>."""
     folder, records = existing_folder(image_folder), read_json(question_file)
     if not isinstance(records, list) or not records:

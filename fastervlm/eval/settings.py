@@ -33,7 +33,7 @@ class Settings:
 
     task: Task
     question_file: Path
-    image_folder: Path
+    image_folder: Path | None
     answers_file: Path
     annotation_file: Path | None = None
     keep: int | float | None = None

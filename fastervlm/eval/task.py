@@ -73,7 +73,7 @@ class Task:
     """
 
     name: str
-    questions: Callable[[Path, Path], list[Question]]
+    questions: Callable[[Path, Path | None], list[Question]]
     score: Callable[..., Score] | None = None
     prompt: Callable[[Question], str] = lambda question: question.text
     post_process: Callable[[str], str] = str.strip
