@@ -16,6 +16,8 @@ from fastervlm.commands.analyze import analyze
 from fastervlm.commands.bench import bench
 from fastervlm.commands.compare import compare
 from fastervlm.commands.convert import convert
+from fastervlm.commands.data import data
+from fastervlm.commands.demo import demo
 from fastervlm.commands.evaluate import evaluate
 from fastervlm.commands.score import score
 from fastervlm.commands.towers import towers
@@ -32,6 +34,8 @@ app.command()(compare)
 app.command()(bench)
 app.add_typer(analyze, name="analyze")
 app.command()(convert)
+app.command()(demo)
+app.command()(data)
 app.command()(towers)
 
 

@@ -1,0 +1,39 @@
+"""`fastervlm demo`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from encoders.errors import UserError
+from fastervlm.commands.common import Device, Dtype, OptionalModel
+
+
+def demo(
+    *,
+    model: OptionalModel = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets the whole network in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port to listen at; the first free one from 7860 on if left out.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Also make a public address, through Gradio's servers.")] = False,
+) -> None:
+    """Open the demo in a browser: a question about a picture, answered with all visual tokens and with a few, side by side.
+
+    Without a model it shows the tiny model of this checkout.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise UserError("The demo needs Gradio; install it with: pip install 'fastervlm[demo]'.") from None
+    from fastervlm.demo.engine import Engine
+    from fastervlm.demo.serve import examples_for, serve
+    from fastervlm.embedded import embedded_model
+    from fastervlm.eval.subject import Subject
+
+    path = model or str(embedded_model())
+    engine = Engine(Subject(path, dtype, device))
+    serve(engine, examples_for(path), host=host, port=port, share=share)

@@ -1,0 +1,105 @@
+"""What happens on the page: from the values of its parts to what they show."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from encoders.errors import UserError
+from fastervlm.demo import views
+from fastervlm.demo.answers import Answers, Ask, Reply
+from fastervlm.demo.asking import answers
+from fastervlm.demo.engine import Engine
+from fastervlm.demo.uploads import sound_picture
+from fastervlm.methods import get_method
+
+Update = tuple[Any, ...]
+_BLANK = ("", "", "", "")
+
+
+class Events:
+    """The handlers of one page; they hold nothing of any user."""
+
+    def __init__(self, engine: Engine, examples: Sequence[tuple[str, str]]) -> None:
+        self.engine, self.examples = engine, examples
+
+    def pick(self, event: gr.SelectData) -> tuple[str, str]:
+        """Picture and question of an example."""
+        return self.examples[event.index]
+
+    def ask(
+        self, picture: str | None, question: str, keep: int, method: str, layer: int, short: bool, longest: int, known: Any
+    ) -> Iterator[Update]:
+        """One turn with the model; what only picture, question and method decide is not computed again."""
+        about = (picture, question, method, layer if has_layer(method) else None, short, longest)
+        try:
+            with _in_words():
+                if picture is None:
+                    raise UserError("Choose a picture first.")
+                asked = Ask(Path(picture), question, int(keep), method, about[3], short, int(longest))
+                yield from self._shown(answers(self.engine, asked, more=about != known), asked, about, about != known)
+        except gr.Error:
+            yield (*_BLANK, None)
+            raise
+
+    def ask_again(self, picture: str | None, question: str, *others: Any) -> Iterator[Update]:
+        """The same when a slider has moved; without a picture or a question nothing happens."""
+        if picture is not None and question.strip():
+            yield from self.ask(picture, question, *others)
+
+    def look_at(self, picture: str | None) -> Update:
+        """Check a picture as soon as it is there, and clear what was said about the one before."""
+        try:
+            upright = None if picture is None else str(sound_picture(Path(picture)))
+        except UserError as error:
+            gr.Warning(escape(str(error)), title="Not this picture")
+            return (None, *_BLANK, None)
+        return (gr.skip() if upright == picture else upright, *_BLANK, None)
+
+    def show_layer(self, method: str) -> Any:
+        """The slider of the layer, where the method has one."""
+        if not has_layer(method):
+            return gr.update(visible=False)
+        return gr.update(visible=True, value=min(get_method(method).layer, self.engine.layers - 1))  # type: ignore[attr-defined]
+
+    def _shown(self, states: Iterator[Answers], asked: Ask, about: Any, more: bool) -> Iterator[Update]:
+        """Each state as HTML; parts that are as they were are left alone."""
+        if more:
+            yield (*_BLANK, None)
+        before = Answers(Reply(None), Reply(asked.keep))
+        for state in states:
+            yield (
+                views.answers(state, self.engine.tokens),
+                gr.skip() if state.kept is before.kept else views.kept(state.kept, state.pruned),
+                gr.skip() if state.sweep == before.sweep else views.sweep(state.sweep, asked.question),
+                gr.skip() if state.attention is before.attention else views.attention(state.attention),
+                gr.skip(),
+            )
+            before = state
+        if more and before.attention is not None:
+            yield (*(gr.skip() for _ in _BLANK), about)
+
+
+def has_layer(method: str) -> bool:
+    """Whether one can choose the layer at which a method prunes."""
+    chosen = get_method(method)
+    return is_dataclass(chosen) and "layer" in {field.name for field in fields(chosen)}
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Any failure as one sentence on the page; what is no user's mistake also as one line in the terminal."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(escape(str(error)), title="That does not work", print_exception=False) from None
+    except Exception as error:
+        print(f"fastervlm: the demo failed with {type(error).__name__}: {error}", file=sys.stderr)
+        raise gr.Error("This failed; the terminal of the demo says why.", print_exception=False) from None

@@ -1,0 +1,59 @@
+"""Files that users hand in: refused before they are decoded, or made ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from encoders.errors import UserError
+from fastervlm.eval.pictures import BadPicture, open_picture
+from fastervlm.eval.task import Question
+
+MOST_MEGAPIXELS = 40
+MOST_BYTES = 20 << 20
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+_ORIENTATION = 0x0112  # the EXIF tag by which cameras say which side is up
+
+
+def sound_picture(path: Path) -> Path:
+    """The file of an uploaded picture if it can be used, upright: of one that a camera has turned, a copy beside it.
+
+    Raises:
+        UserError: it is missing, empty, too large, no picture, or damaged.
+    """
+    upright = path.with_name(f"{path.stem}.upright.png")
+    if upright.exists():
+        return upright
+    turned = _check_header(path)
+    try:
+        picture = open_picture(Question(1, "upload", "", path))
+    except BadPicture as error:
+        raise UserError(f"The picture {error}; choose another.") from None
+    if not turned:
+        return path
+    with Image.open(path) as stored:
+        picture.info["exif"] = stored.getexif().tobytes()
+    ImageOps.exif_transpose(picture).save(upright)
+    return upright
+
+
+def _check_header(path: Path) -> bool:
+    """Refuse by size and kind, without decoding; whether a camera has turned the picture."""
+    if not path.is_file():
+        raise UserError("The picture is gone; choose it anew.")
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError("The file is empty; choose another picture.")
+    if size > MOST_BYTES:
+        raise UserError(f"The file has {size / (1 << 20):.0f} MB; choose one of at most {MOST_BYTES >> 20} MB.")
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            pixels, turned = picture.width * picture.height, picture.getexif().get(_ORIENTATION, 1) != 1
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        pixels, turned = float("inf"), False
+    except Exception:  # a decoder may raise anything on bad bytes
+        raise UserError("This is no picture that can be read; choose a PNG, JPEG, WebP, GIF or BMP file.") from None
+    if pixels > MOST_MEGAPIXELS * 1_000_000:
+        raise UserError(f"The picture has too many pixels; choose one of at most {MOST_MEGAPIXELS} megapixels.")
+    return turned
