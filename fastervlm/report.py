@@ -55,7 +55,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Named arrays as .npz, whole or not at all."""
     with whole(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
 
 
 @contextmanager

@@ -159,7 +159,7 @@ class Sums:
     def load(cls, path: Path) -> tuple[Sums, dict[str, Any]]:
         """What was saved, and whose it is."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files if name != "about"}
                 about = json.loads(str(file["about"]))
             sums = cls(about["layers"], tuple(about["grid"]))
@@ -170,7 +170,7 @@ class Sums:
             names = dict.fromkeys(name.split("/")[0] for name in arrays)
             sums.units = {name: UnitSums(*(arrays[f"{name}/{each.name}"] for each in fields(UnitSums))) for name in names}
             return sums, dict(about["identity"])
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
             raise UserError(f"{path} holds no sums of an analysis; remove it, and its questions are read anew.") from None
 
 

@@ -277,4 +277,5 @@ def test_command_refuses_halves_and_missing_files(model, bench, tmp_path):
         command(model=str(model), question_file=tmp_path / "no.json", image_folder=tmp_path)
     with pytest.raises(UserError, match="no benchmark 'riddles'"):
         command(task="riddles")
-    assert typer.main.get_command(analyze).list_commands(None) == ["attn-efficiency"]  # type: ignore[union-attr,arg-type]
+    names = ["attn-efficiency", "attn-shift", "attn-dispersion"]
+    assert typer.main.get_command(analyze).list_commands(None) == names  # type: ignore[union-attr,arg-type]

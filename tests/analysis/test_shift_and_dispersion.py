@@ -1,0 +1,356 @@
+"""Whole runs: means over questions against eager attention, files, pages, scripts, runs that are stopped."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from PIL import Image
+
+from encoders import UserError
+from fastervlm.analysis import KINDS, attn_dispersion, attn_shift, reading
+from fastervlm.analysis.dispersion import histogram
+from fastervlm.analysis.examples import extremes
+from fastervlm.analysis.page import Picture, Table, write_page
+from fastervlm.analysis.questions import CONVERSATIONS
+from fastervlm.anyres import Anyres
+from fastervlm.commands import analyze as commands
+from fastervlm.eval.subject import Subject
+from tests import next_plain, tiny
+from tests.analysis.test_received import by_loops, cls_scores, eager_maps, of_reference
+from tests.plain import IMAGE_ID, one_sentence
+
+ROOT = Path(__file__).parents[2]
+DRAWING = [
+    *(f"shift.{name}" for name in ("draw_story", "draw_layers", "draw_spread", "draw_grid", "draw_by_layer")),
+    *(f"dispersion.{name}" for name in ("draw_by_layer", "draw_curves", "draw_curves_by_layer", "draw_histogram")),
+]
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Plots take most of the time of such a short run; what they would show is kept by path."""
+    drawn: dict[str, Any] = {}
+
+    def draw(*given):
+        (path,) = (each for each in given if isinstance(each, Path))
+        drawn[path.name] = given
+        Image.new("RGB", (4, 4)).save(path)
+
+    for name in DRAWING:
+        monkeypatch.setattr(f"fastervlm.analysis.{name}", draw)
+    return drawn
+
+
+def asked(settings, **changes):
+    return settings(keep=None, annotation_file=None, **({"limit": 4} | changes))
+
+
+def prompts(subject, chosen, count):
+    """What each question becomes, made by hand."""
+    for line in chosen.question_file.read_text().splitlines()[:count]:
+        question = json.loads(line)
+        picture = Image.open(chosen.image_folder / question["image"]).convert("RGB")
+        if not subject.has_crops:
+            side = max(picture.size)
+            square = Image.new("RGB", (side, side), tuple(int(255 * x) for x in subject.processor.image_processor.image_mean))
+            square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+            picture = square
+        text = f"USER: <image>\n{question['text']} ASSISTANT:"
+        yield dict(subject.processor(images=picture, text=text, return_tensors="pt")), picture
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_means_over_questions_equal_eager_attention_and_the_reference(subject, settings, tmp_path):
+    chosen, out = asked(settings), tmp_path / "out"
+    shift, dispersion = attn_shift(subject, chosen, out), attn_dispersion(subject, chosen, out)
+    rows, lengths = [], set()
+    for inputs, _ in prompts(subject, chosen, 4):
+        ids = inputs["input_ids"][0].tolist()
+        lengths.add(len(ids))
+        kinds = [of_reference(each, ids.index(IMAGE_ID), tiny.PATCHES) for each in eager_maps(subject.model, inputs)]
+        scores = cls_scores(subject.model.model.vision_tower, inputs["pixel_values"])[0].double().numpy()
+        rows.append(np.concatenate((scores[None], *kinds)))
+    assert len(lengths) > 1
+    values = np.stack(rows)  # (questions, 1 + 4 L, N)
+    numbers = np.load(out / "attn_shift.npz")
+    np.testing.assert_allclose(numbers["picture/attention/cls"], values[:, 0].mean(axis=0), atol=1e-6)
+    for place, kind in enumerate(KINDS):
+        expected = values[:, 1 + place :: 4].mean(axis=0)
+        np.testing.assert_allclose(numbers[f"picture/attention/{kind}"], expected, rtol=0, atol=1e-6)
+    raster = np.arange(tiny.PATCHES)
+    centres = ((values * raster).sum(axis=2) / values.sum(axis=2) / raster[-1]).mean(axis=0)
+    assert shift["units"]["picture"]["cls_centre_of_mass"] == pytest.approx(centres[0], abs=1e-6)
+    told = [[layer[kind]["centre_of_mass"]["mean"] for kind in KINDS] for layer in shift["units"]["picture"]["layers"]]
+    np.testing.assert_allclose(np.ravel(told), centres[1:], atol=1e-6)
+    for place, kind in enumerate(KINDS):
+        first, second = centres[1 + place :: 4]
+        assert shift["together"]["picture"]["slope_of_centre_over_layers"][kind] == pytest.approx(second - first, abs=1e-6)
+    ordered = -np.sort(-values, axis=2)
+    curves = (ordered / ordered.sum(axis=2, keepdims=True)).mean(axis=0).cumsum(axis=1)
+    numbers = np.load(out / "attn_dispersion.npz")
+    np.testing.assert_allclose(numbers["picture/curve/cls"], curves[0], atol=1e-6)
+    np.testing.assert_allclose(numbers["picture/curve/last"], curves[4::4], atol=1e-6)
+    for name, pooled in (("cls", values[:, 0]), ("last", values[:, 8])):
+        counts, edges = np.histogram((pooled / pooled.max()).astype(np.float32), 200)
+        np.testing.assert_allclose(numbers[f"histogram/{name}/edges"], edges, atol=1e-5)
+        assert np.abs(np.cumsum(numbers[f"histogram/{name}/proportions"] - counts / pooled.size)).max() <= 2 / pooled.size
+    for name, found in (("shift", shift), ("dispersion", dispersion)):
+        assert found == json.loads((out / f"attn_{name}.json").read_text(), object_hook=by_number)
+        assert (found["questions"], found["layers"], found["patches"], found["mean_visual_tokens"]) == (4, 2, [4, 4], 16)
+
+
+def by_number(record):
+    return {int(key) if key.isdigit() else key: value for key, value in record.items()}
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory):
+    """Folder of a LLaVA-NeXT."""
+    folder = tmp_path_factory.mktemp("next") / "tiny-next"
+    tiny.llava_next().save_pretrained(folder)
+    next_plain.processor_of("native").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("anyres", next_plain.MODES)
+def test_run_on_crops(crops, anyres, settings, tmp_path, undrawn):
+    subject, chosen, out = Subject(str(crops), anyres=Anyres(anyres)), asked(settings, limit=8), tmp_path / "out"
+    shift = attn_shift(subject, chosen, out)
+    attn_dispersion(subject, chosen, out)
+    assert list(shift["together"]) == ["overview", "crop", "run"]
+    units = [name for name in shift["units"] if name not in ("overview", "run")]
+    assert len(units) > 3
+    assert {path.stem for path in (out / "units").iterdir()} == set(units)
+    assert shift["tokens_without_patch"]["questions"] == (8 if anyres == "native" else 0)
+    if anyres == "native":
+        overviews = []
+        for inputs, _ in prompts(subject, chosen, 8):
+            ids = inputs["input_ids"][0].tolist()
+            overviews.append([by_loops(each, ids)[:, : tiny.PATCHES] for each in eager_maps(subject.model, inputs)])
+        expected = np.mean(overviews, axis=0)
+        found = np.load(out / "attn_shift.npz")
+        for place, kind in enumerate(KINDS):
+            np.testing.assert_allclose(found[f"overview/attention/{kind}"], expected[:, place], rtol=0, atol=1e-6)
+    assert "attn_dispersion_crop.png" in undrawn
+    assert len(list((out / "examples").glob("*.jpg"))) == 8  # four pictures, twice each
+
+
+class Page(HTMLParser):
+    """Tags that are opened and closed in order, and all addresses."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.seen = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_command_writes_all_files_and_says_where(model, bench, tmp_path, capsys):
+    out = tmp_path / "out"
+    data = {name: bench[name] for name in ("question_file", "image_folder")}
+    commands.attn_shift(model=str(model), **data, out_dir=out, limit=2)
+    assert f"To look at: {out}/attn_shift.html" in capsys.readouterr().out
+    layers = {f"{kind}_attn/{what}/layer_{i}.png" for kind in KINDS for what in ("dist", "map") for i in (0, 1)}
+    several = {f"{kind}_attn/layers.png" for kind in KINDS}
+    shift = {"attn_shift.html", "attn_shift.json", "attn_shift.npz", "attn_shift.png", "overlap.png"}
+    examples = {f"examples/strongest_1_{by}.jpg" for by in ("cls", "last")}
+    expected = layers | several | shift | examples | {"questions_read.npz", "cls_attn/dist.png", "cls_attn/map.png"}
+    assert files(out) == expected
+    commands.attn_dispersion(model=str(model), **data, out_dir=out, limit=2)
+    said = capsys.readouterr()
+    assert "All questions are read already" in said.err
+    assert f"To look at: {out}/attn_dispersion.html" in said.out
+    expected |= {f"attn_dispersion.{kind}" for kind in ("html", "json", "npz", "png")}
+    assert files(out) == expected | {"CDF.png", "CDF_layers.png", "cls_attn_dist.png", "last_attn_dist.png"}
+    for path in [*out.rglob("*.png"), *out.rglob("*.jpg")]:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 300, path
+            assert len(set(picture.convert("L").resize((64, 64)).tobytes())) > 5, path
+    for name in ("shift", "dispersion"):
+        text = (out / f"attn_{name}.html").read_text()
+        page = Page(text)
+        assert page.open == []
+        assert all(address.startswith("data:image/") for address in page.addresses)
+        assert "http" not in re.sub(r'src="[^"]*"', "", text)
+        assert "url(" not in re.sub(r'src="[^"]*"', "", text)
+        assert page.seen.count("img") > 5
+        for part in ("prefers-color-scheme: dark", "width=device-width", "Strongest agreement", "tiny", "weights_sha256"):
+            assert part in text
+
+
+def test_page_escapes_what_it_is_given(tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (2, 2)).save(picture)
+    nasty = '<script>alert("x")</script>'
+    about = {"model": nasty, "questions": 1, "layers": 2, "failures": [], "versions": {nasty: nasty}, "command": nasty}
+    table = Table(nasty, [nasty], [[nasty]])
+    write_page(tmp_path / "a.html", nasty, nasty, about, [table], [Picture(picture, nasty), Picture(picture, nasty, True)], [])
+    assert "script" not in Page((tmp_path / "a.html").read_text()).seen
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_pictures_that_cannot_be_read_are_named_and_tried_again(model, bench, tmp_path, capsys):
+    whole = (bench["image_folder"] / "p0.png").read_bytes()
+    data = {name: bench[name] for name in ("question_file", "image_folder")}
+    commands.attn_shift(model=str(model), **data, out_dir=tmp_path / "sound", limit=3)
+    (bench["image_folder"] / "p0.png").write_bytes(b"")
+    with pytest.raises(typer.Exit) as ended:
+        commands.attn_shift(model=str(model), **data, out_dir=tmp_path / "out", limit=3)
+    assert ended.value.exit_code == 1
+    out, err = capsys.readouterr()
+    assert "Attention shift of 1 questions, 2 layers" in out
+    assert err.count("p0.png is empty") == 2
+    found = json.loads((tmp_path / "out" / "attn_shift.json").read_text())
+    assert [failure["line"] for failure in found["failures"]] == [1, 2]
+    with pytest.raises(UserError, match="no question with a picture that can be read"):
+        commands.attn_shift(model=str(model), **data, out_dir=tmp_path / "none", limit=2)
+    assert files(tmp_path / "none") == set()
+    (bench["image_folder"] / "p0.png").write_bytes(whole)
+    commands.attn_shift(model=str(model), **data, out_dir=tmp_path / "out", limit=3)
+    ours, sound = (np.load(tmp_path / name / "attn_shift.npz") for name in ("out", "sound"))
+    for name in sound.files:
+        np.testing.assert_allclose(ours[name], sound[name], rtol=1e-12)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_conversations_and_those_without_a_picture(subject, settings, bench, tmp_path):
+    def turn(number, text="Describe it.\n<image>", **changes):
+        return {"id": f"c{number}", "image": f"p{number}.png", "conversations": [{"from": "human", "value": text}]} | changes
+
+    path = tmp_path / "mix.json"
+    path.write_text(json.dumps([turn(1), turn(2, image=None), turn(0, "<image>\nWhy is it so, and since when?")]))
+    chosen = replace(asked(settings), task=CONVERSATIONS, question_file=path)
+    found = attn_shift(subject, chosen, tmp_path / "out")
+    assert (found["questions"], found["without_picture"], found["failures"]) == (2, 1, [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_other_settings_are_refused_and_two_runs_at_once(subject, settings, tmp_path):
+    out = tmp_path / "out"
+    attn_shift(subject, asked(settings, limit=2), out)
+    before = (out / reading.FILE).read_bytes()
+    for changes in ({"limit": 3}, {"conv_mode": "vicuna_v1"}, {"image_aspect_ratio": "square"}):
+        with pytest.raises(UserError, match="belongs to another run") as raised:
+            attn_dispersion(subject, asked(settings, **({"limit": 2} | changes)), out)
+        assert "\n" not in str(raised.value)
+    assert (out / reading.FILE).read_bytes() == before
+    with reading._alone(out), pytest.raises(UserError, match="Another run is writing") as raised:
+        attn_dispersion(subject, asked(settings, limit=2), out)
+    one_sentence(raised.value)
+    attn_dispersion(subject, asked(settings, limit=2), out)
+
+
+def test_stopped_run_says_how_to_go_on(model, bench, tmp_path, monkeypatch, capsys):
+    data = {name: bench[name] for name in ("question_file", "image_folder")}
+    monkeypatch.setattr(reading, "receive", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(typer.Exit) as ended:
+        commands.attn_shift(model=str(model), **data, out_dir=tmp_path / "out", limit=2)
+    assert ended.value.exit_code == 130
+    assert "goes on where this one stopped" in capsys.readouterr().err
+    assert files(tmp_path / "out") == set()
+
+
+def test_killed_at_every_step_each_question_is_counted_once(model, bench, tmp_path):
+    """`kill_reading.py` kills readings with SIGKILL at each rename and starts them again."""
+    script = Path(__file__).with_name("kill_reading.py")
+    command = [sys.executable, str(script), str(model), str(bench["question_file"].parent), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    assert len(outcomes) >= 9
+    for outcome in outcomes:
+        assert outcome["same"], outcome
+        assert 2 <= outcome["read"] <= 4, outcome  # what was on disk is not read again
+        assert set(outcome["left"]) <= {reading.FILE, f"{reading.FILE}.new"}, outcome
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_examples_are_those_with_most_and_least_agreement(subject, settings, tmp_path):
+    read = reading.read_questions(subject, asked(settings, limit=10), tmp_path / "out")
+    best, worst = extremes(read)
+    images = [read.questions[line].image for line in (*best, *worst)]
+    assert (len(best), len(worst), len(set(images))) == (3, 2, 5)  # five pictures, two questions each
+    values = read.sums.agreement
+    by_image: dict[Any, list[float]] = {}
+    for line, value in values.items():
+        by_image.setdefault(read.questions[line].image, []).append(value)
+    ranked = sorted((max(each) for each in by_image.values()), reverse=True)
+    assert [values[line] for line in best] == ranked[:3]
+    assert values[worst[0]] == min(values[line] for line in values if read.questions[line].image not in images[:3])
+    picture, received = read.again(best[0])
+    assert picture.size[0] == picture.size[1]
+    assert torch.equal(received.tokens, torch.arange(tiny.PATCHES))
+
+
+def test_histogram_of_pooled_values():
+    proportions, edges, largest = histogram(np.array([0.0, 0.25, 0.5, 0.5], dtype=np.float32))
+    assert (largest, len(proportions), len(edges)) == (0.5, 200, 201)
+    assert (proportions[0], proportions[100], proportions[-1]) == (0.25, 0.25, 0.5)
+    assert (edges[0], edges[-1]) == (0, 1)
+
+
+def script(tmp_path, name, *arguments, **environment):
+    """Run a script from another working directory."""
+    named = ("CKPT", "DATA", "IMAGES", "ANYRES", "LIMIT", "OUT")
+    clean = {key: value for key, value in os.environ.items() if key not in named}
+    settings = {key: str(value) for key, value in environment.items()}
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts" / f"analyze_attn_{name}.sh"), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean | {"PYTHON": sys.executable} | settings,
+    )
+
+
+def test_scripts_run_on_conversations(model, bench, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    bench["image_folder"].rename(data / "images")
+    turns = [{"from": "human", "value": "<image>\nDescribe it."}, {"from": "gpt", "value": "No."}]
+    records = [{"id": str(i), "image": f"p{i}.png", "conversations": turns} for i in range(3)]
+    (data / "llava_v1_5_mix1k.jsonl").write_text("\n".join(map(json.dumps, records)))
+    for name in ("shift", "dispersion"):
+        done = script(tmp_path, name, CKPT=model, DATA=data, OUT=out, LIMIT=1)
+        assert done.returncode == 0, done.stderr
+        assert f"{out}/attn_{name}.html" in done.stdout
+        found = json.loads((out / f"attn_{name}.json").read_text())
+        assert (found["task"], found["questions"], found["limit"]) == ("conversations", 1, 1)
+        assert found["prompt_template"].startswith("A chat between a curious user and")
+    assert "only drawn anew" in done.stderr
+
+
+def test_scripts_say_what_is_wrong(tmp_path):
+    mistakes: list[Any] = [
+        (["58"], {}, 2, "no arguments"),
+        ([], {"CKPT": tmp_path / "no"}, 2, "is no folder"),
+        ([], {"ANYRES": "wide"}, 2, "choose paper or native"),
+        ([], {"DATA": tmp_path}, 1, "llava_v1_5_mix1k.jsonl"),
+    ]
+    for arguments, environment, code, message in mistakes:
+        done = script(tmp_path, "shift", *arguments, **environment)
+        assert (done.returncode, message in done.stderr) == (code, True), done.stderr
