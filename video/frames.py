@@ -18,6 +18,7 @@ from video.sampling import STRATEGIES, Sampling
 from video.worker import READERS, Request
 
 BUFFERED = 64e6
+MOST_CRASHES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,8 @@ def _file(path: str | os.PathLike[str]) -> Path:
 def _sample(file: Path, sampling: Sampling) -> Frames:
     """Ask the readers one after the other; one that crashes the decoding process counts as one that cannot read."""
     failed: set[str] = set()
-    while readers := tuple(name for name in _order(file) if name not in failed):
+    for _ in range(MOST_CRASHES):
+        readers = tuple(name for name in _order(file) if name not in failed)
         try:
             frames = _ask(file, Request(str(file), readers, sampling), failed)
         except Crashed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,67 +11,74 @@ import numpy as np
 from video.sampling import Refused, Timeline, refuse_huge
 
 STRIDE = 16
-STEPS_BACK = (0.0, 10.0, None)
+STEPS_BACK = (0, 10)
+STAMPED = {"asf", "flv", "gif", "matroska", "mov", "mpegts"}
 
 
 class PyavReader:
-    """Frames by number, found by their time stamps; a file without time stamps is decoded from its start and counted.
+    """Frames by number: found by their time stamps, or counted from the start where a container does not stamp each frame.
 
-    `beat` is called after every few frames. One thread decodes: several would each hold frames.
+    Keyframes are marked, so that `only_keys` changes nothing. `beat` is called after every few frames. One thread decodes: several would each hold frames.
     """
 
-    def __init__(self, path: str, beat: Callable[[], None]) -> None:
+    def __init__(self, path: str, beat: Callable[[], None], only_keys: bool = False) -> None:
         self._path, self._beat = path, beat
         self._open()
         refuse_huge(self._stream.codec_context.height, self._stream.codec_context.width)
-        packets = []
-        for packet in self._file.demux(self._stream):
-            if packet.size and not packet.is_discard:
-                packets.append((packet.pts, packet.duration or 0, packet.is_keyframe))
-                if len(packets) % 1000 == 0:
-                    beat()
+        self._stamps: np.ndarray | None = None
+        packets = self._packets() if STAMPED & set(self._file.format.name.split(",")) else []
         stamps = {pts for pts, _, _ in packets}
-        exact = None not in stamps and len(stamps) == len(packets)
+        exact = packets and None not in stamps and len(stamps) == len(packets)
         self.timeline = self._stamped(sorted(packets)) if exact else self._counted()
         self._frames: Iterator[tuple[int, Any]] = iter(())
         self._next = len(self.timeline.times)
 
     def frame(self, number: int) -> np.ndarray:
         """(H, W, 3) uint8, upright; numbers should rise. Raises `LookupError` for a frame that cannot be decoded."""
-        keys = self.timeline.keys
-        key = int(keys[max(0, np.searchsorted(keys, number, side="right") - 1)])
-        steps = STEPS_BACK if self._next > number or self._next < key else ("on", *STEPS_BACK)
-        for back in steps:
-            if back != "on":
-                self._restart(number, back)
+        for begin in self._beginnings(number):
+            if not begin():
+                continue
             for found, frame in self._frames:
                 self._next = found + 1
                 if found == number:
-                    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90))
+                    return np.ascontiguousarray(np.rot90(self._colours(frame), frame.rotation // 90))
                 if found > number:
                     break
         raise LookupError(number)
 
-    def _open(self) -> None:
+    def _beginnings(self, number: int) -> Iterator[Callable[[], bool]]:
+        """Ways to come to stand before a frame, the cheapest first; each tells whether it worked."""
+        keys = self.timeline.keys[self.timeline.keys <= number]
+        if self._next <= number and (self._stamps is None or not len(keys) or keys[-1] <= self._next):
+            yield lambda: True
+        if self._stamps is not None:
+            stamp = int(self._stamps[number])
+            for seconds in STEPS_BACK:
+                yield lambda seconds=seconds: self._seek(stamp - int(seconds / self._base))
+        yield self._open
+
+    def _open(self) -> bool:
         import av
 
-        self._file = av.open(self._path, metadata_errors="replace")
+        self._file: Any = av.open(self._path, metadata_errors="replace")
         if not self._file.streams.video:
             raise Refused("holds no moving pictures")
-        self._stream = self._file.streams.video[0]
+        self._stream: Any = self._file.streams.video[0]
         self._stream.codec_context.thread_count = 1
-
-    def _restart(self, number: int, back: float | None) -> None:
-        """Decode anew from a keyframe at least `back` seconds before a frame, or from the start of the file."""
-        if self._stamps is None or back is None:
-            self._file.close()
-            self._open()
-        else:
-            stamp = int(self._stamps[number]) - round(back / self._stream.time_base)
-            self._file.seek(stamp, stream=self._stream)
+        self._base = self._stream.time_base or Fraction(1, 1000)
         self._frames = self._numbered()
+        return True
+
+    def _seek(self, stamp: int) -> bool:
+        try:
+            self._file.seek(stamp, stream=self._stream)
+        except OSError:
+            return False
+        self._frames = self._numbered()
+        return True
 
     def _numbered(self) -> Iterator[tuple[int, Any]]:
+        """The frames from here on with their numbers."""
         for count, frame in enumerate(self._decoded()):
             if self._stamps is None:
                 yield count, frame
@@ -90,24 +98,36 @@ class PyavReader:
             except av.error.InvalidDataError:
                 continue
 
+    def _colours(self, frame: Any) -> np.ndarray:
+        """(H, W, 3) uint8 of the size that the header says, as stored."""
+        context = self._stream.codec_context
+        return frame.to_ndarray(format="rgb24", width=context.width, height=context.height)
+
+    def _packets(self) -> list[tuple[Any, int, bool]]:
+        """(time stamp, duration, keyframe) of each frame, in the order of the file."""
+        packets = []
+        for count, packet in enumerate(self._file.demux(self._stream)):
+            if count % 1000 == 0:
+                self._beat()
+            if packet.size and not packet.is_discard:
+                packets.append((packet.pts, packet.duration or 0, packet.is_keyframe))
+        return packets
+
     def _stamped(self, packets: list[tuple[int, int, bool]]) -> Timeline:
-        if not packets:
-            raise LookupError(0)
         self._stamps = np.array([pts for pts, _, _ in packets])
-        times = (self._stamps - self._stamps[0]) * float(self._stream.time_base)
-        stop = times[-1] + packets[-1][1] * float(self._stream.time_base)
+        times = (self._stamps - self._stamps[0]) * float(self._base)
+        stop = times[-1] + packets[-1][1] * float(self._base)
         return Timeline(times.round(6), float(stop), np.flatnonzero([key for _, _, key in packets]))
 
     def _counted(self) -> Timeline:
-        self._stamps = None
-        self._file.close()
+        """Decode everything once; a file that gives its frames no usable times runs at its nominal rate."""
         self._open()
-        rate = float(self._stream.average_rate or 0) or 25.0
+        step = 1 / float(self._stream.average_rate or 25)
         shown = [(frame.time, frame.key_frame) for frame in self._decoded()]
         if not shown:
             raise LookupError(0)
         times = np.array([np.nan if time is None else time for time, _ in shown])
-        if np.isnan(times).any() or (np.diff(times) <= 0).any():
-            times = np.arange(len(shown)) / rate
+        if not (np.diff(times) > 0).all():
+            times = np.arange(len(shown)) * step
         times = (times - times[0]).round(6)
-        return Timeline(times, float(times[-1] + 1 / rate), np.flatnonzero([key for _, key in shown]))
+        return Timeline(times, float(times[-1] + step), np.flatnonzero([key for _, key in shown]))

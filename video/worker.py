@@ -66,7 +66,8 @@ def _answer(request: Request, replies: BinaryIO) -> None:
 
 
 def _decode(name: str, request: Request, send: Callable[..., None], replies: BinaryIO) -> None:
-    reader = _reader(name)(request.path, lambda: send("beat"))
+    only_keys = request.sampling.strategy == "keyframes"
+    reader = _reader(name)(request.path, lambda: send("beat"), only_keys)
     numbers = choose(reader.timeline, request.sampling)
     send("start", numbers, [float(reader.timeline.times[number]) for number in numbers])
     for number in dict.fromkeys(numbers):

@@ -6,6 +6,8 @@ channels are told; the twelve other blocks are the bits of the number, white for
 
 import struct
 from fractions import Fraction
+from itertools import chain
+from typing import Any
 
 import av
 import numpy as np
@@ -67,7 +69,7 @@ def write_clip(
     turned = (np.rot90(frame, rotation // 90) for frame in frames)
     first = next(turned)
     with av.open(str(path), "w", format=container, options=container_options or {}) as file:
-        stream = file.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
+        stream: Any = file.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = pixel_format
         stream.gop_size = gop
@@ -75,7 +77,8 @@ def write_clip(
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         sound = file.add_stream("aac", rate=8000) if audio else None
-        for number, pixels in enumerate(_all(first, turned)):
+        number = 0
+        for number, pixels in enumerate(chain([first], turned)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             if times is not None:
                 frame.pts, frame.time_base = round(1000 * times[number]), Fraction(1, 1000)
@@ -93,11 +96,6 @@ def write_sound(path, seconds=1.0):
     with av.open(str(path), "w") as file:
         _silence(file, file.add_stream("aac", rate=8000), seconds)
     return path
-
-
-def _all(first, others):
-    yield first
-    yield from others
 
 
 def _silence(file, stream, seconds):
