@@ -30,7 +30,9 @@ class Example:
 
 
 def draw_examples(reading: Reading, folder: Path) -> list[Example]:
-    """Draw the three pictures with the strongest agreement and three with the weakest into a folder."""
+    """Draw the three pictures with the strongest agreement and three with the weakest into a folder; none of clips."""
+    if reading.settings.medium.kind != "image":
+        return []
     writable_folder(folder)
     found = []
     for end, lines in zip(("strongest", "weakest"), extremes(reading), strict=True):

@@ -72,11 +72,7 @@ def write_page(
         f"<p>{escape(says)}</p>",
         *(_figure(picture) for picture in pictures if not picture.folded),
         *(_folded(picture.caption, _figure(picture)) for picture in pictures if picture.folded),
-        "<h2>Where the [CLS] token and the language model agree most and least</h2>",
-        "<p>The share of the strongest tenth of patches by [CLS] score that is also in the strongest tenth by the attention of "
-        "the last token, a mean over layers. Of each pair the first drawing shows what would be kept, the last one all "
-        "values, from dark to yellow.</p>",
-        f'<div class="examples">{"".join(map(_example, examples))}</div>',
+        *_examples(examples),
         "<h2>Numbers</h2>",
         *(_folded(table.caption, _table(table)) for table in tables),
         "<h2>Settings</h2>",
@@ -103,6 +99,18 @@ def _figure(picture: Picture) -> str:
 
 def _folded(title: str, content: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
+def _examples(examples: Sequence[Example]) -> list[str]:
+    if not examples:
+        return []
+    return [
+        "<h2>Where the [CLS] token and the language model agree most and least</h2>",
+        "<p>The share of the strongest tenth of patches by [CLS] score that is also in the strongest tenth by the attention of "
+        "the last token, a mean over layers. Of each pair the first drawing shows what would be kept, the last one all "
+        "values, from dark to yellow.</p>",
+        f'<div class="examples">{"".join(map(_example, examples))}</div>',
+    ]
 
 
 def _example(example: Example) -> str:

@@ -54,7 +54,9 @@ class Reading:
         """The picture of a question as the processor gets it, and what its visual tokens receive."""
         prepare, question = preparation(self.subject, self.settings), self.questions[line]
         inputs = prepare([question], self.subject.processor).inputs
-        return prepare.picture(question, self.subject.processor), receive(self.subject.model, inputs, self.subject.anyres)
+        return prepare.picture(question, self.subject.processor), receive(
+            self.subject.model, inputs, **self.settings.medium.layout(self.subject)
+        )
 
 
 def read_questions(subject: Subject, settings: Settings, out_dir: Path) -> Reading:
@@ -106,7 +108,7 @@ def _read(
             failures |= batch.failures
             if batch.inputs is None:
                 continue
-            sums.add(batch.questions[0].line, receive(subject.model, batch.inputs, subject.anyres))
+            sums.add(batch.questions[0].line, receive(subject.model, batch.inputs, **settings.medium.layout(subject)))
             if time.monotonic() - saved >= SECONDS:
                 sums.save(path, identity)
                 saved = time.monotonic()

@@ -14,7 +14,7 @@ Dims: L layers, T tokens, V visual tokens, U units (a picture, or each crop or f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from encoders import UserError
 from fastervlm.analysis.attention import attention_maps
-from fastervlm.anyres import NEWLINE, Anyres
+from fastervlm.anyres import NEWLINE
 from fastervlm.prune import prune
-from fastervlm.trace import CropsTrace
+from fastervlm.trace import ClipTrace, CropsTrace
 
 KINDS = ("full", "image", "text", "last")
 
@@ -36,11 +36,12 @@ class Received:
     Attributes:
         attention: (L, 4, V) float64, of each kind in `KINDS`.
         tokens: (V,) int64, the patch behind each visual token in the order of the prompt, numbered unit * N + patch; -1 for a
-            token without a patch, such as a newline.
+            token without a patch: a newline, or the [CLS] token of a frame.
         scores: (U, N) float32, the [CLS] attention of each patch within its unit.
-        units: names of the units: "picture"; "overview", then "crop_<rows>x<columns>_r<row>_c<column>"; "frame_<i>".
+        units: names of the units: "picture"; "overview", then "crop_<rows>x<columns>_r<row>_c<column>"; "frame_<i>". Where the
+            prompt shows several pictures or clips, "_<i>" or "_of_<i>" says which.
         grid: rows and columns of a unit's patches.
-        trace: the picture as pruning would have it, all tokens kept; several where the prompt shows several.
+        trace: what `prune` tells of each picture or clip, all tokens kept.
     """
 
     attention: Tensor
@@ -67,15 +68,15 @@ class Received:
 
 
 @torch.no_grad()
-def receive(model: Any, inputs: Any, layout: Anyres | None = None) -> Received:
+def receive(model: Any, inputs: Any, **layout: Any) -> Received:
     """Read one prompt, unpruned, for the attention that its visual tokens receive and their [CLS] scores.
 
     One layer's map is held at a time, and of it only sums over its rows are kept.
 
     Args:
         model: of a kind that `fastervlm.prune` knows, not pruned.
-        inputs: what the processor returns for one prompt with its pictures.
-        layout: how pictures cut into crops are laid out.
+        inputs: what the processor returns for one prompt with its pictures or clips.
+        layout: how pictures cut into crops are laid out, as for `fastervlm.prune`: anyres="native" or "paper".
 
     Raises:
         UserError: there are several prompts, or one without visual tokens or without text behind them.
@@ -83,7 +84,9 @@ def receive(model: Any, inputs: Any, layout: Anyres | None = None) -> Received:
     """
     given = {name: _moved(value, model) for name, value in inputs.items()}
     rows = _Rows(_visual(given["input_ids"], model.config))
-    with prune(model, 1.0, **asdict(layout or Anyres())) as handle, attention_maps(model, rows.see):
+    if hasattr(model.config, "video_token_id"):
+        layout |= {"keep_cls": True}  # of each frame, as in the unpruned model
+    with prune(model, 1.0, **layout) as handle, attention_maps(model, rows.see):
         model(**given, use_cache=False, logits_to_keep=1)
         trace = tuple(handle.trace)
     units, tokens, scores = zip(*(_of_picture(each, number, len(trace)) for number, each in enumerate(trace)), strict=True)
@@ -139,10 +142,13 @@ def _visual(ids: Tensor, config: Any) -> Tensor:
 
 def _of_picture(trace: Any, number: int, pictures: int) -> tuple[list[str], Tensor, Tensor]:
     """The units (U) of one picture, the patches behind its tokens (T), and the scores (U, N)."""
-    several = pictures > 1
+    of = f"_of_{number + 1}" if pictures > 1 else ""
     if isinstance(trace, CropsTrace):
         rows, columns = trace.cut.grid
         crops = [f"crop_{rows}x{columns}_r{row + 1}_c{column + 1}" for row in range(rows) for column in range(columns)]
-        of = f"_of_picture_{number + 1}" if several else ""
         return [name + of for name in ("overview", *crops)], trace.tokens.cpu(), trace.scores.cpu()
-    return [f"picture_{number + 1}" if several else "picture"], trace.index.cpu(), trace.scores[None].cpu()
+    if isinstance(trace, ClipTrace):
+        frames = torch.arange(trace.mask.numel()).view(trace.mask.shape)
+        names = [f"frame_{frame + 1}{of}" for frame in range(len(frames))]
+        return names, torch.nn.functional.pad(frames, (1, 0), value=NEWLINE).flatten(), trace.scores.cpu()
+    return [f"picture_{number + 1}" if of else "picture"], trace.index.cpu(), trace.scores[None].cpu()

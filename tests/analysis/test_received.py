@@ -12,8 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from encoders import UserError
 from fastervlm import prune
 from fastervlm.analysis import KINDS, receive
-from fastervlm.anyres import Anyres
-from tests import next_plain, plain, tiny
+from tests import next_plain, plain, tiny, video_plain
 from tests.plain import IMAGE_ID, LAYER
 
 LENGTHS = [1, 2, 9, 30]
@@ -166,7 +165,7 @@ def test_several_pictures_with_text_between():
 def test_crops(size, anyres):
     model = noisy(tiny.llava_next())
     inputs = next_plain.inputs(["USER: <image>\nWhat is it? ASSISTANT:"], [next_plain.SIZES[size]], anyres)
-    found = receive(model, inputs, Anyres(anyres))
+    found = receive(model, inputs, anyres=anyres)
     by_hand = next_plain.NextPlain(model, tiny.PATCHES, anyres)
     ((ids, pictures),) = by_hand.rows(inputs)
     ((pixels, wanted),) = pictures
@@ -190,11 +189,35 @@ def test_crops(size, anyres):
 
 def test_crops_are_named_by_canvas_row_and_column():
     inputs = next_plain.inputs(["<image>?"], [next_plain.SIZES["1:3"]], "paper")
-    found = receive(tiny.llava_next(), inputs, Anyres("paper"))
+    found = receive(tiny.llava_next(), inputs, anyres="paper")
     assert found.units == ("overview", "crop_1x3_r1_c1", "crop_1x3_r1_c2", "crop_1x3_r1_c3")
     inputs = next_plain.inputs(["<image>?"], [next_plain.SIZES["square"]], "paper")
-    found = receive(tiny.llava_next(), inputs, Anyres("paper"))
+    found = receive(tiny.llava_next(), inputs, anyres="paper")
     assert found.units[1:] == ("crop_2x2_r1_c1", "crop_2x2_r1_c2", "crop_2x2_r2_c1", "crop_2x2_r2_c2")
+
+
+@pytest.mark.parametrize("prompt", ["one", "clip and picture", "picture and clip", "two clips"])
+def test_clips(prompt):
+    model, frames = noisy(tiny.video_llava(), 0.1), 3
+    inputs = video_plain.inputs(video_plain.PROMPTS[prompt], frames)
+    found = receive(model, inputs)
+    ids = inputs["input_ids"][0].tolist()
+    maps = eager_maps(model, inputs)
+    close(found.attention, np.stack([by_loops(each, ids, (IMAGE_ID, tiny.VIDEO_ID)) for each in maps]))
+    ((_, shown),) = video_plain.rows(inputs)
+    scores, names, tokens = [], [], []
+    for number, pixels in enumerate(shown, start=1):
+        clip = pixels.dim() == 4
+        tower = model.model.video_tower if clip else model.model.image_tower
+        scores.append(cls_scores(tower, pixels if clip else pixels[None]))
+        of = f"_of_{number}" if len(shown) > 1 else ""
+        for frame in range(len(scores[-1])):
+            tokens += [-1] * clip + [(len(names) * tiny.PATCHES) + patch for patch in range(tiny.PATCHES)]
+            names.append(f"frame_{frame + 1}{of}" if clip else f"picture_{number}")
+    close(found.scores, torch.cat(scores))
+    assert found.units == tuple(names)
+    assert found.tokens.tolist() == tokens
+    assert len(tokens) == sum(token in (IMAGE_ID, tiny.VIDEO_ID) for token in ids)
 
 
 def test_half_precision_is_told_in_double():
