@@ -11,10 +11,13 @@ from encoders import UserError
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "playground" / "models" / "tiny-llava"
 NEXT_MODEL = ROOT / "playground" / "models" / "tiny-llava-next"
+VIDEO_MODEL = ROOT / "playground" / "models" / "tiny-video-llava"
 BENCHMARK = ROOT / "playground" / "data" / "eval" / "textvqa-mini"
 NEXT_BENCHMARK = BENCHMARK.with_name("textvqa-next-mini")
+VIDEO_BENCHMARK = BENCHMARK.with_name("video-mini")
 BENCHMARKS = {MODEL: BENCHMARK, NEXT_MODEL: NEXT_BENCHMARK}
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"
+VIDEO_QUESTIONS, VIDEO_ANSWERS, VIDEOS = "test_q.json", "test_a.json", "videos"
 
 
 def embedded_model() -> Path:
@@ -31,9 +34,22 @@ def embedded_model() -> Path:
 def embedded_benchmark(model: Path = MODEL) -> tuple[Path, Path, Path]:
     """Question file, image folder and annotation file of the mini benchmark of a tiny model, drawn at first use."""
     folder = BENCHMARKS[model]
-    if not (folder / QUESTIONS).exists():
-        embedded_model()
-        print(f"Drawing the mini benchmark into {folder}.", file=sys.stderr)
-        kind = "next" if model == NEXT_MODEL else "llava"
-        subprocess.run([sys.executable, "-m", "playground.minibench", kind, "--out", str(folder)], cwd=ROOT, check=True)
+    kind = "next" if model == NEXT_MODEL else "llava"
+    _make(folder / QUESTIONS, "playground.minibench", kind)
     return folder / QUESTIONS, folder / IMAGES, folder / ANNOTATIONS
+
+
+def embedded_video_benchmark() -> tuple[Path, Path, Path]:
+    """Question file, answer file and folder of the clips of the video mini benchmark, drawn and encoded at first use."""
+    folder = VIDEO_BENCHMARK
+    _make(folder / VIDEO_QUESTIONS, "playground.videobench")
+    return folder / VIDEO_QUESTIONS, folder / VIDEO_ANSWERS, folder / VIDEOS
+
+
+def _make(questions: Path, module: str, *arguments: str) -> None:
+    """Have `module` draw a benchmark whose question file, the last that it writes, is not there."""
+    if not questions.exists():
+        embedded_model()
+        folder = questions.parent
+        print(f"Drawing the mini benchmark into {folder}.", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", module, *arguments, "--out", str(folder)], cwd=ROOT, check=True)

@@ -86,8 +86,8 @@ def draw(rng: np.random.Generator, grid: int | tuple[int, int] = 24) -> Scene:
         colour=np.full(shape, -1, dtype=np.int64),
         identity=np.full(shape, -1, dtype=np.int64),
     )
-    canvas = _background(rng, scene)
-    _strokes(rng, canvas, count=int(rng.integers(side // 4, side // 2)))
+    canvas = background(rng, scene)
+    strokes(rng, canvas, count=int(rng.integers(side // 4, side // 2)))
     free = np.ones(shape, dtype=bool)
     most = max(2, side // 6)
     for board in rng.permutation(list(BOARDS))[: rng.integers(1, 2 + side // 24)]:
@@ -96,18 +96,18 @@ def draw(rng: np.random.Generator, grid: int | tuple[int, int] = 24) -> Scene:
         _add_box(rng, canvas, scene, free, str(colour))
     for _ in range(rng.integers(most, most + 4)):
         _add_shape(rng, canvas, scene, free)
-    canvas += _noise(rng, *canvas.shape[:2])
+    canvas += noise(rng, *canvas.shape[:2])
     scene.image = canvas.clip(0, 255).astype(np.uint8)
     return scene
 
 
-def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A (height, width, 3) piece of the noise, which goes on at its end as it began."""
     y, x = rng.integers(0, 512 - min(height, width, 511), 2)
     return _NOISE.take(range(y, y + height), axis=0, mode="wrap").take(range(x, x + width), axis=1, mode="wrap")
 
 
-def _background(rng: np.random.Generator, scene: Scene) -> np.ndarray:
+def background(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     """An upper and a lower wall, each with a muted colour drift and one of PATTERNS; fills `scene.kind`."""
     rows, columns = scene.kind.shape
     side = columns * CELL
@@ -140,7 +140,7 @@ def _pattern(name: str, height: int, width: int) -> np.ndarray:
     return np.zeros((height, width))
 
 
-def _strokes(rng: np.random.Generator, canvas: np.ndarray, count: int) -> None:
+def strokes(rng: np.random.Generator, canvas: np.ndarray, count: int) -> None:
     """Straight strokes in the colours of the objects: clutter that is not content."""
     height, width = canvas.shape[:2]
     steps = np.linspace(0, 1, 96)
@@ -156,7 +156,7 @@ def _strokes(rng: np.random.Generator, canvas: np.ndarray, count: int) -> None:
             canvas[y + 1, x] = shade
 
 
-def _place(rng: np.random.Generator, free: np.ndarray, width: int) -> tuple[int, int] | None:
+def place(rng: np.random.Generator, free: np.ndarray, width: int) -> tuple[int, int] | None:
     """A free run of `width` cells with a free cell on each side, marked taken; None if twenty tries find none."""
     rows, columns = free.shape
     for _ in range(20):
@@ -168,7 +168,7 @@ def _place(rng: np.random.Generator, free: np.ndarray, width: int) -> tuple[int,
     return None
 
 
-def _stamp(
+def stamp(
     rng: np.random.Generator, canvas: np.ndarray, cell: tuple[int, int], bitmap: np.ndarray, ink: tuple, paper: tuple | None
 ) -> None:
     """Draw a bitmap into a cell, up to one pixel off; `paper` fills the cell's square first."""
@@ -180,41 +180,42 @@ def _stamp(
     square[top : top + bitmap.shape[0], left : left + bitmap.shape[1]][bitmap] = ink
 
 
-def _label(scene: Scene, cell: tuple[int, int], kind: str, colour: str, identity: str) -> None:
+def label(scene: Scene, cell: tuple[int, int], kind: str, colour: str, identity: str) -> None:
+    """Note what a cell shows."""
     scene.kind[cell], scene.colour[cell], scene.identity[cell] = _KIND[kind], _COLOUR[colour], _IDENTITY[identity]
 
 
 def _add_box(rng: np.random.Generator, canvas: np.ndarray, scene: Scene, free: np.ndarray, colour: str) -> None:
-    cell = _place(rng, free, 1)
+    cell = place(rng, free, 1)
     if cell is None:
         return
     digit = int(rng.integers(10))
     ink = BOARDS["black"] if colour in ("yellow", "orange") else BOARDS["white"]
-    _stamp(rng, canvas, cell, LETTERS[str(digit)], ink, COLOURS[colour])
-    _label(scene, cell, "box", colour, str(digit))
+    stamp(rng, canvas, cell, LETTERS[str(digit)], ink, COLOURS[colour])
+    label(scene, cell, "box", colour, str(digit))
     scene.boxes.append((colour, digit))
 
 
 def _add_shape(rng: np.random.Generator, canvas: np.ndarray, scene: Scene, free: np.ndarray) -> None:
     shape, colour = str(rng.choice(SHAPE_NAMES)), str(rng.choice(COLOUR_NAMES))
-    cell = _place(rng, free, 1)
+    cell = place(rng, free, 1)
     if cell is None or (colour, shape) in scene.shapes:
         return
-    _stamp(rng, canvas, cell, SHAPES[shape], COLOURS[colour], None)
-    _label(scene, cell, "shape", colour, shape)
+    stamp(rng, canvas, cell, SHAPES[shape], COLOURS[colour], None)
+    label(scene, cell, "shape", colour, shape)
     scene.shapes.append((colour, shape))
 
 
 def _add_sign(rng: np.random.Generator, canvas: np.ndarray, scene: Scene, free: np.ndarray, board: str) -> None:
     word = str(rng.choice(WORDS))
-    cell = _place(rng, free, len(word))
+    cell = place(rng, free, len(word))
     if cell is None:
         return
     ink = BOARDS["black" if board == "white" else "white"]
     for i, letter in enumerate(word):
         at = (cell[0], cell[1] + i)
-        _stamp(rng, canvas, at, LETTERS[letter], ink, BOARDS[board])
-        _label(scene, at, "sign", board, letter)
+        stamp(rng, canvas, at, LETTERS[letter], ink, BOARDS[board])
+        label(scene, at, "sign", board, letter)
     scene.signs.append((board, word))
 
 
@@ -231,19 +232,20 @@ def questions(rng: np.random.Generator, scene: Scene) -> list[tuple[str, str, st
             asked.append(("shape", f"Which shape is {colour}?", shape))
     if scene.shapes:
         colour, shape = scene.shapes[rng.integers(len(scene.shapes))]
-        asked.append(("exists", _is_there(colour, shape), "yes"))
-        asked.append(("exists", _is_there(*_absent(rng, scene)), "no"))
+        asked.append(("exists", is_there(colour, shape), "yes"))
+        asked.append(("exists", is_there(*absent(rng, scene)), "no"))
     where = int(rng.integers(2))
     place = ("upper", "lower")[where]
     asked.append(("pattern", f"What pattern has the {place} wall?", scene.patterns[where]))
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
-def _is_there(colour: str, shape: str) -> str:
+def is_there(colour: str, shape: str) -> str:
+    """The question whether a picture shows a shape in a colour."""
     return f"Is there {'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}?"
 
 
-def _absent(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+def absent(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     """A colour and a shape that do not stand together; in most cases each of the two is there, with another partner."""
     colours = COLOUR_NAMES if rng.random() < 0.3 else [colour for colour, _ in scene.shapes]
     shapes = SHAPE_NAMES if rng.random() < 0.3 else [shape for _, shape in scene.shapes]
