@@ -25,9 +25,10 @@ def data(
     benchmark = get_task(task)
     place = folder or ROOT / LAYOUTS[task].folder
     found = list(inspect(benchmark, place))
-    rows = [[each.name, each.state if each.good else f"[red]{each.state}[/red]", each.origin] for each in found]
-    print_table(["file", "found", "from"], rows, title=f"{task} in {place}")
-    if not all(each.good for each in found):
-        print(f"{task} is not complete in {place}; put there what is missing, under these names.")
+    print_table(["file", "found"], [[each.name, each.state] for each in found], title=f"{task} in {place}")
+    missing = [each for each in found if not each.good]
+    if missing:
+        print(f"{task} is not complete in {place}; put there under these names:")
+        print("\n".join(f"  {each.name}   from {each.origin}" for each in missing))
         raise typer.Exit(1)
     print(f"Complete. fastervlm eval {task} --data {place} answers it.")

@@ -90,8 +90,8 @@ LAYOUTS: dict[str, Layout] = {
     "mme": _layout(
         "MME", "llava_mme.jsonl", _MME, _MME, _LLAVA, "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models"
     ),
-    "mmbench": _layout("mmbench", "mmbench_dev_20230712.tsv", None, None, _MMBENCH),
-    "mmbench_cn": _layout("mmbench_cn", "mmbench_dev_cn_20231003.tsv", None, None, _MMBENCH),
+    "mmbench": _layout("mmbench", "mmbench_dev_20230712.tsv", None, "mmbench_dev_20230712.tsv", _MMBENCH),
+    "mmbench_cn": _layout("mmbench_cn", "mmbench_dev_cn_20231003.tsv", None, "mmbench_dev_cn_20231003.tsv", _MMBENCH),
     "mmvet": _layout("mm-vet", "llava-mm-vet.jsonl", "images", None, _LLAVA, "https://github.com/yuweihao/MM-Vet"),
     "aokvqa": _layout("aokvqa", "aokvqa_v1p0_val.json", "val2017", "aokvqa_v1p0_val.json", _AOKVQA, _COCO),
     "ocrvqa": _layout("ocrvqa", "dataset.json", "images", "dataset.json", _OCRVQA, f"{_OCRVQA}, each under its key"),

@@ -1,4 +1,4 @@
-"""The scripts of the benchmarks that come without a mini benchmark."""
+"""The scripts of the benchmarks, each on tiny data in its own layout, and what they say when files are missing."""
 
 import json
 import os
@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from fastervlm.eval import TASKS
+from fastervlm.eval.layout import LAYOUTS
+from playground.layouts import write
 from tests.eval.benchmarks import aokvqa
 
 ROOT = Path(__file__).parents[2]
-FILES = {
-    "sqa": ("llava_test_CQM-A.json", "images/test", "problems.json", "pid_splits.json"),
-    "aokvqa": ("aokvqa_v1p0_val.json", "val2017"),
-    "ocrvqa": ("dataset.json", "images"),
-}
+DATA = ROOT / "playground" / "data" / "eval"
 
 
 def script(tmp_path, task, *arguments, version="v1_5", **environment):
@@ -28,13 +27,43 @@ def script(tmp_path, task, *arguments, version="v1_5", **environment):
     )
 
 
-@pytest.mark.parametrize("version", ["v1_5", "v1_6"])
-@pytest.mark.parametrize("task", FILES)
-def test_script_says_which_files_are_missing(tmp_path, task, version):
-    done = script(tmp_path, task, "58", version=version, DATA=tmp_path)
-    assert done.returncode == 1
-    for part in (str(tmp_path), "https://", *FILES[task]):
+@pytest.mark.parametrize("task", ["gqa", "sqa", "mmbench"])
+def test_script_says_which_files_are_missing(tmp_path, task):
+    done = script(tmp_path, task, "58", DATA=tmp_path)
+    assert done.returncode == 2
+    for part in (str(tmp_path), f"fastervlm data {task} --dir", *LAYOUTS[task].names):
         assert part in done.stderr
+
+
+@pytest.mark.parametrize("version", ["v1_5", "v1_6"])
+@pytest.mark.parametrize("task", [task for task in LAYOUTS if task != "textvqa"])
+def test_script_runs_on_tiny_data_of_its_own(tmp_path, task, version):
+    model, name = ("tiny-llava", f"{task}-mini") if version == "v1_5" else ("tiny-llava-next", f"{task}-next-mini")
+    out = DATA / name / "answers" / model / "cls"
+    for file in out.glob("n_7.*"):
+        file.unlink()
+    done = script(tmp_path, task, "7", version=version, BATCH=64)
+    assert done.returncode == 0, done.stderr
+    assert "Answers:" in done.stdout
+    protocol = json.loads((out / "n_7.protocol.json").read_text())
+    assert protocol["questions"] == protocol["answered"] == len((out / "n_7.jsonl").read_text().splitlines()) > 0
+    submission = TASKS[task].submission
+    if submission:
+        assert (out / f"n_7.submission{submission.suffix}").stat().st_size
+    assert ("score" in protocol) == (TASKS[task].score is not None)
+
+
+@pytest.mark.parametrize("task", ["gqa", "mmbench"])
+def test_data_command_tells_what_is_there(tmp_path, task):
+    write(task, "llava", tmp_path / task)
+    command = [sys.executable, "-m", "fastervlm.cli", "data", task, "--dir", str(tmp_path / task)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "12 pictures, all readable" in done.stdout
+    next(path for path in sorted((tmp_path / task).rglob("*")) if path.is_file() and path.suffix != ".json").unlink()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "https://" in done.stdout
 
 
 def test_script_answers_and_scores(model, tmp_path):
