@@ -7,12 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fastervlm.eval.score import Score
+from fastervlm.eval.score import Difference, Score, difference
 from fastervlm.report import Curve, Heatmap, Panel, draw_panels, markdown_table, write_json, write_text
 
 ALL = "all tokens"
 BLIND = "blind"
 TIME = "mean_time_to_first_token_s"
+BASES = ("cls", "random")  # what every other method is compared with, question by question
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -151,9 +152,29 @@ class Comparison:
             tables[part.metric] = [self._tokens, *self.methods], rows
         return tables
 
+    def differences(self, cell: Cell) -> dict[str, Difference]:
+        """A pruned cell minus each other base method at the same budget, by the paired bootstrap."""
+        bases = [base for base in BASES if base in self.methods and cell.label not in (base, ALL, BLIND)]
+        return {base: difference(cell.score, self.cell(base, cell.visual_tokens).score) for base in bases}
+
+    def difference_tables(self) -> dict[str, Table]:
+        """For each base method: a row for each budget, a column for each other method."""
+        found = {(cell.label, cell.visual_tokens): self.differences(cell) for cell in self.cells}
+        tables = {}
+        for base in BASES:
+            others = [method for method in self.methods if method != base]
+            if base in self.methods and others:
+                rows = [[str(count), *(_change(found[method, count][base]) for method in others)] for count in self.budgets[1:]]
+                tables[f"Points above {base}, with the 95 % interval and p of the paired bootstrap"] = (
+                    [self._tokens, *others],
+                    rows,
+                )
+        return tables
+
     def write(self, folder: Path) -> None:
         """Write compare.md, compare.json and compare.png."""
-        more = {f"{method}, by layer": table for method, table in self.layer_tables().items()} | self.part_tables()
+        layered = {f"{method}, by layer": table for method, table in self.layer_tables().items()}
+        more = layered | self.part_tables() | self.difference_tables()
         parts = [
             f"{markdown_table(*self.table())}\n{self._note()}",
             *(f"{name}:\n\n{markdown_table(*more[name])}" for name in more),
@@ -161,8 +182,12 @@ class Comparison:
         write_text(folder / "compare.md", "\n".join(parts))
         same = ("command", "task", "model", "weights_sha256", "prompt_template", "dtype", "device", "batch_size", "versions")
         about = {key: self.whole.protocols[0][key] for key in (*same, "anyres", "question_file_sha256")}
-        write_json(folder / "compare.json", {**about, "cells": [cell.summary() for cell in self._all()]})
+        write_json(folder / "compare.json", {**about, "cells": [self._summary(cell) for cell in self._all()]})
         draw_panels(self._panels(), folder / "compare.png")
+
+    def _summary(self, cell: Cell) -> dict[str, Any]:
+        against = {base: found.summary() for base, found in self.differences(cell).items()} if cell in self.cells else {}
+        return {**cell.summary(), **({"against": against} if against else {})}
 
     def _note(self) -> str:
         crops = (
@@ -212,3 +237,7 @@ def _accuracy(score: Score) -> str:
 
 def _speed(cell: Cell) -> list[str]:
     return [f"{1000 * cell.mean(TIME):.1f}", f"{cell.mean('samples_per_second'):.1f}"]
+
+
+def _change(found: Difference) -> str:
+    return f"{found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f}), p {found.p_value:.3f}"

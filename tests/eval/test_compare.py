@@ -49,6 +49,21 @@ def test_table_numbers_and_plot_are_written(subject, shared, tmp_path):
         accuracy = f"{cell['score']['value']:.1f} ± {(high - low) / 2:.1f}"
         speed = f"{1000 * cell['mean_time_to_first_token_s']:.1f} | {cell['samples_per_second']:.1f}"
         assert line == f"| {cell['visual_token_num']} | {cell['method']} | {accuracy} | {speed} |"
+    against = {cell["method"]: cell.get("against", {}) for cell in data["cells"]}
+    assert {method: sorted(bases) for method, bases in against.items()} == {
+        "all tokens": [],
+        "cls": ["random"],
+        "random": ["cls"],
+        "grid": ["cls", "random"],
+        "blind": [],
+    }
+    values = {cell["method"]: cell["score"]["value"] for cell in data["cells"]}
+    for base, found in against["grid"].items():
+        assert found["difference"] == pytest.approx(values["grid"] - values[base])
+        assert found["ci95"][0] <= found["difference"] <= found["ci95"][1]
+    at = table.index("Points above random, with the 95 % interval and p of the paired bootstrap:")
+    assert table[at + 2] == "| tokens | cls | grid |"
+    assert table[at + 4].startswith(f"| 4 | {values['cls'] - values['random']:+.1f} (")
     with Image.open(out / "compare.png") as plot:
         assert plot.width > 1000
 
