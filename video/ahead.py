@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +13,9 @@ from video.decoder import close_idle
 from video.frames import Frames, check_sampling, sample_frames
 
 
-def read_ahead(paths: Iterable[str | os.PathLike[str]], *, workers: int = 2, **sampling: Any) -> Iterator[Frames | UserError]:
+def read_ahead(
+    paths: Iterable[str | os.PathLike[str]], *, workers: int = 2, **sampling: Any
+) -> Generator[Frames | UserError, None, None]:
     """The frames of each file in order, or the error of a file that cannot be read.
 
     `workers` processes decode ahead; at most one result more than there are workers waits or is being made. `sampling` is
@@ -28,7 +30,9 @@ def read_ahead(paths: Iterable[str | os.PathLike[str]], *, workers: int = 2, **s
     return _results(paths, workers, sampling)
 
 
-def _results(paths: Iterable[str | os.PathLike[str]], workers: int, sampling: dict[str, Any]) -> Iterator[Frames | UserError]:
+def _results(
+    paths: Iterable[str | os.PathLike[str]], workers: int, sampling: dict[str, Any]
+) -> Generator[Frames | UserError, None, None]:
     def attempt(path: str | os.PathLike[str]) -> Frames | UserError:
         try:
             return sample_frames(path, **sampling)

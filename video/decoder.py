@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -29,26 +29,26 @@ class Decoder:
     """A process that decodes one file at a time."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
             [sys.executable, "-c", START.format(path=sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        self._requests: Any = self.process.stdin
+        self._answers: Any = self.process.stdout
 
     def ask(self, request: Request) -> Iterator[tuple[Any, ...]]:
         """The answers to a request, the pixels of a frame in place of its shape; `Crashed` if they stop."""
-        assert self.process.stdin
-        assert self.process.stdout
         wait = PATIENCE + os.path.getsize(request.path) / SLOWEST_DISK
         try:
             with self._watched(wait):
-                pickle.dump(request, self.process.stdin)
-                self.process.stdin.flush()
+                pickle.dump(request, self._requests)
+                self._requests.flush()
             while True:
                 with self._watched(wait):
-                    kind, *content = pickle.load(self.process.stdout)
+                    kind, *content = pickle.load(self._answers)
                     if kind == "frame":
                         content[1] = self._pixels(content[1])
                 if kind != "beat":
@@ -61,14 +61,14 @@ class Decoder:
     def close(self) -> None:
         """End the process, at once."""
         self.process.kill()
-        with self.process:
-            pass
+        for pipe in (self._requests, self._answers):
+            with suppress(OSError):
+                pipe.close()
+        self.process.wait()
 
     def _pixels(self, shape: tuple[int, ...]) -> np.ndarray:
         pixels = np.empty(shape, np.uint8)
-        view = memoryview(pixels).cast("B")
-        assert self.process.stdout
-        if self.process.stdout.readinto(view) < len(view):
+        if self._answers.readinto(pixels.data.cast("B")) < pixels.nbytes:
             raise EOFError
         return pixels
 

@@ -11,6 +11,7 @@ from video.sampling import Timeline
 
 STRIDE = 16
 LONGEST_DETOUR = 1000
+NO_SUBSTITUTES: Any = 1e-9
 
 
 class Inexact(Exception):
@@ -31,7 +32,7 @@ class DecordReader:
 
         self._beat = beat
         self._detour = 0 if only_keys else LONGEST_DETOUR
-        self._reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=1e-9)
+        self._reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1, fault_tol=NO_SUBSTITUTES)
         self._position: Callable[[Any], int] = vars(decord.video_reader)["_CAPI_VideoReaderGetCurrentPosition"]
         shown = self._reader.get_frame_timestamp(np.arange(len(self._reader))).astype(np.float64)
         keys = np.array(self._reader.get_key_indices(), dtype=int)

@@ -18,13 +18,15 @@ STAMPED = {"asf", "flv", "gif", "matroska", "mov", "mpegts"}
 class PyavReader:
     """Frames by number: found by their time stamps, or counted from the start where a container does not stamp each frame.
 
-    Keyframes are marked, so that `only_keys` changes nothing. `beat` is called after every few frames. One thread decodes: several would each hold frames.
+    Keyframes are marked, so that `only_keys` changes nothing. `beat` is called after every few frames. One thread decodes:
+    several would each hold frames.
     """
 
     def __init__(self, path: str, beat: Callable[[], None], only_keys: bool = False) -> None:
         self._path, self._beat = path, beat
         self._open()
-        refuse_huge(self._stream.codec_context.height, self._stream.codec_context.width)
+        self._size = self._stream.codec_context.height, self._stream.codec_context.width
+        refuse_huge(*self._size)
         self._stamps: np.ndarray | None = None
         packets = self._packets() if STAMPED & set(self._file.format.name.split(",")) else []
         stamps = {pts for pts, _, _ in packets}
@@ -88,20 +90,19 @@ class PyavReader:
                     yield found, frame
 
     def _decoded(self) -> Iterator[Any]:
-        import av
+        from av.error import InvalidDataError
 
         for count, packet in enumerate(self._file.demux(self._stream)):
             if count % STRIDE == 0:
                 self._beat()
             try:
                 yield from packet.decode()
-            except av.error.InvalidDataError:
+            except InvalidDataError:
                 continue
 
     def _colours(self, frame: Any) -> np.ndarray:
         """(H, W, 3) uint8 of the size that the header says, as stored."""
-        context = self._stream.codec_context
-        return frame.to_ndarray(format="rgb24", width=context.width, height=context.height)
+        return frame.to_ndarray(format="rgb24", height=self._size[0], width=self._size[1])
 
     def _packets(self) -> list[tuple[Any, int, bool]]:
         """(time stamp, duration, keyframe) of each frame, in the order of the file."""

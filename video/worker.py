@@ -70,9 +70,13 @@ def _decode(name: str, request: Request, send: Callable[..., None], replies: Bin
     reader = _reader(name)(request.path, lambda: send("beat"), only_keys)
     numbers = choose(reader.timeline, request.sampling)
     send("start", numbers, [float(reader.timeline.times[number]) for number in numbers])
+    shape = None
     for number in dict.fromkeys(numbers):
         pixels = reader.frame(number)
         refuse_huge(*pixels.shape[:2])
+        shape = shape or pixels.shape
+        if pixels.shape != shape:
+            raise ValueError(pixels.shape)
         send("frame", number, pixels.shape)
         replies.write(pixels.data)
         replies.flush()
