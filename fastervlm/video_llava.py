@@ -1,6 +1,6 @@
 """Video-LLaVA (`VideoLlavaForConditionalGeneration`): pictures, and clips whose frames are each pruned by their own [CLS].
 
-Dims: B clips of F frames, N patches of a frame, T visual tokens, D language model width.
+Dims: B clips of F frames, S frames of a chunk, N patches of a frame, T visual tokens, D language model width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders import UserError, VisionEncoder, wrap
+from encoders import ScoredPatches, UserError, VisionEncoder, wrap
 from fastervlm.budget import TokenBudget
 from fastervlm.choice import choose, counts_for
 from fastervlm.llava import Encoded, Llava, check_strategy, encoder_of, flat
@@ -93,38 +93,42 @@ def _encode_clips(handle: PruneHandle, call: dict[str, Any], videos: Tensor) -> 
     """Clips (B, F, 3, H, W) by the video tower, a chunk of frames at a time."""
     if videos.dim() != 5:
         raise UserError(f"pixel_values_videos of shape (B, F, 3, H, W) are needed, but these are {tuple(videos.shape)}.")
-    model, cls, (clips, frames) = handle.model, handle.clips.keep_cls, videos.shape[:2]
-    encoder = encoder_of(model, call, model.model.video_tower)
+    cls, (clips, frames) = handle.clips.keep_cls, videos.shape[:2]
+    encoder = encoder_of(handle.model, call, handle.model.model.video_tower)
     # Temporal attention looks across the frames of a clip: such a tower gets whole clips, and keeps itself within bounds.
     chunks = [videos] if encoder.takes_clips else videos.flatten(0, 1).split(CHUNK)
     counts = _counts_ahead(handle, encoder, chunks, frames)
-    tokens, masks, scores, grid = [], [], [], (0, 0)
-    for number, chunk in enumerate(chunks):
-        patches = encoder(chunk)
-        rows = len(patches.scores)
-        if counts is None:
-            own = counts_for(handle.budget, patches.scores, groups=_groups(rows, frames), pool=handle.clips.budget == "clip")
-        else:
-            own = counts[number * CHUNK :][:rows]
-        choice = choose(patches, own, handle.method)
-        tokens.append(choice.project(model.model.multi_modal_projector, cls=cls)[0])
-        masks.append(choice.mask)
-        scores.append(patches.scores.detach())
-        grid = patches.grid
-    mask, marks = (torch.cat(found).unflatten(0, (clips, frames)) for found in (masks, scores))
+    found = [_chunk(handle, encoder(chunk), own, frames) for chunk, own in zip(chunks, counts, strict=True)]
+    tokens, mask, scores = (torch.cat(parts) for parts in zip(*(part[:3] for part in found), strict=True))
+    mask, scores, grid = mask.unflatten(0, (clips, frames)), scores.unflatten(0, (clips, frames)), found[0][3]
     keep = F.pad(mask, (1, 0), value=cls).flatten(1)
-    features = torch.cat(tokens).split(keep.sum(dim=1).tolist())
-    return Encoded(list(features), list(keep), [ClipTrace(*of, grid, cls) for of in zip(marks, mask, strict=True)])
+    features = tokens.split(keep.sum(dim=1).tolist())
+    return Encoded(list(features), list(keep), [ClipTrace(*of, grid, cls) for of in zip(scores, mask, strict=True)])
+
+
+def _chunk(
+    handle: PruneHandle, patches: ScoredPatches, counts: list[int] | None, frames: int
+) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+    """What a chunk keeps, projected (T, D), its mask and scores (S, N), and its grid; the rest is released with `patches`."""
+    if counts is None:
+        groups = _groups(len(patches.scores), frames)
+        counts = counts_for(handle.budget, patches.scores, groups=groups, pool=handle.clips.budget == "clip")
+    choice = choose(patches, counts, handle.method)
+    tokens, _ = choice.project(handle.model.model.multi_modal_projector, cls=handle.clips.keep_cls)
+    return tokens, choice.mask, patches.scores.detach(), patches.grid
 
 
 @torch.no_grad()
-def _counts_ahead(handle: PruneHandle, encoder: VisionEncoder, chunks: Sequence[Tensor], frames: int) -> list[int] | None:
-    """How many patches each frame keeps, where that is known only once all chunks are scored; they are read again then."""
+def _counts_ahead(
+    handle: PruneHandle, encoder: VisionEncoder, chunks: Sequence[Tensor], frames: int
+) -> Sequence[list[int] | None]:
+    """For each chunk how many patches its frames keep, where that is known only once all are scored; else None."""
     pool = handle.clips.budget == "clip"
     if len(chunks) == 1 or (isinstance(handle.budget, TokenBudget) and not pool):
-        return None
+        return [None] * len(chunks)
     scores = torch.cat([encoder(chunk).scores for chunk in chunks])
-    return counts_for(handle.budget, scores, groups=_groups(len(scores), frames), pool=pool)
+    counts = counts_for(handle.budget, scores, groups=_groups(len(scores), frames), pool=pool)
+    return [counts[first : first + CHUNK] for first in range(0, len(counts), CHUNK)]
 
 
 def _groups(rows: int, frames: int) -> list[int]:

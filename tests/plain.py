@@ -69,6 +69,8 @@ def one_sentence(error):
 class Plain:
     """A model that is pruned by hand. It copies the model it is given, which must not be pruned, and attends eagerly."""
 
+    placeholders = (IMAGE_ID,)
+
     def __init__(self, model, keep, layer=LAYER, positions="compact"):
         self.model = copy.deepcopy(model).eval()
         self.model.set_attn_implementation("eager")
@@ -102,7 +104,7 @@ class Plain:
     def columns(self, ids, pictures):
         """The columns of a row that stay, ascending."""
         stays = iter([] if pictures is None else self.stays(pictures))
-        return [column for column, token in enumerate(ids) if token != IMAGE_ID or next(stays, True)]
+        return [column for column, token in enumerate(ids) if token not in self.placeholders or next(stays, True)]
 
     def logits(self, ids, pictures):
         """(L, V) for one row without pads; what is generated may stand behind the prompt."""
@@ -111,7 +113,8 @@ class Plain:
         embeds = self.model.get_input_embeddings()(short).clone()
         if pictures is not None:
             visual = self.visual(pictures)
-            embeds[(short == IMAGE_ID).nonzero().flatten()[: len(visual)]] = visual
+            shown = torch.isin(short, torch.tensor(self.placeholders))
+            embeds[shown.nonzero().flatten()[: len(visual)]] = visual
         places = torch.tensor([columns if self.positions == "original" else list(range(len(columns)))])
         # The mask tells transformers that gaps in the positions are no borders of packed sequences.
         hidden = self.model.model.language_model(

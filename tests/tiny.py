@@ -20,11 +20,16 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
+    VideoLlavaProcessor,
+    VideoLlavaVideoProcessor,
 )
 
 IMAGE, PATCH = 32, 8
 PATCHES = (IMAGE // PATCH) ** 2
 CANVASES = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]  # of LLaVA-NeXT's checkpoints, in crops
+VIDEO_ID = 260  # `<video>`, behind the tokens of the tokenizer without it
 CHAT = (
     "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n"
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
@@ -73,6 +78,14 @@ def next_processor(crop=IMAGE, patch=PATCH, kind: Any = LlavaNextImageProcessor,
     )
 
 
+def video_processor(crop=IMAGE, patch=PATCH) -> Any:
+    """Of Video-LLaVA, whose tokenizer knows `<video>` too."""
+    size: dict[str, Any] = {"size": {"shortest_edge": crop}, "crop_size": {"height": crop, "width": crop}}
+    known = tokenizer()
+    known.add_special_tokens({"extra_special_tokens": ["<video>"]})
+    return VideoLlavaProcessor(CLIPImageProcessor(**size), VideoLlavaVideoProcessor(**size), known, patch_size=patch)
+
+
 def llava(seed=0, **changes) -> Any:
     """Random weights, wide enough that pictures and questions change the answers; `changes` are of the config."""
     return _random(LlavaForConditionalGeneration, LlavaConfig, seed, image_seq_length=PATCHES, **changes)
@@ -80,11 +93,22 @@ def llava(seed=0, **changes) -> Any:
 
 def llava_next(seed=0, crop=IMAGE, patch=PATCH, **changes) -> Any:
     """The same of LLaVA-NeXT, for crops of `crop` pixels."""
-    settings = {"image_grid_pinpoints": pinpoints(crop)} | changes
+    settings: dict[str, Any] = {"image_grid_pinpoints": pinpoints(crop)} | changes
     return _random(LlavaNextForConditionalGeneration, LlavaNextConfig, seed, crop, patch, **settings)
 
 
-def _random(model_class, config_class, seed, crop=IMAGE, patch=PATCH, **changes) -> Any:
+def video_llava(seed=0, crop=IMAGE, patch=PATCH, **changes) -> Any:
+    """The same of Video-LLaVA, for frames and pictures of `crop` pixels; its config speaks of 8 frames, as published."""
+    patches = (crop // patch) ** 2
+    settings: dict[str, Any] = {
+        "video_token_index": VIDEO_ID,
+        "image_seq_length": patches,
+        "video_seq_length": 8 * (patches + 1),
+    } | changes
+    return _random(VideoLlavaForConditionalGeneration, VideoLlavaConfig, seed, crop, patch, words=VIDEO_ID + 1, **settings)
+
+
+def _random(model_class, config_class, seed, crop=IMAGE, patch=PATCH, *, words=260, **changes) -> Any:
     torch.manual_seed(seed)
     small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
     config = config_class(
@@ -92,7 +116,7 @@ def _random(model_class, config_class, seed, crop=IMAGE, patch=PATCH, **changes)
         text_config=LlamaConfig(
             **small,
             num_hidden_layers=2,
-            vocab_size=260,
+            vocab_size=words,
             max_position_embeddings=512,
             pad_token_id=0,
             bos_token_id=1,
