@@ -19,6 +19,7 @@ from fastervlm.commands.convert import convert
 from fastervlm.commands.data import data
 from fastervlm.commands.demo import demo
 from fastervlm.commands.evaluate import evaluate
+from fastervlm.commands.report import report, reproduce
 from fastervlm.commands.score import score
 from fastervlm.commands.towers import towers
 
@@ -31,6 +32,8 @@ app = typer.Typer(
 app.command("eval")(evaluate)
 app.command()(score)
 app.command()(compare)
+app.command()(report)
+app.command()(reproduce)
 app.command()(bench)
 app.add_typer(analyze, name="analyze")
 app.command()(convert)

@@ -6,6 +6,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
@@ -16,6 +17,7 @@ from fastervlm.eval.answers import Journal
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
+from fastervlm.methods import METHODS
 
 
 def circumstances(subject: Subject, settings: Settings) -> dict[str, Any]:
@@ -25,11 +27,27 @@ def circumstances(subject: Subject, settings: Settings) -> dict[str, Any]:
         "command": shlex.join(["fastervlm", *sys.argv[1:]]),
         "model_path": subject.path,
         "budget": settings.keep,
+        "method_settings": method_settings(settings),
+        "conv_mode": settings.conv_mode,
         "device": _device_name(subject.model.device),
         "batch_size": settings.batch_size,
         "versions": {"python": platform.python_version(), **packages},
         "question_file": str(settings.question_file),
     }
+
+
+def method_settings(settings: Settings) -> dict[str, Any] | None:
+    """The registered name of the run's method and what was set otherwise than by default, as far as JSON can say it."""
+    if settings.keep is None:
+        return None
+    method = settings.pruner
+    alike = [name for name, known in METHODS.items() if type(known) is type(method)]
+    if not alike or not is_dataclass(method):
+        return None
+    name = next((name for name in alike if METHODS[name] == method), alike[0])
+    usual = METHODS[name]
+    changed = {each.name: getattr(method, each.name) for each in fields(method)}
+    return {"name": name, "settings": {key: value for key, value in changed.items() if getattr(usual, key) != value}}
 
 
 def results(questions: list[Question], journal: Journal) -> dict[str, Any]:
