@@ -30,6 +30,7 @@ class ScoredPatches:
         finish: runs the rest of the feature block for the patches at an index (B, K), or for all patches at None; a true second
             argument asks for [CLS] too.
         block_keys: gives `keys()`; None where no block was stopped.
+        questions: what is asked about each image, where that is known.
     """
 
     cls_attention: Tensor
@@ -37,6 +38,7 @@ class ScoredPatches:
     image_key: Tensor
     finish: Callable[..., Tensor] = field(repr=False)
     block_keys: Callable[[], Tensor] | None = field(default=None, repr=False)
+    questions: tuple[str, ...] | None = None
 
     @property
     def scores(self) -> Tensor:

@@ -12,7 +12,20 @@ from fastervlm.inllm import FastV, InLLM, Simignore
 from fastervlm.inllm.handle import InLLMHandle
 from fastervlm.kept import KeptTokens
 from fastervlm.load import load
-from fastervlm.methods import METHODS, ClsAttention, Method, RandomTokens, UniformGrid
+from fastervlm.methods import (
+    DART,
+    METHODS,
+    CDPruner,
+    ClipRelevance,
+    ClsAttention,
+    DivPrune,
+    Method,
+    PruMerge,
+    RandomTokens,
+    UniformGrid,
+    VisionZip,
+    VisPruner,
+)
 from fastervlm.overlay import overlay
 from fastervlm.patches import KeptPatches, prune_patches
 from fastervlm.prune import PruneHandle, prune
@@ -21,11 +34,15 @@ from fastervlm.trace import ClipTrace, CropsTrace, ImageTrace, TokenTrace
 __version__ = "0.1.0"
 
 __all__ = [
+    "DART",
     "METHODS",
     "Budget",
+    "CDPruner",
+    "ClipRelevance",
     "ClipTrace",
     "ClsAttention",
     "CropsTrace",
+    "DivPrune",
     "FastV",
     "Handle",
     "ImageTrace",
@@ -36,6 +53,7 @@ __all__ = [
     "Mass",
     "Method",
     "Outliers",
+    "PruMerge",
     "PruneHandle",
     "RandomTokens",
     "ScoredPatches",
@@ -46,7 +64,9 @@ __all__ = [
     "UniformGrid",
     "UserError",
     "UserTypeError",
+    "VisPruner",
     "VisionEncoder",
+    "VisionZip",
     "load",
     "overlay",
     "prune",

@@ -10,7 +10,6 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,13 +18,7 @@ from encoders import UserError, UserTypeError
 
 
 class Budget(abc.ABC):
-    """How many tokens each picture, crop or frame of a call keeps; which ones is the method's business.
-
-    Attributes:
-        together: the crops of a picture, or the frames of a clip, must be counted in one call.
-    """
-
-    together: ClassVar[bool] = False
+    """How many tokens each picture, crop or frame of a call keeps; which ones is the method's business."""
 
     @abc.abstractmethod
     def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
@@ -131,7 +124,6 @@ class Total(Budget):
         tokens: at least one.
     """
 
-    together: ClassVar[bool] = True
     tokens: int
 
     def __post_init__(self) -> None:

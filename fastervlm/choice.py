@@ -112,6 +112,21 @@ def counts_for(
     return shared(scores, areas, groups, [sum(next(given) for _ in range(rows)) for rows in groups])
 
 
+def asked(patches: ScoredPatches, questions: Sequence[str] | None, groups: Sequence[int] | None = None) -> ScoredPatches:
+    """The patches with what is asked about each picture; `groups` as for `counts_for`.
+
+    Raises:
+        UserError: there is not one text for each picture.
+    """
+    if questions is None:
+        return patches
+    groups = groups or [1] * len(patches.scores)
+    if isinstance(questions, str) or len(questions) != len(groups) or not all(isinstance(text, str) for text in questions):
+        raise UserError(f"questions must be a list of texts, one for each of the {len(groups)} pictures of pixel_values.")
+    rows = [text for text, count in zip(questions, groups, strict=True) for _ in range(count)]
+    return replace(patches, questions=tuple(rows))
+
+
 def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, windows: Sequence[Window] | None = None) -> Choice:
     """What the method keeps of each row; it is called once for all rows of one window and count.
 
@@ -193,6 +208,7 @@ def _part(patches: ScoredPatches, rows: Sequence[int], window: Window) -> tuple[
         image_key=patches.image_key[taken.to(patches.image_key.device)],
         finish=finish,
         block_keys=None if patches.block_keys is None else lambda: cut(patches.keys(), 2),
+        questions=None if patches.questions is None else tuple(patches.questions[row] for row in rows),
     )
     return part, places
 

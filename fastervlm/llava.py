@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from encoders import ScoredPatches, UserError, VisionEncoder, wrap
-from fastervlm.choice import Choice, choose, counts_for
+from fastervlm.choice import Choice, asked, choose, counts_for
 from fastervlm.trace import ImageTrace
 
 if TYPE_CHECKING:
@@ -45,7 +45,14 @@ class Encoded:
 class Llava:
     """How a LLaVA-1.5 model encodes pictures under pruning."""
 
-    inputs = ("pixel_values", "image_index", "image_sizes", "vision_feature_layer", "vision_feature_select_strategy")
+    inputs = (
+        "pixel_values",
+        "image_index",
+        "image_sizes",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+        "questions",
+    )
     budgets = ("crop", "image")
 
     @staticmethod
@@ -67,7 +74,7 @@ class Llava:
     @staticmethod
     def encode(handle: PruneHandle, call: dict[str, Any]) -> Encoded:
         """Score, choose, and only then finish and project the kept patches of `call["pixel_values"]` (B, 3, H, W)."""
-        patches = scored(handle.model, call, call["pixel_values"])
+        patches = asked(scored(handle.model, call, call["pixel_values"]), call.get("questions"))
         choice = choose(patches, counts_for(handle.budget, patches.scores), handle.method)
         encoded = flat(choice, handle.model.model.multi_modal_projector)
         return encoded if call.get("image_index") is None else encoded.shown(call["image_index"])

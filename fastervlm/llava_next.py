@@ -13,7 +13,7 @@ from torch import Tensor
 
 from encoders import UserError
 from fastervlm.anyres import NEWLINE, CropLayout
-from fastervlm.choice import choose, counts_for
+from fastervlm.choice import asked, choose, counts_for
 from fastervlm.llava import Encoded, Llava, scored
 from fastervlm.trace import CropsTrace
 
@@ -31,9 +31,9 @@ class LlavaNext(Llava):
         `pixel_values` is (B, crops, 3, H, W) as the processor makes it, or (S, 3, H, W), and `image_sizes` (B, 2) goes with it.
         """
         cuts = _cuts(handle, call)
-        patches = scored(handle.model, call, _crops(call["pixel_values"], cuts))
-        windows = [window for cut in cuts for window in cut.windows()]
-        parts: dict[str, Any] = {"grid": patches.grid, "windows": windows, "groups": [cut.crops for cut in cuts]}
+        windows, groups = [window for cut in cuts for window in cut.windows()], [cut.crops for cut in cuts]
+        patches = asked(scored(handle.model, call, _crops(call["pixel_values"], cuts)), call.get("questions"), groups)
+        parts: dict[str, Any] = {"grid": patches.grid, "windows": windows, "groups": groups}
         counts = counts_for(handle.budget, patches.scores, pool=handle.anyres.budget == "image", **parts)
         choice = choose(patches, counts, handle.method, windows=windows)
         mask = choice.mask

@@ -14,11 +14,13 @@ from fastervlm.methods import get_method
 from fastervlm.methods.baselines import lattice
 
 
-def scored(attention, grid=None, keys=None):
-    """Patches with a [CLS] attention (B, M, N) and, if they matter, keys."""
-    grid = grid or (1, attention.shape[-1])
-    keys = torch.arange(len(attention)) if keys is None else keys
-    return ScoredPatches(attention, grid, keys, lambda index: torch.zeros(0))
+def scored(attention, grid=None, image_keys=None):
+    """Patches with a [CLS] attention (B, M, N) and, if they matter, keys of their images; features and keys are the same."""
+    batch, heads, patches = attention.shape
+    image_keys = torch.arange(batch) if image_keys is None else image_keys
+    keys = torch.randn(batch, heads, patches, 8, generator=torch.Generator().manual_seed(patches))
+    features = keys.transpose(1, 2).flatten(2)
+    return ScoredPatches(attention, grid or (1, patches), image_keys, lambda index: features, lambda: keys)
 
 
 def blank(rows, columns, keys):
@@ -172,7 +174,7 @@ def test_a_method_by_name_with_settings():
 @pytest.mark.parametrize(
     ("method", "settings", "sentence"),
     [
-        ("CLS", {}, "There is no method named 'CLS'; choose one of cls, cls-lowest, random, grid, fastv, simignore."),
+        ("CLS", {}, "There is no method named 'CLS'; choose one of cls, cls-lowest, random, grid, vispruner, visionzip, "),
         ("", {}, "There is no method named ''; choose one of"),
         (None, {}, "method=None is neither a name nor a method; the names are cls, "),
         (3, {}, "method=3 is neither a name nor a method"),

@@ -14,9 +14,33 @@ from encoders import ScoredPatches, UserError
 from fastervlm.inllm import FastV, InLLM, Simignore
 from fastervlm.kept import KeptTokens
 from fastervlm.methods.baselines import RandomTokens, UniformGrid
+from fastervlm.methods.cdpruner import CDPruner
+from fastervlm.methods.clip_relevance import ClipRelevance
 from fastervlm.methods.cls_attention import ClsAttention
+from fastervlm.methods.dart import DART
+from fastervlm.methods.divprune import DivPrune
+from fastervlm.methods.prumerge import PruMerge
+from fastervlm.methods.visionzip import VisionZip
+from fastervlm.methods.vispruner import VisPruner
 
-__all__ = ["METHODS", "ClsAttention", "FastV", "InLLM", "Method", "RandomTokens", "Simignore", "UniformGrid", "get_method"]
+__all__ = [
+    "DART",
+    "METHODS",
+    "CDPruner",
+    "ClipRelevance",
+    "ClsAttention",
+    "DivPrune",
+    "FastV",
+    "InLLM",
+    "Method",
+    "PruMerge",
+    "RandomTokens",
+    "Simignore",
+    "UniformGrid",
+    "VisPruner",
+    "VisionZip",
+    "get_method",
+]
 
 Method = Callable[[ScoredPatches, int], KeptTokens]
 
@@ -25,6 +49,12 @@ METHODS: dict[str, Method] = {
     "cls-lowest": ClsAttention(lowest=True),
     "random": RandomTokens(),
     "grid": UniformGrid(),
+    "vispruner": VisPruner(),
+    "visionzip": VisionZip(),
+    "divprune": DivPrune(),
+    "cdpruner": CDPruner(),
+    "prumerge": PruMerge(),
+    "dart": DART(),
     "fastv": FastV(),
     "simignore": Simignore(),
 }

@@ -1,0 +1,56 @@
+"""What a question makes of patches, as CLIP's own text tower sees it. Dims: B pictures, N patches, C tower width, E CLIP's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from encoders import ScoredPatches, UserError
+
+
+@dataclass(frozen=True, eq=False)
+class ClipRelevance:
+    """How relevant each patch is to the question asked about its picture, for `CDPruner` (arXiv 2506.10967).
+
+    The questions come with the call: `model.generate(..., questions=["..."])`, one for each picture of `pixel_values`. As in
+    the authors' code, patches go through CLIP's last norm and projection, and relevance is the cosine to the text turned
+    around: the patches that CLIP's features show a thing in are those least similar to its name. Unlike there, a
+    question is compared with its own picture only, and what does not fit into the text tower is cut off.
+
+    Args:
+        clip: a `CLIPModel` of transformers, with the same vision tower as the pruned model.
+        tokenizer: its tokenizer.
+    """
+
+    clip: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+
+    @torch.no_grad()
+    def __call__(self, patches: ScoredPatches) -> Tensor:
+        """(B, N) float32."""
+        if patches.questions is None:
+            raise UserError("Relevance to a question needs questions=[...] beside pixel_values, one for each picture.")
+        features = patches.features()
+        texts = {question: self._text(question) for question in patches.questions}
+        rows = zip(features, patches.questions, strict=True)
+        # One picture and one question at a time: no rounding depends on what else is in the batch.
+        return torch.stack([-(self._patches(row) @ texts[question]) for row, question in rows])
+
+    def _patches(self, features: Tensor) -> Tensor:
+        """(N, E) of unit length, of features (N, C)."""
+        norm, projection = self.clip.vision_model.post_layernorm, self.clip.visual_projection
+        return _unit(projection(norm(features.to(norm.weight))))
+
+    def _text(self, question: str) -> Tensor:
+        """(E,) of unit length."""
+        most = self.clip.config.text_config.max_position_embeddings
+        inputs = self.tokenizer(question, truncation=True, max_length=most, return_tensors="pt").to(self.clip.device)
+        pooled = self.clip.text_model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
+        return _unit(self.clip.text_projection(pooled))[0]
+
+
+def _unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x.float(), dim=-1)

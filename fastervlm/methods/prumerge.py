@@ -1,0 +1,47 @@
+"""LLaVA-PruMerge: the patches [CLS] attends to most, each merged with its neighbours. Dims: B pictures, N patches, K kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from encoders import ScoredPatches
+from fastervlm.kept import KeptTokens
+from fastervlm.methods.share import check_count
+from fastervlm.methods.similarity import levels
+
+
+@dataclass(frozen=True)
+class PruMerge:
+    """Keep the patches [CLS] attends to most, and add to each those with the most similar keys (arXiv 2403.15388).
+
+    A token is its own patch plus its nearest neighbours among all others, kept or not, each times the attention it gets. How
+    many tokens a picture keeps is up to the budget: with `keep=Outliers()` as many as stand out, as in the paper. Scores and
+    keys are those of the feature block; the further token of the authors' code, a sum over all that were dropped, is left
+    out. Where nothing is dropped, nothing is merged.
+
+    Args:
+        neighbours: how many patches are added to each; fewer where there are no more.
+    """
+
+    neighbours: int = 32
+
+    def __post_init__(self) -> None:
+        check_count("neighbours", self.neighbours)
+
+    def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
+        """Keep `k` tokens of each picture, all of them mixtures."""
+        scores = patches.scores.detach()
+        total = scores.shape[1]
+        kept = KeptTokens.top(scores, k)
+        if k >= total:
+            return kept
+        keys = patches.keys().transpose(1, 2).flatten(2)
+        similar = levels(kept.gather(keys), keys).to(scores.device)
+        own = F.one_hot(kept.index, total)
+        similar.masked_fill_(own.bool(), -torch.inf)
+        nearest = similar.sort(dim=2, descending=True, stable=True).indices[..., : min(self.neighbours, total - 1)]
+        added = torch.zeros_like(similar).scatter_(2, nearest, scores[:, None].expand_as(similar).gather(2, nearest))
+        return KeptTokens(kept.index, total, weights=own + added)

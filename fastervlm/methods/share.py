@@ -1,0 +1,23 @@
+"""What settings of methods have in common."""
+
+from __future__ import annotations
+
+import numbers
+
+from encoders import UserError, UserTypeError
+
+
+def check_share(name: str, share: object) -> None:
+    """Refuse what is no share in [0, 1]."""
+    if not isinstance(share, numbers.Real) or isinstance(share, bool):
+        raise UserTypeError(f"{name}={share!r} is no number; give a share of the tokens, such as 0.5.")
+    if not 0 <= share <= 1:  # type: ignore[operator]
+        raise UserError(f"{name}={share} is no share in [0, 1].")
+
+
+def check_count(name: str, count: object) -> None:
+    """Refuse what is no count of at least one."""
+    if not isinstance(count, numbers.Integral) or isinstance(count, bool):
+        raise UserTypeError(f"{name}={count!r} is no whole number; give a count of at least 1.")
+    if count < 1:  # type: ignore[operator]
+        raise UserError(f"{name}={count} is too small; give a count of at least 1.")

@@ -1,0 +1,61 @@
+"""VisPruner: important patches by [CLS] attention, diverse ones among the rest. Dims: B pictures, R patches left over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from encoders import ScoredPatches
+from fastervlm.kept import KeptTokens
+from fastervlm.methods.share import check_share
+from fastervlm.methods.similarity import levels
+
+# So many duplicates go in a round.
+_ROUND = 8
+
+
+@dataclass(frozen=True)
+class VisPruner:
+    """Keep part by [CLS] attention, and of the others those that are left when duplicates are removed (arXiv 2412.01818v2).
+
+    As in the authors' code, each round deals the patches that are left, in the order of their attention at first, into two
+    halves, and up to eight of the first half leave that are most similar to one of the second.
+
+    Args:
+        important: the share of the tokens kept by attention, rounded down; in [0, 1].
+    """
+
+    important: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_share("important", self.important)
+
+    def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
+        """Keep `k` patches of each picture."""
+        order = patches.scores.sort(dim=1, descending=True, stable=True).indices
+        important = int(k * self.important)
+        if important < k < order.shape[1]:
+            features, others = patches.features(), order[:, important:]
+            pictures = torch.arange(len(features), device=features.device)[:, None]
+            similar = levels(features[pictures, others.to(features.device)])
+            distinct = others.gather(1, _distinct(similar, k - important).to(order.device))
+            order = torch.cat((order[:, :important], distinct), dim=1)
+        return KeptTokens(order[:, :k].sort(dim=1).values, patches.scores.shape[1])
+
+
+def _distinct(similar: Tensor, k: int) -> Tensor:
+    """(B, k) of R rows, duplicates removed by similarity (B, R, R)."""
+    batch, count = similar.shape[:2]
+    rows, pictures = similar.flatten(0, 1), torch.arange(batch, device=similar.device)[:, None]
+    rest = torch.arange(count, device=similar.device).expand(batch, -1)
+    while rest.shape[1] > k:
+        first, second = rest[:, ::2], rest[:, 1::2]
+        others = similar.new_full((batch, 1, count), -torch.inf).scatter_(2, second[:, None], 0)
+        # Whole rows and a mask are several times faster than only the pairs that are wanted.
+        likest = rows.index_select(0, (pictures * count + first).flatten()).view(batch, -1, count).add_(others).amax(dim=2)
+        leave = min(_ROUND, rest.shape[1] - k, first.shape[1])
+        stay = likest.argsort(dim=1, descending=True, stable=True)[:, leave:]
+        rest = torch.cat((first.gather(1, stay), second), dim=1)
+    return rest
