@@ -91,10 +91,10 @@ def compare(
     choice = {"budgets": budgets_of(visual_token_num), "methods": names, "layers": pruned_at, "seeds": seeds, "blind": blind}
     with resumable():
         comparison = run(subject, settings, out_dir=folder, **choice)
-    _show(comparison, folder)
+    show(comparison, folder)
 
 
-def _show(comparison: Comparison, folder: Path) -> None:
+def show(comparison: Comparison, folder: Path) -> None:
     """Print the tables and where the files are; fail if a question did."""
     from fastervlm.report import print_table
 

@@ -65,7 +65,7 @@ def compare(
         return Cell(column.method, count, [protocol for protocol, _ in done], score, column.layer)
 
     whole = cell(_Column(ALL, {"all": get_method("cls")}), total, keep=None)
-    cells = [cell(column, count, keep=_keep(column, count, subject)) for column in columns for count in counts]
+    cells = [cell(column, count, keep=_keep(column, count, subject, settings)) for column in columns for count in counts]
     floor = cell(_Column(BLIND, {"blind": get_method("cls")}), total, keep=None, blind=True) if blind else None
     names = [column_name(column.method, column.layer) for column in columns]
     comparison = Comparison(subject.name, settings.batch_size, names, whole, cells, floor)
@@ -92,10 +92,10 @@ def _has_layer(method: Method) -> bool:
     return isinstance(method, InLLM) and "layer" in {field.name for field in fields(method)}  # type: ignore[arg-type]
 
 
-def _keep(column: _Column, count: int, subject: Subject) -> int | float:
-    """The budget of a cell: inside the language model, where crops are not told apart, the same share of all their tokens."""
+def _keep(column: _Column, count: int, subject: Subject, settings: Settings) -> int | float:
+    """The budget of a cell: inside the language model, where crops or frames are not told apart, the same share of all."""
     in_llm = isinstance(next(iter(column.variants.values())), InLLM)
-    return count / subject.num_visual_tokens if in_llm and subject.has_crops else count
+    return count / subject.num_visual_tokens if in_llm and settings.medium.parts(subject) else count
 
 
 def _refuse_what_cannot_be_pruned(subject: Subject, settings: Settings, columns: Iterable[_Column]) -> None:

@@ -100,7 +100,7 @@ class Comparison:
     @property
     def has_crops(self) -> bool:
         """Whether a budget is that of one crop of a picture."""
-        return self.whole.protocols[0]["anyres"] is not None
+        return self.whole.protocols[0].get("anyres") is not None
 
     def table(self) -> Table:
         """Header and rows: for each budget and method the accuracy with its interval, and the speed beside it.
@@ -117,7 +117,8 @@ class Comparison:
 
     @property
     def _tokens(self) -> str:
-        return "tokens a crop" if self.has_crops else "tokens"
+        part = " a crop" if self.has_crops else " a frame" if "num_frames" in self.whole.protocols[0] else ""
+        return f"tokens{part}"
 
     def _counted(self, cell: Cell) -> list[str]:
         return [f"{cell.mean('mean_visual_tokens'):.5g}"] if self.has_crops else []
@@ -181,7 +182,9 @@ class Comparison:
         ]
         write_text(folder / "compare.md", "\n".join(parts))
         same = ("command", "task", "model", "weights_sha256", "prompt_template", "dtype", "device", "batch_size", "versions")
-        about = {key: self.whole.protocols[0][key] for key in (*same, "anyres", "question_file_sha256")}
+        shown = ("anyres", "num_frames", "keep_cls", "question_file_sha256")
+        first = self.whole.protocols[0]
+        about = {key: first[key] for key in (*same, *shown) if key in first}
         write_json(folder / "compare.json", {**about, "cells": [self._summary(cell) for cell in self._all()]})
         draw_panels(self._panels(), folder / "compare.png")
 
