@@ -1,0 +1,92 @@
+"""A tiny Video-LLaVA and a tiny benchmark of clips."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastervlm.eval.settings import Settings
+from fastervlm.eval.subject import Subject
+from tests.tiny import video_llava, video_processor
+from tests.video.clips import write_clip
+from video.scoring import VIDEO_QA
+from video.videos import Videos
+
+CLIPS = 4
+CHAT = (
+    "{% for m in messages %}USER: {% for c in m['content'] %}{% if c['type'] == 'video' %}<video>\n"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
+)
+
+
+def talking_processor():
+    """The tiny processor with a chat template."""
+    found = video_processor()
+    found.chat_template = CHAT
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny models are slower on many threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Folder of the tiny model."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    video_llava().save_pretrained(folder)
+    talking_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def subject(model):
+    """The tiny model, loaded once."""
+    return Subject(str(model))
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """Folder of four clips of noise, of several shapes, lengths and kinds of file."""
+    folder = tmp_path_factory.mktemp("videos")
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("clip_0.mp4", "clip_1.avi", "v_clip_2.mp4", "clip_3.mkv")):
+        blocks = rng.integers(0, 255, (5 + 3 * i, 4, 4, 3), dtype=np.uint8)
+        high, wide = 8 + 4 * (i % 2), 8 + 4 * (i // 2)
+        write_clip(folder / name, blocks.repeat(high, axis=1).repeat(wide, axis=2), codec="mpeg4" if i == 1 else "libx264")
+    return folder
+
+
+@pytest.fixture
+def bench(tmp_path, videos):
+    """Eight questions about the four clips, two about each."""
+    asked = [
+        {"video_name": f"clip_{i // 2}", "question_id": f"q{i}", "question": f"What is {'so ' * (i % 3)}number {i}?"}
+        for i in range(2 * CLIPS)
+    ]
+    right = [{"answer": str(i), "type": ["what", "where"][i % 2], "question_id": f"q{i}"} for i in range(2 * CLIPS)]
+    files = {"question_file": tmp_path / "test_q.json", "annotation_file": tmp_path / "test_a.json"}
+    for path, content in zip(files.values(), (asked, right), strict=True):
+        path.write_text(json.dumps(content))
+    return files | {"image_folder": videos}
+
+
+@pytest.fixture
+def settings(tmp_path, bench):
+    """Settings of a short run on the benchmark, with changes; those of `Videos` by their own names."""
+
+    def make(**changes):
+        shown = [key for key in ("num_frames", "strategy", "keep_cls", "budget") if key in changes]
+        medium: dict[str, Any] = {"num_frames": 3} | {key: changes.pop(key) for key in shown}
+        out = tmp_path / "out" / f"{changes.pop('name', 'n')}.jsonl"
+        short = {"keep": 3, "batch_size": 4, "max_new_tokens": 3, "answers_file": out}
+        return Settings(VIDEO_QA, **(bench | short | changes), medium=Videos(**medium))
+
+    return make

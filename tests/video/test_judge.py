@@ -1,0 +1,338 @@
+"""The judge against a stub of an OpenAI-compatible server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from encoders import UserError
+from video import chat as chat_module
+from video.chat import Chat, NoReply, RateLimit
+from video.judge import ASKED, IN_A_ROW, Tally, judge, verdict_in
+
+ROOT = Path(__file__).parents[2]
+YES = '{"pred": "yes", "score": 4}'
+
+
+def completion(text):
+    """The body of a chat completion."""
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
+
+
+class Stub:
+    """A server on this machine; `reply(question, times)` says what comes of the n-th request about a question.
+
+    It gives a text, or (status, body), or (status, body, headers), or a number of seconds to be silent for.
+    """
+
+    def __init__(self, reply):
+        self.reply, self.requests, self.times, self.started = reply, [], Counter(), []
+        self.lock = threading.Lock()
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                asked = body["messages"][-1]["content"]
+                name = asked.partition("Question: ")[2].partition("\n")[0]
+                with stub.lock:
+                    stub.requests.append((self.path, dict(self.headers), body))
+                    stub.started.append(time.monotonic())
+                    stub.times[name] += 1
+                    said = stub.reply(name, stub.times[name])
+                if isinstance(said, float):
+                    time.sleep(said)
+                    said = YES
+                status, text, *headers = (200, completion(said)) if isinstance(said, str) else said
+                try:
+                    self.send_response(status)
+                    for header in headers:
+                        for item in header.items():
+                            self.send_header(*item)
+                    self.end_headers()
+                    self.wfile.write(text.encode())
+                except OSError:
+                    pass  # the client went away
+
+            def log_message(self, format, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.base = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def chat(self, **changes):
+        settings: dict[str, Any] = {"pause": 0.001, "timeout": 5.0} | changes
+        return Chat(self.base, "tiny-judge", **settings)
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Makes a stub server of what it replies."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    made = []
+
+    def make(reply):
+        made.append(Stub(reply if callable(reply) else lambda *_: reply))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    """Six answers, as the reference writes them."""
+    path = tmp_path / "n_4.pred.jsonl"
+    lines = [{"id": f"v_{i}", "question": f"Q{i}?", "answer": f"right {i}", "pred": f"given {{{i}}}"} for i in range(6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_each_answer_is_shown_to_the_judge_and_its_verdicts_are_summed(stub, predictions, tmp_path):
+    said = {f"Q{i}?": f'{{"pred": "{"yes" if i % 3 else "no"}", "score": {i}}}' for i in range(6)}
+    server = stub(lambda name, _: said[name])
+    result, tally = judge(predictions, server.chat(key="secret"), tmp_path / "out.json")
+    assert (tally.yes, tally.no, tally.accuracy, tally.average_score) == (4, 2, 4 / 6, 15 / 6)
+    assert json.loads((tmp_path / "out.json").read_text())["verdicts"] == result["verdicts"]
+    assert [verdict["id"] for verdict in result["verdicts"]] == [f"v_{i}" for i in range(6)]
+    assert sorted(server.times.values()) == [1] * 6
+    for path, headers, body in server.requests:
+        assert path == "/v1/chat/completions"
+        assert headers["Authorization"] == "Bearer secret"
+        assert (body["model"], body["temperature"]) == ("tiny-judge", 0)
+        shown = body["messages"][1]["content"]
+        i = shown.partition("Question: Q")[2][0]
+        assert f"right {i}" in shown
+        assert f"given {{{i}}}" in shown
+    assert not (tmp_path / "out.json.partial").exists()
+    assert "secret" not in (tmp_path / "out.json").read_text()
+
+
+def test_without_a_key_none_is_sent(stub):
+    server = stub(YES)
+    server.chat()([{"role": "user", "content": "x"}])
+    assert "Authorization" not in server.requests[0][1]
+
+
+def test_finished_verdicts_are_not_asked_for_again(stub, predictions, tmp_path):
+    server = stub(YES)
+    first = judge(predictions, server.chat(), tmp_path / "out.json")
+    second = judge(predictions, server.chat(), tmp_path / "out.json")
+    assert len(server.requests) == 6
+    assert first[1] == second[1]
+    with pytest.raises(UserError, match="judge is 'tiny-judge' there and 'other' now"):
+        judge(predictions, Chat(server.base, "other"), tmp_path / "out.json")
+
+
+BUSY = {
+    "429 and seconds": (429, "{}", {"Retry-After": "0.3"}),
+    "429 and a date": (429, "slow", {"Retry-After": formatdate(time.time() - 5, usegmt=True)}),
+    "429 and nonsense": (429, "slow", {"Retry-After": "soon"}),
+    "500": (500, ""),
+    "503": (503, "<html>no</html>"),
+    "no JSON": (200, "hello"),
+    "no choices": (200, "{}"),
+    "an empty list": (200, '{"choices": []}'),
+    "no text": (200, '{"choices": [{"message": {"content": null}}]}'),
+}
+
+
+@pytest.mark.parametrize("first", BUSY.values(), ids=BUSY)
+def test_what_passes_is_tried_again(stub, predictions, tmp_path, first):
+    server = stub(lambda _, times: first if times < 3 else YES)
+    _, tally = judge(predictions, server.chat(), tmp_path / "out.json", workers=6)
+    assert (tally.yes, tally.judged) == (6, 6)
+    assert set(server.times.values()) == {3}
+
+
+def test_the_endpoint_says_how_long_to_wait(stub):
+    server = stub(lambda _, times: BUSY["429 and seconds"] if times == 1 else YES)
+    server.chat(pause=60)([{"role": "user", "content": "x"}])
+    assert 0.29 < server.started[1] - server.started[0] < 5
+
+
+def test_a_wait_is_never_above_a_minute(monkeypatch):
+    assert chat_module._pause(1.0, 86400.0) == 60
+    assert chat_module._pause(1000.0, None) == 60
+
+
+def test_silence_is_cut_short_and_tried_again(stub):
+    server = stub(lambda _, times: 3.0 if times == 1 else YES)
+    start = time.monotonic()
+    assert server.chat(timeout=0.2)([{"role": "user", "content": "x"}]) == YES
+    assert time.monotonic() - start < 2
+
+
+FATAL = [(401, '{"error": {"message": "bad key"}}', "401 \\(bad key\\)"), (403, "", "403"), (404, "no", "404 \\(no\\)")]
+
+
+@pytest.mark.parametrize(("status", "body", "message"), FATAL)
+def test_what_no_request_will_survive_ends_the_run_at_once(stub, predictions, tmp_path, status, body, message):
+    server = stub((status, body))
+    with pytest.raises(UserError, match=message):
+        judge(predictions, server.chat(key="secret"), tmp_path / "out.json", workers=1)
+    assert len(server.requests) == 1
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_the_key_is_not_carried_to_another_host(stub):
+    other = stub(YES)
+    server = stub((307, "", {"Location": f"{other.base}/chat/completions"}))
+    with pytest.raises(UserError, match="307"):
+        server.chat(key="secret")([{"role": "user", "content": "x"}])
+    assert not other.requests
+
+
+def test_a_refused_question_is_named_and_the_others_go_on(stub, predictions, tmp_path):
+    server = stub(lambda name, _: (400, '{"error": {"message": "filtered"}}') if name == "Q2?" else YES)
+    result, tally = judge(predictions, server.chat(), tmp_path / "out.json")
+    assert (tally.judged, result["failed"]) == (5, 1)
+    assert result["failures"][0]["id"] == "v_2"
+    assert "filtered" in result["failures"][0]["reason"]
+    assert server.times["Q2?"] == 1
+    server.reply = lambda *_: YES
+    result, tally = judge(predictions, server.chat(), tmp_path / "out.json")
+    assert (tally.judged, result["failed"], server.times["Q2?"], server.times["Q1?"]) == (6, 0, 2, 1)
+    assert not (tmp_path / "out.json.partial").exists()
+
+
+def test_garbage_is_asked_again_within_bounds(stub, predictions, tmp_path):
+    server = stub(lambda name, times: "I think so" if name == "Q1?" or (name == "Q3?" and times == 1) else YES)
+    result, tally = judge(predictions, server.chat(), tmp_path / "out.json")
+    assert (tally.judged, result["failed"]) == (5, 1)
+    assert "no verdict in 3 replies" in result["failures"][0]["reason"]
+    assert server.times == Counter({f"Q{i}?": {1: ASKED, 3: 2}.get(i, 1) for i in range(6)})
+
+
+def test_a_dead_endpoint_ends_the_run(stub, predictions, tmp_path):
+    server = stub((500, "down"))
+    with pytest.raises(UserError, match=r"5 answers in a row got no verdict: .* answers 500 \(down\), 2 times"):
+        judge(predictions, server.chat(retries=1), tmp_path / "out.json", workers=1)
+    assert 2 * IN_A_ROW <= len(server.requests) <= 2 * IN_A_ROW + 2
+    with pytest.raises(NoReply, match="cannot be reached"):
+        Chat("http://127.0.0.1:9", "m", retries=0)([])
+
+
+def test_requests_keep_to_the_rate(stub, predictions, tmp_path):
+    server = stub(YES)
+    judge(predictions, server.chat(rate=RateLimit(1200)), tmp_path / "out.json", workers=6)
+    started = sorted(server.started)
+    assert started[-1] - started[0] >= 5 * 0.05 - 0.02
+
+
+VERDICTS = [
+    ("{'pred': 'yes', 'score': 4.8}", {"pred": "yes", "score": 4.8}),
+    (YES, {"pred": "yes", "score": 4}),
+    (' {"pred": "no", "score": null}\n', {"pred": "no", "score": None}),
+    ("```json\n" + YES + "\n```", {"pred": "yes", "score": 4}),
+    ("Sure: {'pred': 'no', 'score': 0}.", {"pred": "no", "score": 0}),
+    ("{'pred': 'yes'}", {"pred": "yes"}),
+    ("{'score': 'high', 'pred': 'no'}", {"score": "high", "pred": "no"}),
+    ("__import__('os').abort()", None),
+    ("{'pred': __import__('os').abort(), 'score': 1}", None),
+    ("['yes', 4]", None),
+    ("yes, 4", None),
+    ("{}", None),
+    ("{'answer': 'yes'}", None),
+    ("{'pred': 'yes', 'score': 50}", None),
+    ("{'pred': 'yes', 'score': -1}", None),
+    ("{'pred': 'yes', 'score': ", None),
+    ("(" * 5000, None),
+    (YES + " " * 20000, None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("reply", "verdict"), VERDICTS)
+def test_replies_are_read_and_never_run(reply, verdict):
+    assert verdict_in(reply) == verdict
+
+
+TALLIES = [
+    ([{"pred": "yes", "score": 4.8}, {"pred": "no", "score": 1}], (0.5, 2.5, 1, 1)),
+    ([{"pred": "Yes, it is not wrong", "score": 5}], (1.0, 5.0, 1, 0)),
+    ([{"pred": "I do not know", "score": 1}], (0.0, 1.0, 0, 1)),
+    ([{"pred": "perhaps", "score": 3}], (None, 3.0, 0, 0)),
+    ([{"pred": "yes"}, {"pred": "yes", "score": 4}], (1.0, 2.0, 1, 0)),
+    ([{"pred": "yes", "score": "4.8"}, {"pred": "no", "score": None}], (None, 0.0, 0, 0)),
+    ([{"pred": "yes", "score": "4"}], (1.0, 4.0, 1, 0)),
+    ([{"score": 2}, {"pred": "no", "score": 4}], (0.0, 3.0, 0, 1)),
+    ([], (None, 0.0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(("verdicts", "expected"), TALLIES)
+def test_verdicts_are_counted_as_the_reference_counts(verdicts, expected):
+    tally = Tally.of(verdicts)
+    assert (tally.accuracy, tally.average_score, tally.yes, tally.no) == expected
+    assert tally.judged == len(verdicts)
+
+
+def command(server, predictions, *more, **environment):
+    clean = {key: value for key, value in os.environ.items() if key != "OPENAI_API_KEY"} | {"NO_PROXY": "127.0.0.1"}
+    where = ["--result-file", str(predictions), "--api-base", server.base, "--model", "org/judge"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "video.scoring", *where, *more],
+        cwd=ROOT,
+        env=clean | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_and_started_again_nothing_is_judged_twice(stub, predictions):
+    """The third question is silent for long; the run is killed there, and the second run goes on behind what is written."""
+    hang = threading.Event()
+    hang.set()
+    server = stub(lambda name, _: 30.0 if name == "Q3?" and hang.is_set() else YES)
+    process = command(server, predictions, "--workers", "1", OPENAI_API_KEY="from the environment")
+    journal = predictions.with_name("n_4.pred.org-judge.json.partial")
+    deadline = time.monotonic() + 60
+    while server.times["Q3?"] == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(journal.read_text().splitlines()) == 4
+    hang.clear()
+    out, err = command(server, predictions).communicate(timeout=60)
+    assert "Accuracy by the judge: 100.00%\nAverage score: 4.00 of 5" in out, err
+    assert server.times == Counter({f"Q{i}?": 2 if i == 3 else 1 for i in range(6)})
+    assert server.requests[0][1]["Authorization"] == "Bearer from the environment"
+    assert "Authorization" not in server.requests[-1][1]
+    assert not journal.exists()
+
+
+def test_command_names_what_failed_and_ends_with_an_error(stub, predictions, tmp_path):
+    server = stub(lambda name, _: "what?" if name == "Q5?" else YES)
+    process = command(server, predictions, "--json", str(tmp_path / "score.json"))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Exact match: 0.00%" in out
+    assert "fastervlm: answer v_5: no verdict in 3 replies, the last of them 'what?'" in err
+    assert "1 answers have no verdict" in err
+    assert json.loads((tmp_path / "score.json").read_text())["samples"] == 6
+
+
+def test_wrong_addresses_and_rates_are_refused():
+    with pytest.raises(UserError, match="no address"):
+        Chat("localhost:8000", "m")
+    with pytest.raises(UserError, match="must be more than 0"):
+        RateLimit(0)

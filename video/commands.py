@@ -1,0 +1,209 @@
+"""`fastervlm video-qa`, and how both commands of video run as modules."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from encoders.errors import UserError
+from fastervlm.commands.common import (
+    ConvMode,
+    Device,
+    Dtype,
+    Limit,
+    MaxNewTokens,
+    OptionalModel,
+    number,
+    report_failures,
+    resumable,
+)
+
+if TYPE_CHECKING:
+    from fastervlm.eval.settings import Settings
+    from fastervlm.eval.subject import Subject
+
+Video = Annotated[Path | None, typer.Option(help="One video file to ask about, with --question.")]
+Asked = Annotated[str | None, typer.Option("--question", help="The question about it.")]
+Questions = Annotated[Path | None, typer.Option(help="The questions of a benchmark (test_q.json).")]
+Right = Annotated[Path | None, typer.Option(help="Its right answers (test_a.json); without them there is no score.")]
+VideoDir = Annotated[Path | None, typer.Option(help="Folder of its videos.")]
+AnswersFile = Annotated[Path | None, typer.Option("--answers-file", "--output", help="Where the answers go (.jsonl).")]
+Kept = Annotated[str | None, typer.Option(help="Visual tokens kept of each frame: a count (64) or a fraction (0.25).")]
+MethodName = Annotated[str, typer.Option("--method", help="A pruning method, such as cls, cls-lowest, random or grid.")]
+Budget = Annotated[
+    Literal["frame", "clip"], typer.Option(help="Each frame keeps its own tokens, or the frames of a clip share their sum.")
+]
+KeepCls = Annotated[bool, typer.Option("--keep-cls", help="Keep the [CLS] token of each frame beside its patches.")]
+NumFrames = Annotated[int, typer.Option(help="Frames that the model is shown of a video.")]
+Strategy = Annotated[Literal["uniform", "fps", "keyframes"], typer.Option(help="How they are chosen.")]
+Start = Annotated[float | None, typer.Option(help="With --video: where to begin, in seconds.")]
+End = Annotated[float | None, typer.Option(help="With --video: where to end, in seconds.")]
+Sheet = Annotated[Path | None, typer.Option(help="Save a PNG of the frames (of a benchmark's first video) and what was kept.")]
+Size = Annotated[int, typer.Option("--batch-size", help="Questions answered at a time.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Seed = Annotated[int, typer.Option(help="Of a random method and of sampling.")]
+
+
+def video_qa(
+    *,
+    model: OptionalModel = None,
+    video: Video = None,
+    question: Asked = None,
+    question_file: Questions = None,
+    answer_file: Right = None,
+    video_dir: VideoDir = None,
+    answers_file: AnswersFile = None,
+    visual_token_num: Kept = None,
+    method: MethodName = "cls",
+    budget: Budget = "frame",
+    keep_cls: KeepCls = False,
+    num_frames: NumFrames = 8,
+    strategy: Strategy = "uniform",
+    start: Start = None,
+    end: End = None,
+    sheet: Sheet = None,
+    batch_size: Size = 8,
+    limit: Limit = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    conv_mode: ConvMode = None,
+    temperature: Temperature = 0.0,
+    max_new_tokens: MaxNewTokens = None,
+    seed: Seed = 0,
+) -> None:
+    """Answer a question about a video file, or the questions of a benchmark, with pruned frames.
+
+    Without a model and data the tiny video model of this checkout answers its mini benchmark.
+    """
+    from fastervlm.eval.settings import Settings, seeded
+    from fastervlm.eval.subject import Subject
+    from video.scoring import VIDEO_QA
+    from video.videos import Videos
+
+    if visual_token_num is None and method != "cls":
+        raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
+    check_sheet(sheet)
+    data = {"question_file": question_file, "annotation_file": answer_file, "image_folder": video_dir}
+    if video is None and question is None:
+        if start is not None or end is not None:
+            raise UserError("--start and --end cut one video; give --video and --question as well, or leave them out.")
+        model, files = benchmark(model, data)
+        out = answers_file or default_answers(files["question_file"], model, method, visual_token_num)
+    else:
+        files = one_file(video, question, [*data.values(), answers_file])
+        model, out = model or str(tiny_model()), files["question_file"].with_suffix(".jsonl")
+    settings = Settings(
+        VIDEO_QA,
+        answers_file=out,
+        keep=None if visual_token_num is None else number(visual_token_num),
+        method=seeded(method, seed),
+        batch_size=batch_size,
+        limit=limit,
+        conv_mode=conv_mode,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        medium=Videos(num_frames, strategy, start, end, keep_cls, budget),
+        **files,
+    )
+    subject = Subject(model, dtype, device)
+    if question is not None:
+        answer_one(subject, settings, question, sheet)
+    else:
+        answer_all(subject, settings, sheet)
+
+
+def benchmark(model: str | None, data: dict[str, Path | None]) -> tuple[str, dict[str, Any]]:
+    """The model and the files of a benchmark as given, or the tiny model and its own."""
+    from fastervlm.embedded import VIDEO_MODEL, embedded_video_benchmark
+
+    given = {name: path for name, path in data.items() if path is not None}
+    if "question_file" in given and "image_folder" in given:
+        return model or str(tiny_model()), given
+    if given or (model is not None and Path(model).resolve() != VIDEO_MODEL):
+        raise UserError(
+            "Give --video and --question, or --question-file and --video-dir, or neither model nor data for the tiny model."
+        )
+    return str(tiny_model()), dict(
+        zip(("question_file", "annotation_file", "image_folder"), embedded_video_benchmark(), strict=True)
+    )
+
+
+def one_file(video: Path | None, question: str | None, others: list[Path | None]) -> dict[str, Any]:
+    """Where one video is, in the settings' words."""
+    if video is None or question is None:
+        raise UserError("Give --video and --question together.")
+    if any(path is not None for path in others):
+        raise UserError("--video asks about one file; leave out the files of a benchmark, or --video and --question.")
+    return {"question_file": video, "image_folder": video.parent}
+
+
+def tiny_model() -> Path:
+    """The folder of the tiny video model."""
+    from fastervlm.embedded import VIDEO_MODEL
+
+    if not VIDEO_MODEL.is_dir():
+        raise UserError("The tiny video model is part of a checkout of fastervlm and is not here; give --model.")
+    return VIDEO_MODEL
+
+
+def default_answers(question_file: Path, model: str, method: str, kept: str | None) -> Path:
+    """Where the answers go if nothing else is said."""
+    name = "all" if kept is None else f"{method}/n_{kept}"
+    return question_file.parent / "answers" / Path(model).name / f"{name}.jsonl"
+
+
+def check_sheet(sheet: Path | None) -> None:
+    """Refuse, before the run, a picture that could not be written after it."""
+    from fastervlm.eval.answers import writable_folder
+
+    if sheet is None:
+        return
+    if sheet.suffix != ".png" or sheet.is_dir():
+        raise UserError(f"--sheet {sheet} is no name of a picture; give a .png file.")
+    writable_folder(sheet.parent)
+
+
+def answer_one(subject: Subject, settings: Settings, question: str, sheet: Path | None) -> None:
+    """Answer a question about one file and say what the answer rests on."""
+    from video.qa import ask, save_sheet
+    from video.sheet import time_of
+
+    found = ask(subject, settings, settings.question_file, question)
+    times = ", ".join(map(time_of, found.frames.times))
+    left, before = found.visual_tokens
+    print(f"{found.text}\n\nFrames: {len(found.frames.times)} at {times}\nVisual tokens: {left} of {before}")
+    if sheet:
+        save_sheet(found, sheet)
+        print(f"Contact sheet: {sheet}")
+
+
+def answer_all(subject: Subject, settings: Settings, sheet: Path | None) -> None:
+    """Answer a benchmark, print score and speed, and fail if a question did."""
+    from fastervlm.commands.evaluate import speed_lines
+    from video.qa import ask_first, predictions_file, run, save_sheet
+
+    with resumable():
+        protocol, score = run(subject, settings)
+    lines = [*(score.lines() if score else ["No score."]), *speed_lines(protocol), f"Answers: {settings.answers_file}"]
+    if settings.annotation_file is not None:
+        lines.append(f"For the reference's evaluation: {predictions_file(settings.answers_file)}")
+    print("\n".join(lines))
+    if sheet and protocol["answered"]:
+        save_sheet(ask_first(subject, settings), sheet)
+        print(f"Contact sheet of the first video: {sheet}")
+    report_failures(protocol["failed"], protocol["failures"])
+
+
+def main(name: str) -> None:
+    """Run the command `name` of this floor as `fastervlm` runs it."""
+    from fastervlm import cli
+    from video.score_command import video_score
+
+    sys.argv.insert(1, name)
+    for command, function in (("video-qa", video_qa), ("video-score", video_score)):
+        cli.app.command(command)(function)
+    cli.main()

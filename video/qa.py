@@ -1,0 +1,104 @@
+"""Video question answering: one file, or a benchmark. Run `python -m video.qa`, which is `fastervlm video-qa`."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import UserError
+from fastervlm.eval.answers import read_answers
+from fastervlm.eval.generator import Generator, preparation, pruned
+from fastervlm.eval.questions import without_image_token
+from fastervlm.eval.runner import checked_questions, evaluate
+from fastervlm.eval.score import Score
+from fastervlm.eval.settings import Settings
+from fastervlm.eval.subject import Subject
+from fastervlm.eval.task import Question
+from fastervlm.report import whole
+from fastervlm.trace import ClipTrace, TokenTrace
+from video.frames import Frames
+from video.questions import VIDEO_TOKEN, predictions_of, write_predictions
+from video.sheet import contact_sheet, in_llm_trace
+from video.videos import ClipPreparation, Videos, file_of
+
+
+@dataclass(frozen=True, eq=False)
+class ClipAnswer:
+    """The answer to a question about a clip, and what it rests on.
+
+    Attributes:
+        text: the answer.
+        frames: what was read of the file.
+        visual_tokens: how many visual tokens the language model saw, and how many there are without pruning.
+        trace: what was kept of the frames; None if nothing was pruned.
+    """
+
+    text: str
+    frames: Frames
+    visual_tokens: tuple[int, int]
+    trace: ClipTrace | None
+
+
+def ask(subject: Subject, settings: Settings, path: Path, question: str) -> ClipAnswer:
+    """Answer one question about a file; of `settings` those count that do not name files.
+
+    Raises:
+        UserError: the file cannot be read, or the question holds a placeholder.
+    """
+    if VIDEO_TOKEN in question:
+        raise UserError(f"The question holds {VIDEO_TOKEN}; remove it, the prompt template places the video.")
+    asked = Question(1, 1, without_image_token(question, "--question"), path)
+    prepare: ClipPreparation = preparation(subject, settings)
+    frames, clip = prepare.clip(path, subject.processor)
+    batch = prepare.batch([asked], {path: clip}, subject.processor, {})
+    with pruned(subject, settings) as handle:
+        generator = Generator(subject, settings, handle)
+        text = generator(batch)[0]
+        trace = handle.trace[0] if handle is not None else None
+    if isinstance(trace, TokenTrace):
+        side = math.isqrt(subject.num_visual_tokens)
+        trace = in_llm_trace(trace, (side, side), len(frames.times))
+    return ClipAnswer(text, frames, generator.visual_tokens[0], trace)
+
+
+def ask_first(subject: Subject, settings: Settings) -> ClipAnswer:
+    """Ask the first question of a benchmark whose video can be read once more."""
+    for question in checked_questions(settings):
+        with suppress(UserError):
+            return ask(subject, settings, file_of(question), question.text)
+    raise UserError("There is no video to draw: none of them can be read.")
+
+
+def save_sheet(answer: ClipAnswer, path: Path) -> None:
+    """Save the contact sheet of an answer as a PNG."""
+    with whole(path) as file:
+        contact_sheet(answer.frames, answer.trace).save(file, "PNG")
+
+
+def run(subject: Subject, settings: Settings) -> tuple[dict[str, Any], Score | None]:
+    """Answer a benchmark, as `fastervlm.eval.runner.evaluate` does, and write the answers as the reference reads them too.
+
+    Clips that need not have the same number of frames cannot stand in one batch and are asked about one at a time.
+    """
+    if isinstance(settings.medium, Videos) and settings.medium.strategy != "uniform":
+        settings = replace(settings, batch_size=1)
+    protocol, score = evaluate(subject, settings)
+    if settings.annotation_file is not None:
+        answers = read_answers(settings.answers_file)
+        found = predictions_of(answers, settings.question_file, settings.annotation_file)
+        write_predictions(predictions_file(settings.answers_file), found)
+    return protocol, score
+
+
+def predictions_file(answers_file: Path) -> Path:
+    """Where the answers lie in the form that the reference's evaluation reads."""
+    return answers_file.with_suffix(".pred.jsonl")
+
+
+if __name__ == "__main__":
+    from video.commands import main
+
+    main("video-qa")

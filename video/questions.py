@@ -1,0 +1,130 @@
+"""Video question answering in the layout of Video-ChatGPT and Video-LLaVA: test_q.json, test_a.json and a folder of videos."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import UserError
+from fastervlm.eval.questions import inside, read_json, read_jsonl, without_image_token
+from fastervlm.eval.task import Answer, Question
+from fastervlm.report import write_text
+
+# Endings of the files of MSVD, MSRVTT, TGIF and ActivityNet, and of their usual conversions.
+ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif")
+VIDEO_TOKEN = "<video>"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A question, what is right and what was answered, by the reference's names; `type` is "" where test_a.json names none."""
+
+    id: str | int
+    question: str
+    answer: str
+    pred: str = ""
+    type: str = ""
+
+
+def read_questions(question_file: Path, video_dir: Path | None) -> list[Question]:
+    """The questions of a test_q.json, in its order; a video's file is found by its name, with or without ending and `v_`."""
+    if video_dir is None or not video_dir.is_dir():
+        raise UserError(f"The video folder {video_dir} does not exist; give the folder that holds the videos.")
+    folder = video_dir.resolve()
+    return [
+        Question(place, name, text, _file_of(folder, video, f"{question_file}, question {place}"))
+        for place, (name, text, video) in enumerate(_asked(question_file), start=1)
+    ]
+
+
+def read_right(question_file: Path, answer_file: Path) -> list[Prediction]:
+    """What a test_a.json says of the questions of a test_q.json, which it answers in the same order; not predicted yet."""
+    asked, records = _asked(question_file), read_json(answer_file)
+    if not isinstance(records, list) or not all(isinstance(record, dict) and "answer" in record for record in records):
+        raise UserError(f"{answer_file} is no JSON list of answers; give the test_a.json that belongs to {question_file}.")
+    if len(records) != len(asked):
+        raise UserError(f"{answer_file} has {len(records)} answers to the {len(asked)} questions of {question_file}.")
+    for place, ((name, _, _), record) in enumerate(zip(asked, records, strict=True), start=1):
+        if record.get("question_id", name) != name:
+            raise UserError(
+                f"{answer_file}, answer {place}: it is for question {record['question_id']!r}, but {question_file} asks "
+                f"{name!r} there; give the two files of one release."
+            )
+    return [
+        Prediction(name, text, str(record["answer"]), type=str(record.get("type", "")))
+        for (name, text, _), record in zip(asked, records, strict=True)
+    ]
+
+
+def predictions_of(answers: Sequence[Answer], question_file: Path, answer_file: Path) -> list[Prediction]:
+    """The answers beside what is right.
+
+    Raises:
+        UserError: a question is not in the files.
+    """
+    right = {(found.id, found.question): found for found in read_right(question_file, answer_file)}
+    found = []
+    for given in answers:
+        name, text = given["question_id"], given["prompt"]
+        if (name, text) not in right:
+            raise UserError(f"{question_file} has no question {name!r} that is {text!r}; use the files of the answers.")
+        found.append(replace(right[name, text], pred=given["text"]))
+    return found
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Answers in the form that the reference writes and reads: a JSON object a line with id, question, answer and pred."""
+    found = []
+    for line, record in read_jsonl(path):
+        if "id" not in record or not all(isinstance(record.get(key), str) for key in ("question", "answer", "pred")):
+            raise UserError(f"{path}, line {line}: an answer needs 'id', 'question', 'answer' and 'pred'.")
+        found.append(
+            Prediction(record["id"], record["question"], record["answer"], record["pred"], str(record.get("type", "")))
+        )
+    if not found:
+        raise UserError(f"{path} holds no answer.")
+    return found
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write what `read_predictions` reads, whole or not at all."""
+    records = (
+        {key: value for key, value in asdict(prediction).items() if value != "" or key != "type"} for prediction in predictions
+    )
+    write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _asked(question_file: Path) -> Sequence[tuple[str | int, str, str]]:
+    """Id, text and video of each question."""
+    records = read_json(question_file)
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{question_file} is no JSON list of questions; give a test_q.json.")
+    return [_question(record, f"{question_file}, question {place}") for place, record in enumerate(records, start=1)]
+
+
+def _question(record: Any, where: str) -> tuple[str | int, str, str]:
+    fields = [record.get(key) if isinstance(record, dict) else None for key in ("question_id", "question", "video_name")]
+    name, text, video = fields
+    if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(video, str) or not video:
+        raise UserError(f"{where}: it needs 'question_id', 'question' and 'video_name'.")
+    if VIDEO_TOKEN in text:
+        raise UserError(f"{where}: the question holds {VIDEO_TOKEN}; remove it, the prompt template places the video.")
+    return name, without_image_token(text, where), video
+
+
+def _file_of(folder: Path, video: str, where: str) -> Path:
+    """The first file of that name; if there is none, the one that is missed."""
+    named = inside(folder, video, where)
+    candidates = [
+        named.with_name(f"{prefix}{named.name}{ending}")
+        for prefix in ("", "v_")
+        for ending in ("", *ENDINGS)
+        if ending or named.suffix.lower() in ENDINGS
+    ]
+    for file in candidates:
+        if file.is_file():
+            return inside(folder, str(file.relative_to(folder)), where)
+    return named if named.suffix.lower() in ENDINGS else named.with_name(f"{named.name}{ENDINGS[0]}")

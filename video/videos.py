@@ -1,0 +1,155 @@
+"""Clips as what the questions of a run show: sampled, processed in threads ahead of the model, pruned by frames.
+
+Dims: B clips, F frames, N patches of a frame, D language model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from encoders import UserError
+from fastervlm.eval.medium import selector_of
+from fastervlm.eval.pictures import GREY, MOST_STRETCHED, Batch
+from fastervlm.eval.prompts import conversation
+from fastervlm.eval.task import Question
+from video.frames import Frames, check_sampling, sample_frames
+
+if TYPE_CHECKING:
+    from fastervlm.eval.settings import Settings
+    from fastervlm.eval.subject import Subject
+
+Strategy = Literal["uniform", "fps", "keyframes"]
+Budget = Literal["frame", "clip"]
+
+
+@dataclass(frozen=True)
+class Videos:
+    """Questions about one clip each; the settings are those of `video.sample_frames` and `fastervlm.prune`."""
+
+    num_frames: int = 8
+    strategy: Strategy = "uniform"
+    start: float | None = None
+    end: float | None = None
+    keep_cls: bool = False
+    budget: Budget = "frame"
+
+    kind: ClassVar[Literal["image", "video"]] = "video"
+    inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
+
+    def __post_init__(self) -> None:
+        check_sampling(self.num_frames, self.strategy, self.start, self.end)
+        if self.budget not in get_args(Budget):
+            raise UserError(f"budget={self.budget!r} is not known; choose one of {', '.join(get_args(Budget))}.")
+
+    def frames(self, path: Path) -> Frames:
+        """The frames that the model is shown of a file."""
+        return sample_frames(path, self.num_frames, self.strategy, self.start, self.end)
+
+    def preparation(self, subject: Subject, settings: Settings) -> ClipPreparation:
+        """How questions become model inputs, given the processor."""
+        _check_kind(subject)
+        ask, task = conversation(subject.processor, settings.conv_mode, self.kind), settings.task
+        return ClipPreparation(lambda question: ask(task.prompt(question)), self.frames, settings.blind, selector_of(settings))
+
+    def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
+        """All about the clips that the answers depend on."""
+        _check_kind(subject)
+        return {
+            "num_frames": self.num_frames,
+            "strategy": self.strategy,
+            "keep_cls": None if settings.keep is None else self.keep_cls,
+            "budget_of": None if settings.keep is None else self.budget,
+            "blind": settings.blind,
+            "video_dir": str(settings.image_folder and settings.image_folder.resolve()),
+        }
+
+    def layout(self, subject: Subject) -> dict[str, Any]:
+        """The arguments of `fastervlm.prune` that belong to clips."""
+        _check_kind(subject)
+        return {"keep_cls": self.keep_cls, "budget": self.budget}
+
+    def parts(self, subject: Subject) -> str:
+        """What has a budget of its own."""
+        return "frames"
+
+    def encode(self, model: Any, shown: dict[str, Tensor], index: Sequence[int]) -> BaseModelOutputWithPooling:
+        """The features of each clip that `index` names among those of `shown`, by the unpruned model."""
+        clips = shown["pixel_values_videos"]
+        features = model.model.get_video_features(clips, return_dict=True).pooler_output.unflatten(0, clips.shape[:2])
+        return BaseModelOutputWithPooling(pooler_output=features[list(index)].flatten(0, 1))
+
+
+@dataclass(frozen=True)
+class ClipPreparation:
+    """How questions about clips become model inputs.
+
+    `ask` writes the whole prompt, `frames` reads a file, `blind` replaces each frame by flat grey, and `selector` gives the
+    text whose token ids go along as `selector_ids`, if any do.
+    """
+
+    ask: Callable[[Question], str]
+    frames: Callable[[Path], Frames]
+    blind: bool = False
+    selector: Callable[[Question], str] | None = None
+
+    def __call__(self, questions: Sequence[Question], processor: Any) -> Batch:
+        """Read and process the clips, one after the other; a question whose clip fails is left out and its reason kept."""
+        clips: dict[Path, Tensor] = {}
+        reasons: dict[Path, str] = {}
+        for path in dict.fromkeys(map(file_of, questions)):
+            try:
+                clips[path] = self.clip(path, processor)[1]
+            except UserError as error:
+                reasons[path] = str(error)
+        failures = {q.line: reasons[file_of(q)] for q in questions if file_of(q) in reasons}
+        return self.batch([q for q in questions if file_of(q) in clips], clips, processor, failures)
+
+    def batch(self, questions: list[Question], clips: Mapping[Path, Tensor], processor: Any, failures: dict[int, str]) -> Batch:
+        """The model's inputs for questions about clips (F, 3, S, S), each of which stands in them once."""
+        if not questions:
+            return Batch(questions, None, failures)
+        placeholders = {path: _placeholders(clip, processor) for path, clip in clips.items()}
+        prompts = [self.ask(q).replace(processor.video_token, placeholders[file_of(q)]) for q in questions]
+        inputs = BatchFeature(dict(processor.tokenizer(prompts, padding=True, return_tensors="pt")))
+        inputs["pixel_values_videos"] = torch.stack(list(clips.values()))
+        if self.selector is not None:
+            texts = [self.selector(question) for question in questions]
+            inputs["selector_ids"] = processor.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
+        index = [list(clips).index(file_of(question)) for question in questions]
+        return Batch(questions, inputs, failures, None if index == list(range(len(clips))) else index)
+
+    def clip(self, path: Path, processor: Any) -> tuple[Frames, Tensor]:
+        """The frames of a file, and as the model is shown them, (F, 3, S, S)."""
+        frames = self.frames(path)
+        height, width = frames.pixels.shape[1:3]
+        if max(height, width) > MOST_STRETCHED * min(height, width):
+            raise UserError(f"The frames of {path} are {width} x {height}, too narrow to be cropped; cut them first.")
+        shown = np.full_like(frames.pixels, GREY[0]) if self.blind else frames.pixels
+        options = {"do_sample_frames": False, "input_data_format": "channels_last", "return_tensors": "pt"}
+        return frames, processor.video_processor(videos=[shown], **options)["pixel_values_videos"][0]
+
+
+def file_of(question: Question) -> Path:
+    """The video that a question is about."""
+    if not isinstance(question.image, Path):
+        raise UserError(f"Question {question.question_id!r} is not about a video file.")
+    return question.image
+
+
+def _placeholders(clip: Tensor, processor: Any) -> str:
+    """The placeholders of a clip (F, 3, S, S) in a prompt."""
+    return processor.replace_video_token({"pixel_values_videos": clip[None]}, 0)
+
+
+def _check_kind(subject: Subject) -> None:
+    if not hasattr(subject.model.config, "video_token_id"):
+        raise UserError(f"{subject.path} is no model for videos; give a Video-LLaVA checkpoint.")
