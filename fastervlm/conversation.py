@@ -1,4 +1,4 @@
-"""Vicuna's conversation, on which LLaVA was tuned."""
+"""Vicuna's conversation, on which LLaVA was tuned, and the one of "llava_v1", which Video-LLaVA is asked by."""
 
 from __future__ import annotations
 
@@ -7,3 +7,4 @@ VICUNA_V1 = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
     "USER: <image>\n{text} ASSISTANT:"
 )
+LLAVA_V1 = VICUNA_V1.replace("curious user", "curious human").replace("the user's", "the human's")

@@ -13,7 +13,11 @@ from fastervlm.quantize import check_quantize, quantization
 from fastervlm.unreadable import reading_weights, reason, refuse_missing
 
 # Classes of transformers by the `model_type` of the checkpoint's config.
-_CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
+_CLASSES = {
+    "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "video_llava": "VideoLlavaForConditionalGeneration",
+}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -26,9 +30,10 @@ def load(
     vision_tower: str | Path | None = None,
     quantize: Literal["4bit", "8bit"] | None = None,
 ) -> tuple[Any, Any]:
-    """Load a LLaVA checkpoint and its processor, ready for `fastervlm.prune`.
+    """Load a LLaVA or Video-LLaVA checkpoint and its processor, ready for `fastervlm.prune`.
 
-    It may be in the layout of transformers or in the one that LLaVA's authors publish (LLaVA-1.5 and LLaVA-1.6 on Vicuna).
+    It may be in the layout of transformers or in the one that the authors publish (LLaVA-1.5, LLaVA-1.6 and Video-LLaVA on
+    Vicuna). A Video-LLaVA whose video tower attends over time, as the authors' does, is a `TemporalVideoLlava`.
     Weights are read from safetensors, or from torch files with `weights_only=True`; remote code is never run.
 
     Args:
@@ -39,8 +44,9 @@ def load(
         vision_tower: folder or hub name of the vision tower of a checkpoint in the authors' layout whose weights are not
             inside. If left out, the tower that the checkpoint's `mm_vision_tower` names is looked for as a folder as seen
             from the checkpoint, as a folder as seen from here, as a folder of the same last name beside the checkpoint, and
-            on the hub, in this order. If the weights are inside, the usual CLIP-L towers need not be found at all, others
-            only for their config.
+            on the hub, in this order. If the weights are inside, the usual towers need not be found at all, others only for
+            their config. Video-LLaVA has two towers, `mm_image_tower` and `mm_video_tower`; a folder given for them holds a
+            folder of each, of the same last names.
         quantize: hold the weights of the language model's layers in 4 bits (nf4, nested) or 8 bits, by bitsandbytes; `dtype`
             is then that of everything else.
 
@@ -116,7 +122,7 @@ def _read(name: str, dtype: torch.dtype, device: torch.device, quantize: str | N
     placed = {}
     if quantize:
         placed = {"quantization_config": quantization(config, quantize, dtype), "device_map": {"": device}}
-    model = _read_weights(name, _CLASSES[config.model_type], dtype, placed)
+    model = _read_weights(name, config, dtype, placed)
     try:
         return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # damaged files of a tokenizer raise errors of many kinds
@@ -151,12 +157,26 @@ def find_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.d
     return _DTYPES[dtype]
 
 
-def _read_weights(name: str, cls: str, dtype: torch.dtype, placed: dict[str, Any]) -> Any:
+def model_class(config: Any) -> Any:
+    """The class of the model that a config of transformers describes."""
     import transformers
 
+    if getattr(config.vision_config, "add_time_attn", False):
+        from fastervlm.temporal import TemporalVideoLlava
+
+        return TemporalVideoLlava
+    return getattr(transformers, _CLASSES[config.model_type])
+
+
+def _read_weights(name: str, config: Any, dtype: torch.dtype, placed: dict[str, Any]) -> Any:
     with reading_weights(name):
-        model, info = getattr(transformers, cls).from_pretrained(
+        model, info = model_class(config).from_pretrained(
             name, dtype=dtype, trust_remote_code=False, weights_only=True, output_loading_info=True, **placed
+        )
+    if timed := sorted(key for key in info["unexpected_keys"] if ".temporal_" in key):
+        raise UserError(
+            f"The weights of {name} hold attention over time ({timed[0]}), which would be lost, since its config.json does not "
+            "say add_time_attn; convert the authors' checkpoint anew by `fastervlm convert`."
         )
     refuse_missing(name, set(info["missing_keys"]))
     return model

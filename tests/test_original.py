@@ -675,7 +675,7 @@ DAMAGE = [
     (changed(mm_use_im_start_end=True), LAYOUT + "mm_use_im_start_end=True"),
     (changed(mm_vision_select_feature="cls"), LAYOUT + "mm_vision_select_feature='cls'"),
     (changed(image_aspect_ratio="anyres_max_9"), LAYOUT + "image_aspect_ratio='anyres_max_9' and mm_patch_merge_type='flat'"),
-    (changed(mm_video_tower="LanguageBind/LanguageBind_Video"), "is a Video-LLaVA in the layout of its authors, which is not"),
+    (changed(mm_video_tower="LanguageBind/LanguageBind_Video"), "names no image tower .mm_image_tower.; Video-LLaVA needs"),
     (changed(hidden_size="wide"), r"The config\.json of .*tiny cannot be used"),
     (changed(hidden_size=0), r"The config\.json of .*tiny cannot be used \(hidden_size=0\)"),
     (changed(hidden_act="none"), r"The config\.json of .*tiny cannot be used \('none'\)"),

@@ -8,14 +8,19 @@ from typing import Any
 from encoders import UserError, UserTypeError
 from fastervlm.unreadable import reason
 
-_LLAVA = (
-    ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
+_LANGUAGE = (
     ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
     ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
     ("model.layers.", "model.language_model.layers."),
     ("model.embed_tokens.", "model.language_model.embed_tokens."),
     ("model.norm.", "model.language_model.norm."),
     ("lm_head.", "lm_head."),
+)
+_LLAVA = (("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."), *_LANGUAGE)
+_VIDEO_LLAVA = (
+    ("model.image_tower.image_tower.", "model.image_tower."),
+    ("model.video_tower.video_tower.", "model.video_tower."),
+    *_LANGUAGE,
 )
 
 
@@ -26,20 +31,15 @@ class Layout:
     Attributes:
         config: name of the config class.
         names: beginnings of weight names, the authors' and the one of transformers.
-        tower: beginning of the names of the vision tower's weights, in transformers.
+        towers: the keys of config.json that name the vision towers, and how the names of their weights begin in transformers.
     """
 
     config: str
     names: tuple[tuple[str, str], ...]
-    tower: str = "model.vision_tower."
+    towers: tuple[tuple[str, str], ...] = (("mm_vision_tower", "model.vision_tower."),)
 
-    def rename(self, name: str) -> str | None:
-        """The name of a weight in transformers; None for tables that are computed, not learned.
-
-        A weight that no beginning fits keeps its name, which no model has.
-        """
-        if name.endswith((".rotary_emb.inv_freq", ".position_ids")):
-            return None
+    def rename(self, name: str) -> str:
+        """The name of a weight in transformers; one that no beginning fits keeps its name, which no model has."""
         return next((new + name[len(old) :] for old, new in self.names if name.startswith(old)), name)
 
 
@@ -49,12 +49,18 @@ _LAYOUTS = {
     ("square", "flat"): Layout("LlavaConfig", _LLAVA),
     ("anyres", "spatial_unpad"): Layout("LlavaNextConfig", (*_LLAVA, ("model.image_newline", "model.image_newline"))),
 }
+_VIDEO = Layout(
+    "VideoLlavaConfig",
+    _VIDEO_LLAVA,
+    (("mm_image_tower", "model.image_tower."), ("mm_video_tower", "model.video_tower.")),
+)
 # What LLaVA's code takes a setting for if it is missing, and what it must be here.
 _SUPPORTED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "model_type": (None, ("llava", "llava_llama")),
     "mm_projector_type": ("linear", ("mlp2x_gelu",)),
     "mm_vision_select_feature": ("patch", ("patch", "cls_patch")),
     "mm_use_im_start_end": (False, (False,)),
+    "mm_use_x_start_end": (False, (False,)),
     "tie_word_embeddings": (False, (False,)),
 }
 
@@ -70,8 +76,6 @@ def is_original(told: dict[str, Any]) -> bool:
 
 def find_layout(name: str, told: dict[str, Any]) -> Layout:
     """The layout of a checkpoint, or `UserTypeError` if it is of a kind that is not supported."""
-    if "mm_video_tower" in told:
-        raise UserTypeError(f"{name} is a Video-LLaVA in the layout of its authors, which is not supported.")
     for key, (default, supported) in _SUPPORTED.items():
         if (value := told.get(key, default)) not in supported:
             raise UserTypeError(
@@ -79,7 +83,9 @@ def find_layout(name: str, told: dict[str, Any]) -> Layout:
                 f"it must be {' or '.join(map(repr, supported))}."
             )
     look = told.get("image_aspect_ratio") or "square", told.get("mm_patch_merge_type") or "flat"
-    if look not in _LAYOUTS:
+    if told.get("mm_video_tower") and look[0] != "anyres":
+        return _VIDEO
+    if look not in _LAYOUTS or told.get("mm_video_tower"):
         raise UserTypeError(
             f"{name} is a checkpoint in the layout of LLaVA's authors with image_aspect_ratio={look[0]!r} and "
             f"mm_patch_merge_type={look[1]!r}; supported are pad or square with flat, and anyres with spatial_unpad."
@@ -87,8 +93,10 @@ def find_layout(name: str, told: dict[str, Any]) -> Layout:
     return _LAYOUTS[look]
 
 
-def build_config(name: str, told: dict[str, Any], layout: Layout, vision: Any, image_token: int) -> Any:
-    """The config of transformers, with as many rows of vocabulary as `image_token` takes."""
+def build_config(
+    name: str, told: dict[str, Any], layout: Layout, vision: Any, image_token: int, video_token: int | None = None
+) -> Any:
+    """The config of transformers, with as many rows of vocabulary as the tokens of pictures and clips take."""
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
@@ -98,7 +106,7 @@ def build_config(name: str, told: dict[str, Any], layout: Layout, vision: Any, i
         text = transformers.LlamaConfig(**{key: value for key, value in told.items() if key in known})
         if nothing := [key for key in _SIZES if getattr(text, key) < 1]:
             raise ValueError(f"{nothing[0]}={getattr(text, nothing[0])}")
-        text.vocab_size = max(told["vocab_size"], image_token + 1)
+        text.vocab_size = max(told["vocab_size"], image_token + 1, (video_token or 0) + 1)
         settings = {
             "vision_config": vision,
             "text_config": text,
@@ -109,6 +117,8 @@ def build_config(name: str, told: dict[str, Any], layout: Layout, vision: Any, i
         }
         if layout.config == "LlavaNextConfig":
             settings["image_grid_pinpoints"] = grid_pinpoints(told, vision.image_size)
+        if layout is _VIDEO:
+            settings |= {"video_token_index": video_token, "video_seq_length": 8 * (settings["image_seq_length"] + 1)}
         return getattr(transformers, layout.config)(**settings)
     except UserError:
         raise

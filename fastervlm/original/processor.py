@@ -6,32 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from encoders import UserError, UserTypeError
-from fastervlm.conversation import VICUNA_V1
+from fastervlm.conversation import LLAVA_V1, VICUNA_V1
 from fastervlm.original.config import Layout, grid_pinpoints, select_strategy
 from fastervlm.original.tower import Tower
 
 # Vicuna's conversation, as LLaVA's "v1" writes it: pictures first, no space behind the end of an answer.
-_CHAT = (
+_TURNS = (
     "{% macro said(content) %}{% if content is string %}{{ content }}{% else %}"
-    "{% for part in content if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in content if part['type'] in SHOWN %}{{ '<' + part['type'] + '>\\n' }}{% endfor %}"
     "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}{% endmacro %}"
     "{% if messages[0]['role'] == 'system' %}{{ said(messages[0]['content']) }}{% else %}{{ 'SYSTEM' }}{% endif %}{{ ' ' }}"
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' + said(message['content']) }}"
     "{% elif message['role'] == 'assistant' %}{{ ' ASSISTANT: ' + said(message['content']) + '</s>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
-).replace("'SYSTEM'", repr(VICUNA_V1.partition(" USER:")[0]))
+)
 
 
 def build_processor(folder: Path, told: dict[str, Any], layout: Layout, tower: Tower) -> Any:
-    """A processor that gives the ids and pixel values of LLaVA's own code (pixels to within the rounding of the resize)."""
-    import transformers
+    """A processor that gives the ids and pixel values of LLaVA's own code (pixels to within the rounding of the resize).
 
+    Frames of clips are smoothed before they are shrunk, which Video-LLaVA's code does not do, and never flipped at random.
+    """
+    import transformers
+    from transformers.image_utils import PILImageResampling
+
+    video = layout.config == "VideoLlavaConfig"
     patches: dict[str, Any] = {
-        "tokenizer": build_tokenizer(folder, told),
+        "tokenizer": build_tokenizer(folder, told, video),
         "patch_size": tower.config.patch_size,
         "vision_feature_select_strategy": select_strategy(told),
         "num_additional_image_tokens": 1,
-        "chat_template": _CHAT,
+        "chat_template": _chat(LLAVA_V1, "image", "video") if video else _chat(VICUNA_V1, "image"),
     }
     if layout.config == "LlavaNextConfig":
         pictures = transformers.LlavaNextImageProcessor(
@@ -40,11 +45,20 @@ def build_processor(folder: Path, told: dict[str, Any], layout: Layout, tower: T
         return transformers.LlavaNextProcessor(image_processor=pictures, **patches)
     pad = told.get("image_aspect_ratio") == "pad"
     pictures = transformers.LlavaImageProcessor(do_pad=pad, **tower.pictures())
+    if video:
+        # The authors shrink frames by bilinear interpolation, pictures by bicubic.
+        clips = transformers.VideoLlavaVideoProcessor(resample=PILImageResampling.BILINEAR, **tower.pictures())
+        return transformers.VideoLlavaProcessor(image_processor=pictures, video_processor=clips, **patches)
     return transformers.LlavaProcessor(image_processor=pictures, **patches)
 
 
-def build_tokenizer(folder: Path, told: dict[str, Any]) -> Any:
-    """The checkpoint's tokenizer with a token `<image>`; it pads on the left with `<unk>`.
+def _chat(prompt: str, *shown: str) -> str:
+    """The chat template of a conversation that begins as `prompt` and shows content of these types."""
+    return _TURNS.replace("'SYSTEM'", repr(prompt.partition(" USER:")[0])).replace("SHOWN", repr(list(shown)))
+
+
+def build_tokenizer(folder: Path, told: dict[str, Any], video: bool = False) -> Any:
+    """The checkpoint's tokenizer with a token `<image>`, and `<video>` too; it pads on the left with `<unk>`.
 
     LLaVA's code tokenizes what stands before, between and behind pictures on its own, each part as if it began the text,
     while a turn that follows the end of an answer goes on without the space that begins a text.
@@ -76,5 +90,5 @@ def build_tokenizer(folder: Path, told: dict[str, Any]) -> Any:
         unk_token=stored.unk_token,
         pad_token=stored.unk_token,
         padding_side="left",
-        extra_special_tokens={"image_token": "<image>"},
+        extra_special_tokens={"image_token": "<image>"} | ({"video_token": "<video>"} if video else {}),
     )

@@ -107,9 +107,7 @@ def _find_named(folder: Path, name: str, inside: bool) -> Tower:
     first = "" if inside else ", or convert the checkpoint first: `fastervlm convert SRC DST --vision-tower FOLDER`"
     if not name:
         raise UserError(f"The config.json of {folder} names no vision tower; write its folder there as mm_vision_tower{first}.")
-    last = Path(name).name
-    places = (folder / name, Path(name), folder.parent / last)
-    where = next((str(place) for place in places if (place / "config.json").is_file()), None)
+    last, where = Path(name).name, find_place(folder, name)
     if where is None and inside and last in _LARGE:
         from transformers import LlavaConfig
 
@@ -118,6 +116,12 @@ def _find_named(folder: Path, name: str, inside: bool) -> Tower:
         return Tower(None, vision)
     absent = f"The vision tower {name!r} cannot be found; put its folder at {folder.parent / last}{first}."
     return _read_config(where or name, absent)
+
+
+def find_place(folder: Path, name: str) -> str | None:
+    """The folder of the tower that a checkpoint in `folder` names, seen from there, from here, or beside it."""
+    places = (folder / name, Path(name), folder.parent / Path(name).name)
+    return next((str(place) for place in places if (place / "config.json").is_file()), None)
 
 
 def _read_config(where: str, absent: str) -> Tower:

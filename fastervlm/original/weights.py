@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from encoders import UserError
-from fastervlm.unreadable import reading_weights, refuse_missing
+from fastervlm.load import model_class
+from fastervlm.unreadable import reading_weights, reason, refuse_missing
 
 _KINDS = ("model.safetensors", "pytorch_model.bin")
+# Tables that are computed, not learned, which older versions of transformers stored all the same.
+_COMPUTED = (".rotary_emb.inv_freq", ".position_ids")
+_FILES = ["*.json", "*.model", "*.safetensors", "*.bin"]
 _VOCABULARY = ("model.language_model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -38,13 +42,15 @@ class Shards:
 
     def names(self) -> set[str]:
         """The names of all weights."""
-        return {name for file in self.files for name in self._open(file)}
+        return {name for file in self.files for name in self._open(file) if not name.endswith(_COMPUTED)}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """Names and weights; what is read of a shard is given back before the next one is opened."""
         for file in self.files:
             tensors = self._open(file)
             for name in list(tensors):
+                if name.endswith(_COMPUTED):
+                    continue
                 tensor = tensors[name]
                 if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                     raise UserError(
@@ -92,12 +98,22 @@ def _listed(folder: Path, index: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
+def find_folder(name: str) -> Path:
+    """The folder of that name, or where the hub's client keeps the checkpoint of that name, all files of it downloaded."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The files of {name} cannot be downloaded ({reason(error)}); try again.") from error
+
+
 def empty_model(config: Any, dtype: torch.dtype | None) -> Any:
     """The model of a config without memory for its weights; its computed tables are in place, on the CPU."""
-    from transformers import AutoModelForImageTextToText
-
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        model = model_class(config)._from_config(config, dtype=dtype)
     for owner in model.modules():
         for name, table in owner.named_buffers(recurse=False):
             setattr(owner, name, torch.empty_like(table, device="cpu"))
