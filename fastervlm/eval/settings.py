@@ -109,6 +109,7 @@ def _choice(what: str, value: str | None, choices: Sequence[str]) -> None:
 
 def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
     """All that the answers depend on; runs that differ in any of it never share an answers file. Loads the model."""
+    shown = settings.medium.identity(subject, settings)  # refuses a model that cannot be shown it
     return {
         "task": settings.task.name,
         "model": subject.name,
@@ -117,7 +118,7 @@ def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
         "method": settings.method_name,
         "visual_token_num": _visual_token_num(subject, settings),
         "prompt_template": conversation(subject.processor, settings.conv_mode, settings.medium.kind)("{text}"),
-        **settings.medium.identity(subject, settings),
+        **shown,
         "dtype": str(subject.model.dtype).removeprefix("torch."),
         "quantize": subject.quantize,
         "max_new_tokens": settings.longest_answer,
