@@ -108,7 +108,7 @@ def _draw(
     draw_curves({"[CLS] attn": curves["cls"], "last attn": second}, out_dir / "CDF.png", f"Cumulative attention, {count}")
     draw_curves_by_layer(curves["last"], curves["cls"], out_dir / "CDF_layers.png", f"Attention {NAMES['last']}, by layer")
     pictures = [
-        Picture(out_dir / f"{NAME}.png", f"Spread by layer, {main}; the dashed line is that of the [CLS] scores"),
+        Picture(out_dir / f"{NAME}.png", f"Spread by layer, {main}; the dashed line is that of the [CLS] scores", wide=True),
         Picture(out_dir / "CDF.png", "Cumulative attention, the strongest patches first; last: second layer"),
         Picture(out_dir / "CDF_layers.png", "Cumulative attention of each layer"),
     ]

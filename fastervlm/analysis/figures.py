@@ -92,7 +92,7 @@ def draw_grid(values: Array, grid: tuple[int, int], path: Path, title: str) -> N
 
 def draw_by_layer(panels: Mapping[str, dict[str, Array]], path: Path, even: Mapping[str, float]) -> None:
     """A statistic a panel: its level for the [CLS] scores and its line over layers for each kind; `even` is a level too."""
-    figure = _figure(max(7.0, 4.6 * len(panels)), 4)
+    figure = _figure(max(5.6, 4.6 * len(panels)), 4.6)
     plots = figure.subplots(1, len(panels), squeeze=False)[0]
     for (title, values), axes in zip(panels.items(), plots, strict=True):
         _lines(axes, values, title, even.get(title))
@@ -206,4 +206,5 @@ def _lines(axes: Any, values: Mapping[str, Array], title: str, even: float | Non
 def _legend(figure: Any, axes: Any) -> None:
     """One legend for all plots of a figure, below them."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
+    columns = len(labels) if figure.get_figwidth() > 8 else 3
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)

@@ -27,10 +27,12 @@ p, figcaption, dt { color: var(--soft); } p { max-width: 46rem; }
 figure { margin: 0 0 1.2rem; } figcaption { font-size: 0.9rem; margin-bottom: 0.3rem; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 details { margin: 0.5rem 0; } summary { cursor: pointer; padding: 0.3rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--back); }
-.examples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 1rem; }
+.wide { grid-column: 1 / -1; }
+.examples { gap: 1rem; }
 .example { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 0.8rem; }
 .example h3 { margin: 0 0 0.2rem; font-size: 1rem; } .example p { margin: 0 0 0.6rem; font-size: 0.9rem; }
 dl { display: grid; grid-template-columns: minmax(8rem, auto) 1fr; gap: 0.2rem 1rem; font-size: 0.9rem; }
@@ -40,10 +42,11 @@ dd { margin: 0; overflow-wrap: anywhere; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on disk; `folded` ones are opened by a click."""
+    """A figure on disk; `wide` ones take a line to themselves, and `folded` ones are opened by a click."""
 
     file: Path
     caption: str
+    wide: bool = False
     folded: bool = False
 
 
@@ -70,7 +73,7 @@ def write_page(
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(about['model'])}, {about['questions']} questions, {about['layers']} layers.</p>",
         f"<p>{escape(says)}</p>",
-        *(_figure(picture) for picture in pictures if not picture.folded),
+        f'<div class="pair">{"".join(_figure(picture) for picture in pictures if not picture.folded)}</div>',
         *(_folded(picture.caption, _figure(picture)) for picture in pictures if picture.folded),
         *_examples(examples),
         "<h2>Numbers</h2>",
@@ -94,7 +97,8 @@ def _image(file: Path, says: str) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    return f"<figure><figcaption>{escape(picture.caption)}</figcaption>{_image(picture.file, picture.caption)}</figure>"
+    kind = ' class="wide"' if picture.wide else ""
+    return f"<figure{kind}><figcaption>{escape(picture.caption)}</figcaption>{_image(picture.file, picture.caption)}</figure>"
 
 
 def _folded(title: str, content: str) -> str:
@@ -109,7 +113,7 @@ def _examples(examples: Sequence[Example]) -> list[str]:
         "<p>The share of the strongest tenth of patches by [CLS] score that is also in the strongest tenth by the attention of "
         "the last token, a mean over layers. Of each pair the first drawing shows what would be kept, the last one all "
         "values, from dark to yellow.</p>",
-        f'<div class="examples">{"".join(map(_example, examples))}</div>',
+        f'<div class="pair examples">{"".join(map(_example, examples))}</div>',
     ]
 
 
@@ -124,7 +128,7 @@ def _example(example: Example) -> str:
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.headers)
     rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _settings(about: dict[str, Any]) -> str:

@@ -126,16 +126,18 @@ def _draw(reading: Reading, kinds: dict[str, UnitSums], main: str, out_dir: Path
     sums, grid = reading.sums, reading.sums.grid
     count = f"{len(sums.agreement)} questions to {reading.subject.name}"
     draw_story(sums.units[main], grid, out_dir / f"{NAME}.png", f"Attention shift: {main}, mean over {count}")
-    pictures = [Picture(out_dir / f"{NAME}.png", f"Attention by layer and patch, {main}")]
+    pictures = [Picture(out_dir / f"{NAME}.png", f"Attention by layer and patch, {main}", wide=True)]
     centres, overlaps = (
         {f"{title}, {kind}": split(u.mean(name)) for kind, u in kinds.items()} for name, title in _PANELS.items()
     )
     draw_by_layer(overlaps, out_dir / "overlap.png", dict.fromkeys(overlaps, TOP))
-    pictures.append(Picture(out_dir / "overlap.png", "Overlap with the [CLS] token's choice, by layer"))
+    pictures.append(Picture(out_dir / "overlap.png", "Overlap with the [CLS] token's choice, by layer", wide=len(kinds) > 1))
     if len(kinds) > 1:
         draw_by_layer(centres, out_dir / "centre_of_mass.png", {})
         pictures.append(
-            Picture(out_dir / "centre_of_mass.png", "Centre of mass by layer; run is all units in the prompt's order")
+            Picture(
+                out_dir / "centre_of_mass.png", "Centre of mass by layer; run is all units in the prompt's order", wide=True
+            )
         )
     values = split(sums.units[main].of_patches())
     for kind in reversed(KINDS):

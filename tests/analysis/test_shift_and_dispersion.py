@@ -207,7 +207,7 @@ def test_page_escapes_what_it_is_given(tmp_path):
     nasty = '<script>alert("x")</script>'
     about = {"model": nasty, "questions": 1, "layers": 2, "failures": [], "versions": {nasty: nasty}, "command": nasty}
     table = Table(nasty, [nasty], [[nasty]])
-    write_page(tmp_path / "a.html", nasty, nasty, about, [table], [Picture(picture, nasty), Picture(picture, nasty, True)], [])
+    write_page(tmp_path / "a.html", nasty, nasty, about, [table], [Picture(picture, nasty), Picture(picture, nasty, folded=True)], [])
     assert "script" not in Page((tmp_path / "a.html").read_text()).seen
 
 
