@@ -1,0 +1,155 @@
+"""What each method keeps, word by word from its definition: plain loops over one picture, whole numbers and fractions alone.
+
+Nothing here rounds. Cosines are compared by their squares with sign, which order alike; determinants of similarities are those
+of the dot products over the squared lengths.
+"""
+
+from fractions import Fraction
+
+import torch
+
+
+def exact(x):
+    """A tensor as nested lists of fractions."""
+    return [exact(row) for row in x] if x.dim() else Fraction(x.item())
+
+
+def dot(a, b):
+    return sum((x * y for x, y in zip(a, b, strict=True)), Fraction(0))
+
+
+def likeness(a, b):
+    """The cosine's square with the cosine's sign; a vector of zeros is like nothing."""
+    product, lengths = dot(a, b), dot(a, a) * dot(b, b)
+    return product * abs(product) / lengths if lengths else Fraction(0)
+
+
+def highest(values, candidates, count):
+    """The `count` candidates of the highest values; of equals the earlier candidate."""
+    return sorted(candidates, key=lambda i: -values[i])[:count]
+
+
+def vispruner(picture, k, important=0.5):
+    count = int(k * important)
+    ranked = highest(picture.scores, range(picture.size), picture.size)
+    kept, rest = ranked[:count], ranked[count:]
+    while k > count and len(rest) > k - count:
+        first, second = rest[::2], rest[1::2]
+        worst = {a: max(likeness(picture.features[a], picture.features[b]) for b in second) for a in first}
+        first = sorted(first, key=lambda a: -worst[a])[min(8, len(rest) - (k - count)) :]
+        rest = first + second
+    return sorted((kept + rest)[:k])
+
+
+def divprune(picture, k):
+    features, kept = picture.features, []
+    for _ in range(k):
+        others = [i for i in range(picture.size) if i not in kept]
+        compared = {i: kept or [j for j in range(picture.size) if j != i] for i in others}
+        nearest = {i: max((likeness(features[i], features[j]) for j in compared[i]), default=0) for i in others}
+        kept.append(min(others, key=lambda i: nearest[i]))
+    return sorted(kept)
+
+
+def determinant(rows):
+    """By cofactors of the first row."""
+    if not rows:
+        return Fraction(1)
+    minors = ([row[:i] + row[i + 1 :] for row in rows[1:]] for i in range(len(rows)))
+    return sum(
+        ((-1) ** i * x * determinant(minor) for i, (x, minor) in enumerate(zip(rows[0], minors, strict=True))), Fraction(0)
+    )
+
+
+def cdpruner(picture, k, relevance=None):
+    """In the order of choice."""
+    features, tiny = picture.features, Fraction(1e-6)
+    r = [Fraction(1)] * picture.size if relevance is None else relevance
+    r = [(x - min(r) + tiny) / (max(r) - min(r) + tiny) for x in r]
+
+    def volume(chosen):
+        lengths, weights = Fraction(1), Fraction(1)
+        for i in chosen:
+            lengths, weights = lengths * dot(features[i], features[i]), weights * r[i] ** 2
+        products = [[dot(features[i], features[j]) for j in chosen] for i in chosen]
+        return weights * determinant(products) / lengths if lengths else Fraction(0)
+
+    kept = []
+    for _ in range(k):
+        kept.append(max((i for i in range(picture.size) if i not in kept), key=lambda i: volume([*kept, i])))
+    return kept
+
+
+def dart(picture, k, pivots=4):
+    keys = picture.concatenated
+    norms = [sum(map(abs, key)) for key in keys]
+    kept = highest(norms, range(picture.size), min(pivots, k))
+    leaders, remaining = list(kept), k - len(kept)
+    for place, pivot in enumerate(leaders):
+        share = remaining // len(leaders) + (1 if place < remaining % len(leaders) else 0)
+        unlike = {i: -likeness(picture.features[i], picture.features[pivot]) for i in range(picture.size) if i not in kept}
+        kept += highest(unlike, unlike, share)
+    return sorted(kept)
+
+
+def visionzip(picture, k, contextual=Fraction(10, 64)):
+    """Places, and for each the weights of all patches."""
+    count = min(contextual, k) if isinstance(contextual, int) else int(k * contextual + Fraction(1, 2))
+    dominant = highest(picture.scores, range(picture.size), k - count)
+    tokens = {i: one(i, picture.size) for i in dominant}
+    left = [i for i in range(picture.size) if i not in dominant]
+    if count and k < picture.size:
+        keys = [[sum(parts) / len(parts) for parts in zip(*heads, strict=True)] for heads in zip(*picture.keys, strict=True)]
+        step = max(1, len(left) // count)
+        targets = [left[step * place] for place in range(count)]
+        joined = {target: [] for target in targets}
+        for i in left:
+            if i not in targets:
+                joined[max(targets, key=lambda target: likeness(keys[i], keys[target]))].append(i)
+        for target, members in joined.items():
+            tokens[target] = one(target, picture.size)
+            for i in members:
+                tokens[target][i] += Fraction(1, len(members))
+    else:
+        tokens = {i: one(i, picture.size) for i in highest(picture.scores, range(picture.size), k)}
+    return sorted(tokens), [tokens[i] for i in sorted(tokens)]
+
+
+def prumerge(picture, k, neighbours=32):
+    """Places, and for each the weights of all patches."""
+    kept, rows, keys = sorted(highest(picture.scores, range(picture.size), k)), [], picture.concatenated
+    for i in kept:
+        row, others = one(i, picture.size), [j for j in range(picture.size) if j != i]
+        alike = {j: likeness(keys[i], keys[j]) for j in others}
+        for j in highest(alike, others, neighbours) if k < picture.size else []:
+            row[j] += picture.scores[j]
+        rows.append(row)
+    return kept, rows
+
+
+def one(place, size):
+    return [Fraction(int(i == place)) for i in range(size)]
+
+
+class Picture:
+    """One picture of some `ScoredPatches`, exactly; attributes are `size` N, `scores`, `features` and `keys` by head."""
+
+    def __init__(self, patches, row=0):
+        self.scores = exact(patches.scores[row])
+        self.features = exact(patches.features()[row].double())
+        self.keys = exact(patches.keys()[row].double())
+        self.size = len(self.scores)
+
+    @property
+    def concatenated(self):
+        """The key of each patch, heads one after the other."""
+        return [[x for head in self.keys for x in head[i]] for i in range(self.size)]
+
+
+METHODS = {"vispruner": vispruner, "divprune": divprune, "cdpruner": lambda *args: sorted(cdpruner(*args)), "dart": dart}
+MERGING = {"visionzip": visionzip, "prumerge": prumerge}
+
+
+def mixtures(rows):
+    """Weights as a tensor (K, N), float64."""
+    return torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.double)

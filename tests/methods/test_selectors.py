@@ -1,0 +1,230 @@
+"""Each selector against its definition taken literally, on ordinary and on hostile pictures; and a batch against singles."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from encoders import ScoredPatches
+from encoders.base import gather_rows
+from fastervlm import DART, METHODS, CDPruner, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
+from fastervlm.methods.cdpruner import likeliest, scaled
+from fastervlm.methods.similarity import cosines, levels
+from tests.methods import literal
+from tests.methods.literal import Picture
+
+NEW = [*literal.METHODS, *literal.MERGING]
+
+
+def patches_of(features, attention=None, keys=None, seed=0):
+    """Patches with features (B, N, C); attention (B, M, N) and keys (B, M, N, d) are random if they are not given."""
+    random = torch.Generator().manual_seed(seed)
+    batch, count = features.shape[:2]
+    attention = torch.rand(batch, 2, count, generator=random) if attention is None else attention
+    keys = torch.randn(batch, 2, count, 3, generator=random) if keys is None else keys
+    return ScoredPatches(attention, (1, count), torch.arange(batch), lambda index: gather_rows(features, index), lambda: keys)
+
+
+def whole(shape, high, seed):
+    """Whole numbers -high .. high."""
+    return torch.randint(-high, high + 1, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def hostile():
+    """One picture each: features, attention and keys."""
+    for seed in range(3):
+        random = torch.Generator().manual_seed(seed)
+        yield f"random {seed}", torch.randn(1, 11, 5, generator=random), None, None
+        ties = whole((1, 12, 3), 1, seed), whole((1, 2, 12), 1, seed).abs(), whole((1, 2, 12, 2), 1, seed)
+        yield f"many ties {seed}", *ties
+        scales = 2.0 ** torch.randint(-60, 60, (1, 10, 1), generator=random)
+        yield f"huge and small {seed}", whole((1, 10, 4), 3, seed) * scales, None, whole((1, 2, 10, 2), 2, seed)
+    yield "all equal", torch.ones(1, 9, 4), torch.full((1, 2, 9), 0.1), torch.ones(1, 2, 9, 3)
+    yield "all zero", torch.zeros(1, 9, 4), torch.zeros(1, 2, 9), torch.zeros(1, 2, 9, 3)
+    pairs = whole((1, 6, 4), 4, 9).repeat(1, 2, 1)
+    yield "each twice", pairs, whole((1, 2, 12), 3, 9).abs(), pairs[:, None, :, :2].repeat(1, 2, 1, 1)
+    some = whole((1, 10, 4), 3, 5)
+    some[:, ::3] = 0
+    yield "some zero", some, None, some[:, None].repeat(1, 2, 1, 1)
+    yield "opposites", torch.cat((pairs[:, :5], -pairs[:, :5]), dim=1), None, None
+    yield "one patch", whole((1, 1, 4), 3, 1), None, None
+    yield "two patches", whole((1, 2, 4), 3, 2), None, None
+
+
+HOSTILE = {name: patches_of(features, attention, keys) for name, features, attention, keys in hostile()}
+each_picture = pytest.mark.parametrize("name", HOSTILE)
+
+
+@each_picture
+@pytest.mark.parametrize("method", literal.METHODS)
+def test_what_is_kept_is_what_the_definition_says(method, name):
+    patches = HOSTILE[name]
+    picture = Picture(patches)
+    # Determinants by cofactors take long.
+    for k in range(1, min(picture.size, 6) + 1 if method == "cdpruner" else picture.size + 1):
+        kept = METHODS[method](patches, k)
+        assert kept.index.tolist() == [literal.METHODS[method](picture, k)], k
+        assert kept.weights is None
+
+
+@each_picture
+@pytest.mark.parametrize("method", literal.MERGING)
+def test_what_is_merged_is_what_the_definition_says(method, name):
+    patches = HOSTILE[name]
+    picture = Picture(patches)
+    for k in range(1, picture.size + 1):
+        kept = METHODS[method](patches, k)
+        places, rows = literal.MERGING[method](picture, k)
+        assert kept.index.tolist() == [places]
+        expected = literal.mixtures(rows)
+        found = torch.eye(picture.size)[kept.index] if kept.weights is None else kept.weights
+        torch.testing.assert_close(found[0].double(), expected, rtol=1e-6, atol=1e-30)
+        assert torch.isfinite(kept.rows(patches)).all()
+        torch.testing.assert_close(
+            kept.rows(patches)[0].double(), expected @ patches.features()[0].double(), rtol=1e-5, atol=1e-4
+        )
+
+
+@each_picture
+@pytest.mark.parametrize("settings", [0.0, 0.25, 1.0])
+def test_other_settings_follow_the_definition_too(name, settings):
+    patches = HOSTILE[name]
+    picture, share = Picture(patches), settings
+    pivots, neighbours, count = 1 + int(share * 6), 1 + int(share * 20), int(share * 10)
+    for k in {1, (picture.size + 1) // 2, max(1, picture.size - 1)}:
+        assert VisPruner(share)(patches, k).index.tolist() == [literal.vispruner(picture, k, share)]
+        assert DART(pivots)(patches, k).index.tolist() == [literal.dart(picture, k, pivots)]
+        for method, arguments in ((VisionZip(share), (Fraction(share),)), (VisionZip(count), (count,))):
+            kept, (places, rows) = method(patches, k), literal.visionzip(picture, k, *arguments)
+            assert kept.index.tolist() == [places]
+            if kept.weights is not None:
+                torch.testing.assert_close(kept.weights[0].double(), literal.mixtures(rows))
+        kept, (places, rows) = PruMerge(neighbours)(patches, k), literal.prumerge(picture, k, neighbours)
+        if kept.weights is not None:
+            torch.testing.assert_close(kept.weights[0].double(), literal.mixtures(rows))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_duplicates_leave_in_many_rounds(seed):
+    patches = patches_of(whole((1, 45, 4), 2 + 10 * seed, seed), seed=seed)
+    for k in (1, 2, 5, 12, 29):
+        assert VisPruner()(patches, k).index.tolist() == [literal.vispruner(Picture(patches), k)]
+
+
+@each_picture
+@pytest.mark.parametrize("unit", [1.0, 1e-3, -40.0])
+def test_the_determinant_grows_most_at_each_step(name, unit):
+    """With relevance, in the order of choice; the relevance of some patches is equal, of one picture all."""
+    features = HOSTILE[name].features()
+    picture = Picture(HOSTILE[name])
+    relevance = whole((1, picture.size), 2, 3) * unit
+    chosen = likeliest(cosines(features), scaled(relevance.double()), min(5, picture.size))
+    assert chosen.tolist() == [literal.cdpruner(picture, min(5, picture.size), literal.exact(relevance[0].double()))]
+    method = CDPruner(lambda _: relevance)
+    for k in range(1, min(5, picture.size) + 1):
+        expected = range(k) if k == picture.size else chosen[0, :k].sort().values.tolist()
+        assert method(HOSTILE[name], k).index.tolist() == [list(expected)]
+
+
+def big(batch=5, count=60, width=32):
+    """Pictures among which some patches are equal, nearly equal or zero."""
+    random = torch.Generator().manual_seed(1)
+    features = torch.randn(batch, count, width, generator=random)
+    features[:, 1::7] = features[:, ::7][:, : len(range(1, count, 7))]
+    features[:, 2::9] = features[:, 3::9][:, : len(range(2, count, 9))] * (1 + 1e-7)
+    features[:, 5] = 0
+    keys = features.unflatten(-1, (4, -1)).transpose(1, 2)
+    attention = (torch.rand(batch, 4, count, generator=random) * 8).round() / 8
+    return features, attention, keys
+
+
+@pytest.mark.parametrize("method", NEW)
+def test_a_batch_is_its_pictures_one_by_one(method):
+    """To the last bit, whatever the order, whatever the layout in memory, in half precision too."""
+    features, attention, keys = big()
+    spread = torch.stack((features, features), dim=-1)[..., 0]
+    for dtype in (torch.float32, torch.bfloat16):
+        own = features.to(dtype)
+        together = patches_of(own, attention, keys.to(dtype))
+        for k in (1, 7, 30, 59, 60):
+            kept = METHODS[method](together, k)
+            rows = kept.rows(together)
+            backwards = METHODS[method](patches_of(spread.to(dtype).flip(0), attention.flip(0), keys.to(dtype).flip(0)), k)
+            assert torch.equal(backwards.index.flip(0), kept.index)
+            for i in range(len(features)):
+                alone = METHODS[method](patches_of(own[i : i + 1], attention[i : i + 1], keys[i : i + 1].to(dtype)), k)
+                assert torch.equal(alone.index[0], kept.index[i])
+                assert (alone.weights is None) == (kept.weights is None)
+                if kept.weights is not None and alone.weights is not None:
+                    assert torch.equal(alone.weights[0], kept.weights[i])
+                    assert torch.equal(alone.rows(patches_of(own[i : i + 1]))[0], rows[i])
+                    assert torch.equal(backwards.weights.flip(0), kept.weights)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", NEW)
+def test_a_picture_of_full_size_in_a_batch_and_alone(method):
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 576, 1024, generator=random)
+    keys, attention = features.unflatten(-1, (16, 64)).transpose(1, 2), torch.rand(3, 16, 576, generator=random)
+    kept = METHODS[method](patches_of(features, attention, keys), 64)
+    alone = METHODS[method](patches_of(features[1:2], attention[1:2], keys[1:2]), 64)
+    assert torch.equal(kept.index[1:2], alone.index)
+    assert kept.index.shape == (3, 64)
+    assert (kept.index[:, 1:] > kept.index[:, :-1]).all()
+
+
+@pytest.mark.parametrize("method", NEW)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_and_lower_precision_around_it_change_nothing(method, autocast):
+    features, attention, keys = big(2)
+    expected = METHODS[method](patches_of(features, attention, keys), 9)
+    learning = features.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        patches = patches_of(learning, attention.requires_grad_(), keys.requires_grad_())
+        kept = METHODS[method](patches, 9)
+        rows = kept.rows(patches)
+    assert torch.equal(kept.index, expected.index)
+    assert kept.weights is None or not kept.weights.requires_grad
+    if kept.weights is not None:
+        assert torch.equal(kept.weights, expected.weights)  # type: ignore[arg-type]
+        rows.sum().backward()
+        torch.testing.assert_close(learning.grad, kept.weights.sum(1)[:, :, None].expand_as(features))
+
+
+def test_similarities_are_exact_and_in_levels():
+    features, _, _ = big(2, 200, 24)
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+    own, other = cosines(features), cosines(features, features[:, :50])
+    torch.testing.assert_close(own, unit @ unit.mT, rtol=0, atol=1e-7)
+    assert torch.equal(own, own.mT)
+    assert torch.equal(own[..., :50], other)
+    assert torch.equal(levels(features), (own * 2**20).round().float())
+    torch.testing.assert_close(levels(features, features[:, :50]) / 2**20, (unit @ unit[:, :50].mT).float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "kind"),
+    [
+        (VisPruner, -0.1, UserError),
+        (VisPruner, 1.5, UserError),
+        (VisPruner, float("nan"), UserError),
+        (VisPruner, "half", UserTypeError),
+        (VisPruner, True, UserTypeError),
+        (VisionZip, 1.5, UserError),
+        (VisionZip, -1, UserError),
+        (VisionZip, "ten", UserTypeError),
+        (VisionZip, True, UserError),
+        (PruMerge, 0, UserError),
+        (PruMerge, 2.5, UserTypeError),
+        (DART, 0, UserError),
+        (DART, None, UserTypeError),
+    ],
+)
+def test_settings_out_of_range(method, value, kind):
+    with pytest.raises(kind, match=r"\.$"):
+        method(value)
+
+
+def test_relevance_of_another_shape():
+    with pytest.raises(UserError, match=r"relevance must be \(1, 9\), a number for each patch, not \(9,\)\."):
+        CDPruner(lambda patches: patches.scores[0])(HOSTILE["all equal"], 3)
