@@ -58,8 +58,8 @@ def prune(
     Several prompts about one picture need it encoded once only: pass the picture once in `pixel_values`, and
     `image_index=[0, 0, 1]` beside it to say which picture each <image> of the prompts shows. `video_index` does so for clips.
 
-    Of a clip, however long, a chunk of frames at a time goes through the tower, and only what is kept of it takes memory. Unless
-    each frame keeps the same number, a clip of several chunks goes through it twice: first for the scores alone.
+    Of a clip, however long, a chunk of frames at a time goes through the tower, and only what is kept of it takes memory.
+    Unless each frame keeps the same number, a clip of several chunks goes through it twice: first for the scores alone.
 
     Args:
         model: a `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or `VideoLlavaForConditionalGeneration`,
