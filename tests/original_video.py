@@ -114,13 +114,20 @@ def language(model) -> LlamaForCausalLM:
 
 
 @torch.no_grad()
-def features(model, kind, pixel_values, layer=-2):
-    """Projected features of pictures (B, 3, H, W), (B, N, D), or of clips (B, F, 3, H, W), (B * F, 1 + N, D), the plain way."""
+def features(model, kind, pixel_values, layer=-2, keep=None):
+    """Projected features of pictures (B, 3, H, W), (B, N, D), or of clips (B, F, 3, H, W), (B * F, 1 + N, D), the plain way.
+
+    With `keep` only [CLS] and so many patches of each frame, the best by its spatial map's [CLS] row, in their order.
+    """
     config, weights = model.config.vision_config, getattr(model.model, f"{kind}_tower").state_dict()
     if kind == "image" or not config.add_time_attn:
         config = CLIPVisionConfig(**(config.to_dict() | {"add_time_attn": False}))
     clips = pixel_values[:, None] if kind == "image" else pixel_values
-    states = languagebind_plain.whole(weights, config, clips)[0][layer].float()
+    states, maps = languagebind_plain.whole(weights, config, clips)
+    states, scores = states[layer].float(), maps[layer][:, :, 0, 1:].mean(1)
+    if keep is not None:
+        best = [1 + each.argsort(descending=True)[:keep].sort().values for each in scores]
+        states = torch.stack([torch.cat([x[:1], x[index]]) for x, index in zip(states, best, strict=True)])
     first, second = model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2
     projected = F.gelu(states @ first.weight.T + first.bias) @ second.weight.T + second.bias
     return projected[:, 1:] if kind == "image" else projected

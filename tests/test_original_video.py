@@ -196,6 +196,27 @@ def test_keeping_all_is_the_unpruned_model(inside, way):
         close(*told)
 
 
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize("frames", [1, 2, 4, 7, 8, 16])
+@torch.no_grad()
+def test_pruned_clips_are_the_plain_ones(timed, frames):
+    """Each frame keeps its K best by its own [CLS], in their order, without [CLS] itself or with it."""
+    model, pixels = original_video.stock(timed), torch.randn(2, frames, 3, 32, 32, generator=torch.Generator().manual_seed(7))
+    patches, embed, alone = original.PATCHES, model.get_input_embeddings(), original_video.language(model)
+    begin, end = torch.tensor([1, 9, 30]), torch.tensor([13, 77, 5, 8])
+    shown = torch.full((frames * (patches + 1),), original_video.VIDEO_ID)
+    ids = torch.cat([begin, shown, end]).expand(2, -1)
+    for keep in (1, patches // 10 + 1, patches // 2, patches):
+        kept = original_video.features(model, "video", pixels, keep=keep).unflatten(0, (2, frames))
+        for cls in (False, True):
+            visual = (kept if cls else kept[:, :, 1:]).flatten(1, 2)
+            embeds = torch.stack([torch.cat([embed(begin), one, embed(end)]) for one in visual])
+            with fastervlm.prune(model, keep, keep_cls=cls) as handle:
+                logits = model(input_ids=ids, pixel_values_videos=pixels).logits
+            torch.testing.assert_close(logits, alone(inputs_embeds=embeds).logits, rtol=1e-4, atol=1e-4)
+            assert [trace.num_tokens for trace in handle.trace] == [frames * (keep + cls)] * 2
+
+
 # --- converting
 
 
