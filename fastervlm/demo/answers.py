@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 from encoders.errors import UserError
@@ -64,3 +64,9 @@ class Answers:
     kept: Layers | None = None
     sweep: tuple[Reply, ...] = ()
     attention: Attention | UserError | None = None
+
+
+def has_layer(method: str) -> bool:
+    """Whether one can choose the layer at which a method prunes."""
+    chosen = get_method(method)
+    return is_dataclass(chosen) and "layer" in {field.name for field in fields(chosen)}

@@ -15,6 +15,7 @@ from fastervlm.demo.events import Events
 STYLE = Path(__file__).with_name("style.css")
 MOST_WAITING = 16
 _MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
+_LOOK: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden"}  # in the queue, without which there are no messages
 _LIGHT: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
 _OPACITY = "value => { document.documentElement.style.setProperty('--fv-opacity', value / 100); }"
 
@@ -47,5 +48,5 @@ def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
         asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **private).then(**started),
     ]
     asked.stop.click(None, cancels=turns, **private)
-    asked.picture.input(events.look_at, asked.picture, [asked.picture, *outputs], **_LIGHT, **private)
+    asked.picture.input(events.look_at, asked.picture, [asked.picture, *outputs], **_LOOK, **private)
     shown.opacity.input(None, shown.opacity, js=_OPACITY, **private)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from fastervlm.demo.uploads import sound_picture
 from fastervlm.eval.questions import IMAGE_TOKEN
 
 
-def answers(engine: Engine, ask: Ask, *, more: bool = True) -> Iterator[Answers]:
+def answers(engine: Engine, ask: Ask, *, more: bool = True) -> Generator[Answers, None, None]:
     """Answer with the full model, then pruned, one after the other; gives what is known so far.
 
     With `more` come a sweep over budgets and the attention of each layer behind the two. Others who ask wait meanwhile.

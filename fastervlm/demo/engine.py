@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import StoppingCriteria, TextStreamer
+from transformers import StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
 
 import fastervlm
 from encoders.errors import UserError
@@ -131,17 +132,23 @@ class Engine:
         return Reply(keep, text, figures), trace
 
 
-class _Writer(TextStreamer):
-    """Hands over the text so far whenever there is more of it."""
+class _Writer(BaseStreamer):
+    """Hands over the text so far after each token."""
 
     def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.text, self.write = "", write
+        self.tokenizer, self.write = tokenizer, write
+        self.ids: list[int] | None = None
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called with each new piece."""
-        self.text += text
-        self.write(self.text.strip())
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the prompt (B, T) first, then with each new token (B,)."""
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids += value.tolist()
+        self.write(self.tokenizer.decode(self.ids, skip_special_tokens=True).strip())
+
+    def end(self) -> None:
+        """Called at the end."""
 
 
 class _Stop(StoppingCriteria):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import gradio as gr
 
 from encoders.errors import UserError
 from fastervlm.demo import views
-from fastervlm.demo.answers import Answers, Ask, Reply
+from fastervlm.demo.answers import Answers, Ask, Reply, has_layer
 from fastervlm.demo.asking import answers
 from fastervlm.demo.engine import Engine
 from fastervlm.demo.uploads import sound_picture
@@ -85,12 +84,6 @@ class Events:
             before = state
         if more and before.attention is not None:
             yield (*(gr.skip() for _ in _BLANK), about)
-
-
-def has_layer(method: str) -> bool:
-    """Whether one can choose the layer at which a method prunes."""
-    chosen = get_method(method)
-    return is_dataclass(chosen) and "layer" in {field.name for field in fields(chosen)}
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Generic, TypeVar
 
 State = TypeVar("State")
@@ -38,7 +38,9 @@ class _Board(Generic[State]):
             return state
 
 
-def in_turn(lock: threading.Lock, work: Callable[[Callable[[State], None], Callable[[], bool]], None]) -> Iterator[State]:
+def in_turn(
+    lock: threading.Lock, work: Callable[[Callable[[State], None], Callable[[], bool]], object]
+) -> Generator[State, None, None]:
     """Run `work(show, stopped)` in a thread that holds the lock, and give the states that it shows.
 
     States that are shown faster than they are taken are left out, the last one never. What `work` raises is raised here.

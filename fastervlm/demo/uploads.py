@@ -25,21 +25,19 @@ def sound_picture(path: Path) -> Path:
     upright = path.with_name(f"{path.stem}.upright.png")
     if upright.exists():
         return upright
-    turned = _check_header(path)
+    _check_header(path)
     try:
         picture = open_picture(Question(1, "upload", "", path))
     except BadPicture as error:
         raise UserError(f"The picture {error}; choose another.") from None
-    if not turned:
+    if picture.getexif().get(_ORIENTATION, 1) == 1:
         return path
-    with Image.open(path) as stored:
-        picture.info["exif"] = stored.getexif().tobytes()
     ImageOps.exif_transpose(picture).save(upright)
     return upright
 
 
-def _check_header(path: Path) -> bool:
-    """Refuse by size and kind, without decoding; whether a camera has turned the picture."""
+def _check_header(path: Path) -> None:
+    """Refuse by size and kind, without decoding."""
     if not path.is_file():
         raise UserError("The picture is gone; choose it anew.")
     size = path.stat().st_size
@@ -49,11 +47,10 @@ def _check_header(path: Path) -> bool:
         raise UserError(f"The file has {size / (1 << 20):.0f} MB; choose one of at most {MOST_BYTES >> 20} MB.")
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            pixels, turned = picture.width * picture.height, picture.getexif().get(_ORIENTATION, 1) != 1
+            pixels = picture.width * picture.height
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        pixels, turned = float("inf"), False
+        pixels = float("inf")
     except Exception:  # a decoder may raise anything on bad bytes
         raise UserError("This is no picture that can be read; choose a PNG, JPEG, WebP, GIF or BMP file.") from None
     if pixels > MOST_MEGAPIXELS * 1_000_000:
         raise UserError(f"The picture has too many pixels; choose one of at most {MOST_MEGAPIXELS} megapixels.")
-    return turned

@@ -1,0 +1,163 @@
+"""The demo in a real browser: a headless Chromium, and what one does with the page."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PATIENCE = 180  # seconds; a busy machine is slow
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def demo_server(log, *arguments):
+    """`fastervlm demo` in a process of its own; gives its address. What it says goes into the file `log`."""
+    command = [sys.executable, "-u", "-m", "fastervlm.cli", "demo", "--port", str(_free_port()), *arguments]
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    with log.open("w") as said:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True, env=os.environ | quiet)
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        assert line.startswith("fastervlm demo of "), log.read_text()
+        yield next(word for word in line.split() if word.startswith("http"))
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+@contextmanager
+def chromium(width=1280, height=900):
+    """A browser window of that size."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--window-size={width},{height}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+class Page:
+    """The page of the demo in one window."""
+
+    def __init__(self, driver, address):
+        self.driver, self.address = driver, address
+        self.wait = WebDriverWait(driver, PATIENCE, poll_frequency=0.1)
+
+    def open(self, width=1280, height=900, scheme="light"):
+        """Load it, at a size and in a colour scheme."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        scheme = {"name": "prefers-color-scheme", "value": scheme}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.driver.get(self.address)
+        self.until(lambda: self.button("Ask"))
+        return self
+
+    def until(self, condition):
+        """Wait until it holds, and return it."""
+        return self.wait.until(lambda _: condition())
+
+    def find(self, css):
+        """The elements of a CSS selector."""
+        return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def texts(self, css):
+        """Their texts, read at one moment."""
+        return self.driver.execute_script("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", css)
+
+    def button(self, text):
+        """The button of that text, if it is there."""
+        return next((button for button in self.find("button") if button.text.strip() == text), None)
+
+    def number(self, label):
+        """The number field of a slider."""
+        return self.find(f"input[aria-label='number input for {label}']")[0]
+
+    def slider(self, label):
+        """The slider itself."""
+        return self.find(f"input[aria-label='range slider for {label}']")[0]
+
+    def shows(self, label):
+        """Whether there is such a slider to be seen."""
+        return any(slider.is_displayed() for slider in self.find(f"input[aria-label='range slider for {label}']"))
+
+    def choose(self, label, value):
+        """Choose from a list."""
+        self.find(f"input[aria-label='{label}']")[0].click()
+        self.until(lambda: self.find(f"[role=option][aria-label='{value}']"))[0].click()
+
+    def opacity(self):
+        """Of the score map."""
+        return self.driver.execute_script("return getComputedStyle(document.documentElement).getPropertyValue('--fv-opacity')")
+
+    def type(self, field, text):
+        """Put a text in place of what is there, and leave the field."""
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text)
+
+    def ask(self):
+        """Click the button."""
+        self.button("Ask").click()
+
+    @property
+    def numbers(self):
+        """Of each of the two cards what stands beside each name, or nothing."""
+        cards = self.driver.execute_script(
+            "return [...document.querySelectorAll('.fv-pair .fv-card')].map(card =>"
+            " [...card.querySelectorAll('dl div')].map(line => [...line.querySelectorAll('dt, dd')].map(e => e.innerText)))"
+        )
+        return [dict(card) for card in cards]
+
+    def answered(self):
+        """Wait for both answers and their numbers; gives the two texts."""
+        self.until(lambda: [len(card) for card in self.numbers] == [4, 4])
+        return self.texts(".fv-pair .fv-answer")
+
+    def swept(self):
+        """Wait for the sweep; gives budgets and answers."""
+        self.until(lambda: len(self.find(".fv-sweep li")) == 5)
+        return list(zip(self.texts(".fv-sweep b"), self.texts(".fv-sweep q"), strict=True))
+
+    def upload(self, path):
+        """Choose a file in place of the picture that is there."""
+        for cross in self.find("#fv-in button[aria-label='Clear'], #fv-in button[aria-label='Remove Image']"):
+            cross.click()
+        self.until(lambda: self.find("#fv-in input[type=file]"))[0].send_keys(str(path))
+
+    def toast(self):
+        """Wait for a message, and give its text."""
+        return self.until(lambda: self.texts(".toast-body"))[0]
+
+    def requests(self):
+        """The addresses of all requests since the last call."""
+        messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
+        return [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]

@@ -1,0 +1,193 @@
+"""The demo as a user meets it: a server of its own, a headless Chromium, the embedded model."""
+
+import pytest
+from PIL import Image
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from fastervlm.demo.serve import examples_for
+from fastervlm.embedded import MODEL
+from tests.demo.browser import CHROMIUM, DRIVER, Page, chromium, demo_server
+from tests.demo.test_demo_uploads import BROKEN
+
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver: Debian's chromium-driver")
+KEPT = "Visual tokens kept of 576"
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """Where the server's errors go."""
+    return tmp_path_factory.mktemp("server") / "stderr"
+
+
+@pytest.fixture(scope="module")
+def page(log):
+    """One browser and one server for all tests of this file."""
+    with demo_server(log) as address, chromium() as driver:
+        yield Page(driver, address)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_logged(page, log):
+    """The terminal stays quiet, and so does the browser's console."""
+    yield
+    lines = [line for line in log.read_text().splitlines() if line and not line.startswith("Loading weights")]
+    assert lines == []
+    assert [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_ask_about_the_first_example(page, tmp_path):
+    page.open()
+    page.requests()
+    page.ask()
+    full, pruned = page.answered()
+    assert full == pruned == "7"
+    assert [card["visual tokens"] for card in page.numbers] == ["576", "58"]
+    assert [card["KV cache"].split()[1] for card in page.numbers] == ["MB", "kB"]
+    for card in page.numbers:
+        assert int(card["first token"].removesuffix(" ms")) > 0
+        assert int(card["tokens/s"]) > 0
+    verdict = page.texts(".fv-verdict")[0]
+    assert "as fast" in verdict
+    assert "of the KV cache saved" in verdict
+    assert "same answer" in verdict
+    assert [budget for budget, _ in page.swept()] == ["576", "288", "144", "58", "29"]
+    assert page.texts("#fv-kept figcaption") == ["58 tokens kept", "score map"]
+    page.driver.save_screenshot(str(tmp_path / "answers.png"))
+    page.button("Attention by layer").click()
+    page.until(lambda: len(page.find(".fv-layers section")) == 4)
+    shares = [[int(word.split()[1].rstrip("%")) for word in text.split(" · ")] for text in page.texts(".fv-layers small")]
+    assert all(98 <= sum(layer) <= 102 for layer in shares)
+    page.driver.save_screenshot(str(tmp_path / "attention.png"))
+
+
+def test_no_request_leaves_this_machine(page):
+    page.requests()
+    page.open().ask()
+    page.swept()
+    asked = page.requests()
+    assert len(asked) > 20
+    assert [url for url in asked if not url.startswith((page.address, "data:", "blob:"))] == []
+
+
+def test_sliders_and_methods(page):
+    page.open().ask()
+    page.swept()
+    page.type(page.number(KEPT), "29")
+    page.number(KEPT).send_keys(Keys.ENTER)
+    page.until(lambda: [card.get("visual tokens") for card in page.numbers] == ["576", "29"])
+    page.slider(KEPT).send_keys(Keys.ARROW_RIGHT)
+    page.until(lambda: [card.get("visual tokens") for card in page.numbers] == ["576", "30"])
+    assert not page.shows("Layer")
+    page.choose("Method", "fastv")
+    page.until(lambda: page.shows("Layer"))
+    before = page.until(lambda: _cache(page) if _cache(page).endswith("MB") else None)
+    page.type(page.number("Layer"), "1")
+    page.number("Layer").send_keys(Keys.ENTER)
+    page.until(lambda: _cache(page) not in ("", before))
+    page.choose("Method", "cls")
+    page.until(lambda: not page.shows("Layer"))
+    page.until(lambda: _cache(page).endswith("kB"))
+    assert page.opacity() == "0.65"
+    page.slider("Score map over the picture, %").send_keys(Keys.HOME)
+    page.until(lambda: page.opacity() == "0")
+
+
+def _cache(page):
+    """The pruned model's KV cache, empty while it is not known."""
+    cards = page.numbers
+    return cards[1].get("KV cache", "") if len(cards) == 2 else ""
+
+
+def test_an_uploaded_picture(page, tmp_path):
+    file, question = examples_for(str(MODEL))[1]
+    with Image.open(file) as picture:
+        picture.save(tmp_path / "mine.webp", lossless=True)
+    page.open().upload(tmp_path / "mine.webp")
+    page.type(page.driver.find_element(By.TAG_NAME, "textarea"), question)
+    page.until(lambda: page.find("#fv-in .image-frame img"))
+    page.ask()
+    assert page.answered() == ["heart", "heart"]
+    assert question in page.texts(".fv-title")[0]
+
+
+@pytest.mark.parametrize("name", ["text", "empty", "bomb", "cut off"])
+def test_a_broken_upload_is_one_sentence(page, tmp_path, name):
+    data, sentence = BROKEN[name]
+    path = tmp_path / "broken.png"
+    path.write_bytes(data)
+    page.open().upload(path)
+    assert sentence in page.toast()
+    page.until(lambda: not page.find("#fv-in .image-frame img"))
+    page.ask()
+    page.until(lambda: any("Choose a picture first." in text for text in page.texts(".toast-body")))
+    assert page.find(".fv-card") == []
+
+
+def test_twenty_clicks_are_one_question(page):
+    page.open()
+    button = page.button("Ask")
+    page.requests()
+    page.driver.execute_script("for (let i = 0; i < 20; i++) arguments[0].click()", button)
+    assert page.answered() == ["7", "7"]
+    assert len(page.swept()) == 5
+    assert sum("/queue/join" in url for url in page.requests()) <= 2
+    assert page.texts(".toast-body") == []
+
+
+def test_two_windows_at_once(page):
+    examples = examples_for(str(MODEL))
+    first = page.driver.current_window_handle
+    page.open()
+    page.driver.switch_to.new_window("window")
+    second = page.driver.current_window_handle
+    page.open()
+    for window, example in ((first, 1), (second, 2)):
+        page.driver.switch_to.window(window)
+        page.find("#fv-examples button")[example].click()
+    for window, example in ((second, 2), (first, 1)):
+        page.driver.switch_to.window(window)
+        page.swept()
+        assert examples[example][1] in page.texts(".fv-title")[0]
+        assert page.texts(".fv-pair .fv-answer")[0] == {1: "heart", 2: "gym"}[example]
+    page.driver.switch_to.window(second)
+    page.driver.close()
+    page.driver.switch_to.window(first)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone(page, tmp_path, scheme):
+    page.open(390, 844, scheme).ask()
+    page.swept()
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 390
+    wide = "return [...document.querySelectorAll('[class^=fv-], .block')].filter(e => e.getBoundingClientRect().right > 391).length"
+    assert page.driver.execute_script(wide) == 0
+    back, ink = page.driver.execute_script(
+        "let s = getComputedStyle(document.querySelector('.fv-card')); return [s.backgroundColor, s.color]"
+    )
+    assert (_light(back), _light(ink)) == ((True, False) if scheme == "light" else (False, True))
+    page.driver.save_screenshot(str(tmp_path / f"phone-{scheme}.png"))
+
+
+def _light(colour):
+    """Whether a colour such as rgb(1, 2, 3) is nearer to white than to black."""
+    return sum(int(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3]) > 3 * 128
+
+
+def test_by_keyboard_alone(page):
+    """Question, Ask, the slider and the tabs are reached by Tab, have names, and show that they are reached."""
+    page.open()
+    page.driver.find_element(By.TAG_NAME, "textarea").click()
+    reached = []
+    for _ in range(12):
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        name, outline = page.driver.execute_script(
+            "let e = document.activeElement; return [e.getAttribute('aria-label') || e.innerText, getComputedStyle(e).outlineStyle]"
+        )
+        reached.append(name)
+        assert name
+        assert outline == "solid", name
+    for name in ("Ask", "Stop", f"range slider for {KEPT}", "Method", "Answers"):
+        assert any(name in each for each in reached), reached
+    page.driver.find_element(By.TAG_NAME, "textarea").send_keys(Keys.ENTER)
+    assert page.answered() == ["7", "7"]

@@ -1,0 +1,103 @@
+"""Files that users hand in."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encoders import UserError
+from fastervlm.demo import uploads
+from fastervlm.demo.uploads import sound_picture
+
+
+def bomb(width, height):
+    """A PNG of a few bytes that says it has so many pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def stored(kind, size=(8, 6)):
+    """The bytes of a picture of another kind of file."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, "red").save(stream, kind)
+    return stream.getvalue()
+
+
+BROKEN = {
+    "empty": (b"", "The file is empty; choose another picture."),
+    "text": (b"I am a text, whatever my name says.\n", "This is no picture that can be read; choose a PNG"),
+    "cut off": (stored("PNG", (300, 300))[:120], "The picture cannot be read as a picture"),
+    "bomb": (bomb(10_000, 10_000), "The picture has too many pixels; choose one of at most 40 megapixels."),
+    "larger bomb": (bomb(60_000, 60_000), "The picture has too many pixels"),
+    "just too large": (bomb(8_000, 5_001), "The picture has too many pixels"),
+    "postscript": (stored("EPS"), "This is no picture that can be read"),
+    "html": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "This is no picture that can be read"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_sound_picture_is_refused_in_a_sentence(tmp_path, name):
+    data, sentence = BROKEN[name]
+    path = tmp_path / "upload.png"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as error:
+        sound_picture(path)
+    assert str(error.value).startswith(sentence)
+    assert str(error.value).count(".") == 1
+    assert "Traceback" not in str(error.value)
+    assert "/" not in str(error.value)
+
+
+def test_nothing_is_decoded_that_is_too_large(tmp_path, monkeypatch):
+    path = tmp_path / "upload.png"
+    path.write_bytes(bomb(8_000, 5_001))
+    monkeypatch.setattr(uploads, "open_picture", lambda _: pytest.fail("decoded"))
+    with pytest.raises(UserError, match="too many pixels"):
+        sound_picture(path)
+
+
+def test_a_file_that_is_too_long(tmp_path):
+    path = tmp_path / "upload.bmp"
+    path.write_bytes(stored("BMP"))
+    with path.open("ab") as file:
+        file.truncate(uploads.MOST_BYTES + 1)
+    with pytest.raises(UserError, match=r"^The file has 20 MB; choose one of at most 20 MB\.$"):
+        sound_picture(path)
+
+
+def test_a_file_that_is_gone(tmp_path):
+    with pytest.raises(UserError, match="The picture is gone"):
+        sound_picture(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("kind", uploads.FORMATS)
+def test_sound_pictures_are_taken_as_they_are(tmp_path, kind):
+    path = tmp_path / "upload.png"
+    path.write_bytes(stored(kind))
+    assert sound_picture(path) == path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photograph_stands_upright(tmp_path, orientation):
+    """Whatever way the camera was held, the picture is as a viewer shows it."""
+    upright = np.zeros((40, 60, 3), dtype=np.uint8)
+    upright[:20, :30] = 255, 0, 0
+    turns = [lambda x: x, np.fliplr, lambda x: np.rot90(x, 2), np.flipud, lambda x: np.swapaxes(x, 0, 1)]
+    turns += [lambda x: np.rot90(x, 1), lambda x: np.rot90(np.swapaxes(x, 0, 1), 2), lambda x: np.rot90(x, -1)]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.ascontiguousarray(turns[orientation - 1](upright))).save(path, exif=exif)
+    made = sound_picture(path)
+    assert (made == path) == (orientation == 1)
+    with Image.open(made) as picture:
+        assert np.array_equal(np.asarray(picture.convert("RGB")), upright)
+    assert sound_picture(path) == made
+    assert sound_picture(made) == made
