@@ -73,9 +73,12 @@ class Choice:
     def _rows(self, cls: bool) -> Tensor:
         """The kept tokens (S, K, C), or (R, C) where rows keep unequal numbers."""
         index = self.index
-        rows = KeptTokens(index, self.mask.shape[1], weights=self.weights).rows(self.patches, cls=cls)
         if min(self.counts) == max(self.counts):
-            return rows
+            return self.kept().rows(self.patches, cls=cls)
+        if self.weights is None:
+            rows = self.patches.features(index, cls=cls)
+        else:
+            rows = KeptTokens(index, self.mask.shape[1], weights=self.weights).rows(self.patches, cls=cls)
         stays = F.pad(self.mask.gather(1, index), (int(cls), 0), value=True)
         return rows[stays.to(rows.device)]
 

@@ -5,11 +5,12 @@ of the dot products over the squared lengths.
 """
 
 from fractions import Fraction
+from typing import Any
 
 import torch
 
 
-def exact(x):
+def exact(x) -> Any:
     """A tensor as nested lists of fractions."""
     return [exact(row) for row in x] if x.dim() else Fraction(x.item())
 
@@ -92,7 +93,7 @@ def dart(picture, k, pivots=4):
     return sorted(kept)
 
 
-def visionzip(picture, k, contextual=Fraction(10, 64)):
+def visionzip(picture, k, contextual: int | Fraction = Fraction(10, 64)):
     """Places, and for each the weights of all patches."""
     count = min(contextual, k) if isinstance(contextual, int) else int(k * contextual + Fraction(1, 2))
     dominant = highest(picture.scores, range(picture.size), k - count)
