@@ -91,7 +91,8 @@ class LanguageTask(nn.Module):
 
     def save(self, model: Any, processor: Any, out: Path) -> None:
         """Write `model`, a LLaVA of transformers, with the trained parts in it, and its processor; float32 safetensors."""
-        model.model.vision_tower.load_state_dict(self.tower.state_dict())
+        if hasattr(model.model, "vision_tower"):
+            model.model.vision_tower.load_state_dict(self.tower.state_dict())
         model.model.multi_modal_projector.load_state_dict(self.projector.state_dict())
         model.model.language_model.load_state_dict(self.language.model.state_dict())
         model.lm_head.load_state_dict(self.language.lm_head.state_dict())

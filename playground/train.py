@@ -1,7 +1,7 @@
 """Train the tiny models (seeds fixed, resumable, progress shown).
 
 `python -m playground.train` trains the tiny LLaVA from nothing, `python -m playground.train next` tunes the tiny LLaVA-NeXT
-from it.
+from it, `python -m playground.train video` the tiny Video-LLaVA.
 """
 
 from __future__ import annotations
@@ -13,31 +13,34 @@ import torch
 from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 import fastervlm
-from fastervlm.embedded import MODEL, NEXT_MODEL
-from playground import crops, language, tower
+from fastervlm.embedded import MODEL, NEXT_MODEL, VIDEO_MODEL
+from playground import crops, language, tower, video_task
 from playground.crops import CropsTask
 from playground.language import CHAT_TEMPLATE, LanguageTask, build_tokenizer, llava_config
 from playground.scenes import CELL
 from playground.tower import GRID, TowerTask
 from playground.trainer import train
+from playground.video_task import PlacesTask, VideoTask, video_tokenizer
 
 HERE = Path(__file__).parent
+MODELS = {"llava": MODEL, "next": NEXT_MODEL, "video": VIDEO_MODEL}
 
 
 def main() -> None:
     """Train the model that is asked for and write its checkpoint in transformers' own layout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", choices=("llava", "next"), default="llava")
+    parser.add_argument("model", nargs="?", choices=tuple(MODELS), default="llava")
     parser.add_argument("--out", type=Path, help="where the checkpoint goes; the embedded model if left out")
     parser.add_argument("--runs", type=Path, default=HERE / "runs", help="where the state of an unfinished training lies")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scale", type=float, default=1.0, help="shorten every phase to this share, for a trial run")
     arguments = parser.parse_args()
-    out = arguments.out or {"llava": MODEL, "next": NEXT_MODEL}[arguments.model]
+    out = arguments.out or MODELS[arguments.model]
     torch.set_num_threads(arguments.threads)
     print(f"Training goes on in {arguments.runs} after an interruption; the checkpoint will be {out}.")
-    {"llava": train_llava, "next": train_next}[arguments.model](arguments.runs, arguments.seed, arguments.scale, out)
+    recipe = {"llava": train_llava, "next": train_next, "video": train_video}[arguments.model]
+    recipe(arguments.runs, arguments.seed, arguments.scale, out)
     print(f"Wrote {out}.")
 
 
@@ -60,6 +63,18 @@ def train_next(runs: Path, seed: int, scale: float, out: Path) -> None:
     task = CropsTask(llava)
     train(task, crops.phases(processor.tokenizer, seed, scale), runs / "crops.pt")
     crops.export(task, processor.tokenizer, out)
+
+
+def train_video(runs: Path, seed: int, scale: float, out: Path) -> None:
+    """Teach the tower of the trained tiny LLaVA places, then tune projector and language model on clips."""
+    llava, processor = fastervlm.load(MODEL, device="cpu")
+    torch.manual_seed(seed + 3)
+    places = PlacesTask(llava.model.vision_tower)
+    train(places, video_task.place_phases(seed, scale), runs / "places.pt")
+    tokenizer = video_tokenizer(processor.tokenizer)
+    task = VideoTask(llava, places)
+    train(task, video_task.phases(tokenizer, seed, scale), runs / "clips.pt")
+    video_task.export(task, tokenizer, out)
 
 
 def export(task: LanguageTask, tokenizer: language.PreTrainedTokenizerFast, out: Path) -> None:

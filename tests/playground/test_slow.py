@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("model", ["llava", "next"])
-def test_the_recipe_runs_from_end_to_end(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(("model", "tokens"), [("llava", 576), ("next", 576), ("video", 256)])
+def test_the_recipe_runs_from_end_to_end(tmp_path: Path, model: str, tokens: int) -> None:
     command = [sys.executable, "-m", "playground.train", model, "--scale", "0.01", "--out", str(tmp_path / "model")]
     subprocess.run([*command, "--runs", str(tmp_path / "runs")], cwd=ROOT, check=True)
     trained, _ = fastervlm.load(tmp_path / "model")
-    assert trained.config.image_seq_length == 576
+    assert trained.config.image_seq_length == tokens
 
 
 def test_the_tiny_model_keeps_what_its_card_promises(tmp_path: Path) -> None:
@@ -51,3 +51,14 @@ def test_the_crops_are_worth_something(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "playground.overview", "--limit", "150", "--out", str(out)], cwd=ROOT, check=True)
     found = json.loads(out.read_text())
     assert found["all_tokens"]["value"] >= found["overview_only"]["value"] + 20
+
+
+def test_the_tiny_video_llava_keeps_what_its_card_promises(tmp_path: Path) -> None:
+    out = tmp_path / "table.json"
+    subprocess.run([sys.executable, "-m", "playground.video_table", "--seeds", "1", "--out", str(out)], cwd=ROOT, check=True)
+    rows = json.loads(out.read_text())["rows"]
+    assert rows["all"]["all"] >= 75
+    assert rows["cls 26"]["all"] >= rows["random 26"]["all"] + 10
+    for kind in ("change", "order"):
+        assert rows["all"][kind] >= rows["one frame"][kind] + 20
+    assert rows["blind"]["all"] < 50
