@@ -10,7 +10,7 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.answers import read_answers
-from fastervlm.eval.generator import Generator, preparation, pruned
+from fastervlm.eval.generator import Generator, pruned
 from fastervlm.eval.questions import without_image_token
 from fastervlm.eval.runner import checked_questions, evaluate
 from fastervlm.eval.score import Score
@@ -22,7 +22,7 @@ from fastervlm.trace import ClipTrace, TokenTrace
 from video.frames import Frames
 from video.questions import VIDEO_TOKEN, predictions_of, write_predictions
 from video.sheet import contact_sheet, in_llm_trace
-from video.videos import ClipPreparation, Videos, file_of
+from video.videos import file_of, videos_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,9 @@ def ask(subject: Subject, settings: Settings, path: Path, question: str) -> Clip
     if VIDEO_TOKEN in question:
         raise UserError(f"The question holds {VIDEO_TOKEN}; remove it, the prompt template places the video.")
     asked = Question(1, 1, without_image_token(question, "--question"), path)
-    prepare: ClipPreparation = preparation(subject, settings)
-    frames, clip = prepare.clip(path, subject.processor)
+    frames = videos_of(settings).frames(path)
+    prepare = videos_of(settings).preparation(subject, settings)
+    clip = prepare.pixels(path, frames, subject.processor)
     batch = prepare.batch([asked], {path: clip}, subject.processor, {})
     with pruned(subject, settings) as handle:
         generator = Generator(subject, settings, handle)
@@ -83,7 +84,7 @@ def run(subject: Subject, settings: Settings) -> tuple[dict[str, Any], Score | N
 
     Clips that need not have the same number of frames cannot stand in one batch and are asked about one at a time.
     """
-    if isinstance(settings.medium, Videos) and settings.medium.strategy != "uniform":
+    if videos_of(settings).strategy != "uniform":
         settings = replace(settings, batch_size=1)
     protocol, score = evaluate(subject, settings)
     if settings.annotation_file is not None:

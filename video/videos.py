@@ -107,7 +107,7 @@ class ClipPreparation:
         reasons: dict[Path, str] = {}
         for path in dict.fromkeys(map(file_of, questions)):
             try:
-                clips[path] = self.clip(path, processor)[1]
+                clips[path] = self.pixels(path, self.frames(path), processor)
             except UserError as error:
                 reasons[path] = str(error)
         failures = {q.line: reasons[file_of(q)] for q in questions if file_of(q) in reasons}
@@ -127,15 +127,21 @@ class ClipPreparation:
         index = [list(clips).index(file_of(question)) for question in questions]
         return Batch(questions, inputs, failures, None if index == list(range(len(clips))) else index)
 
-    def clip(self, path: Path, processor: Any) -> tuple[Frames, Tensor]:
-        """The frames of a file, and as the model is shown them, (F, 3, S, S)."""
-        frames = self.frames(path)
+    def pixels(self, path: Path, frames: Frames, processor: Any) -> Tensor:
+        """(F, 3, S, S), the frames of a file as the model is shown them."""
         height, width = frames.pixels.shape[1:3]
         if max(height, width) > MOST_STRETCHED * min(height, width):
             raise UserError(f"The frames of {path} are {width} x {height}, too narrow to be cropped; cut them first.")
         shown = np.full_like(frames.pixels, GREY[0]) if self.blind else frames.pixels
         options = {"do_sample_frames": False, "input_data_format": "channels_last", "return_tensors": "pt"}
-        return frames, processor.video_processor(videos=[shown], **options)["pixel_values_videos"][0]
+        return processor.video_processor(videos=[shown], **options)["pixel_values_videos"][0]
+
+
+def videos_of(settings: Settings) -> Videos:
+    """How the run's clips are sampled and pruned."""
+    if not isinstance(settings.medium, Videos):
+        raise UserError("These settings are not for videos; give medium=Videos().")
+    return settings.medium
 
 
 def file_of(question: Question) -> Path:

@@ -53,14 +53,14 @@ def test_with_all_tokens_the_answers_are_the_stock_models(subject, settings, ben
         assert answer["text"] == stock(subject, files[i // 2], answer["prompt"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"keep": None}, {"budget": "clip"}, {"method": "random"}, {"conv_mode": "llava_v1"}])
+@pytest.mark.parametrize("changes", [{}, {"keep": None}, {"budget": "clip", "conv_mode": "llava_v1"}])
 def test_every_batch_size_gives_the_same_bytes(subject, settings, changes):
     written = []
-    for size in (1, 4, 5):
+    for size in (1, 5):
         chosen = settings(batch_size=size, name=f"b{size}", **changes)
         run(subject, chosen)
         written.append(chosen.answers_file.read_bytes())
-    assert written[0] == written[1] == written[2]
+    assert written[0] == written[1]
 
 
 def test_a_clip_asked_about_twice_is_encoded_once_in_a_batch(subject, settings):
@@ -138,7 +138,7 @@ def test_settings_of_clips_change_the_answers(subject, settings):
         "blind": {"blind": True},
         "random": {"method": "random"},
     }.items():
-        chosen = settings(name=name, keep=1, **changes)
+        chosen = settings(name=name, keep=1, limit=4, **changes)
         protocol, _ = run(subject, chosen)
         texts[name] = [answer["text"] for answer in lines(chosen.answers_file)], protocol["mean_visual_tokens"]
     assert {name: tokens for name, (_, tokens) in texts.items()} == {**dict.fromkeys(texts, 3), "frames": 5, "cls": 6}
@@ -156,7 +156,7 @@ def test_clips_of_unequal_length_are_asked_one_at_a_time(subject, settings, stra
 def test_sampling_is_repeatable_by_seed(subject, settings):
     texts = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        chosen = settings(temperature=2.0, seed=seed, name=name)
+        chosen = settings(temperature=2.0, seed=seed, name=name, limit=2)
         run(subject, chosen)
         texts.append([answer["text"] for answer in lines(chosen.answers_file)])
     assert texts[0] == texts[1] != texts[2]
@@ -250,7 +250,7 @@ def test_frames_too_narrow_to_be_cropped_are_refused(subject, settings, tmp_path
     prepare = chosen.medium.preparation(subject, chosen)
     strip = Frames(torch.zeros(2, 4, 404, 3, dtype=torch.uint8).numpy(), (0.0, 1.0), (0, 1))
     with pytest.raises(UserError, match=r"frames of .*x.mp4 are 404 x 4, too narrow"):
-        replace(prepare, frames=lambda _: strip).clip(tmp_path / "x.mp4", subject.processor)
+        prepare.pixels(tmp_path / "x.mp4", strip, subject.processor)
 
 
 def test_in_llm_pruning_answers_and_draws(subject, settings, videos, tmp_path):
