@@ -90,8 +90,8 @@ class TokenBudget(Budget):
 class Mass(Budget):
     """The fewest tokens that hold a share of the [CLS] attention, in each picture, crop or frame for itself: at least one.
 
-    The share is of what all its patches get together, without [CLS] itself. Pictures that are looked at here and there keep
-    many tokens, those with one spot few, so that the rows of a batch become unequal.
+    The share is of what all its patches get together, without [CLS] itself, and is held when a billionth of it is missing.
+    Pictures that are looked at here and there keep many tokens, those with one spot few: rows of a batch become unequal.
 
     Args:
         share: in (0, 1].
@@ -111,7 +111,7 @@ class Mass(Budget):
     def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
         """The smallest k whose k highest scores sum to the share of all."""
         held = scores.cpu().double().clamp(min=0).sort(dim=1, descending=True).values.cumsum(dim=1)
-        # The nudge lets 9 of 10 equal scores hold a share of 0.9, whatever way the sums were rounded.
+        # A billionth less, so that 9 of 10 equal scores hold a share of 0.9 whatever way the sums were rounded.
         fewer = (held < self.share * held[:, -1:] * (1 - 1e-9)).sum(dim=1)
         return _bounded((fewer + 1).tolist(), areas, self.at_most)
 
