@@ -50,64 +50,46 @@ def prune(
     every mode of generation; sequences come back with the unpruned prompt in front. Logits, hidden states and KV cache have
     the pruned length. Source: FasterVLM, arXiv 2412.01818.
 
-    A method such as `FastV` prunes inside the language model instead: all visual tokens get there, and the worse ones leave
-    before one of its layers. Sequences, logits and hidden states then keep their length (states of dropped tokens are zero, and
-    their logits mean nothing), and the KV cache shrinks in the layers behind. Both kinds can be stacked, and several of the
-    second kind at different layers.
+    A method such as `FastV` prunes inside the language model: all visual tokens get there, the worse ones leave before one of
+    its layers. Sequences, logits and hidden states keep their length (of dropped tokens they mean nothing), and the KV cache
+    shrinks in the layers behind. Both kinds can be stacked, and several of the second kind at different layers.
 
-    Several prompts about one picture need it encoded once only: pass the picture once in `pixel_values`, and
-    `image_index=[0, 0, 1]` beside it to say which picture each <image> of the prompts shows. `video_index` does so for clips.
-
-    Of a clip, however long, a chunk of frames at a time goes through the tower, and only what is kept of it takes memory.
-    Unless each frame keeps the same number, a clip of several chunks goes through it twice: first for the scores alone.
+    Several prompts about one picture or clip need it encoded once only: pass it once, and `image_index=[0, 0, 1]` or
+    `video_index` beside it to say which one each <image> or <video> of the prompts shows. Clips may have any number of frames;
+    a few at a time go through the tower, and through it twice if they are many and do not all keep the same number.
 
     Args:
-        model: a `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or `VideoLlavaForConditionalGeneration`,
-            with whatever attention backend, dtype or device map.
-        keep: how many visual tokens to keep of each picture, of each crop of LLaVA-NeXT, its overview included, or of each
-            frame: a count (58), a fraction (0.1), a `TokenBudget`, or an adaptive budget: `Mass(0.9)` and `Outliers()` keep as
-            many as each one's attention asks for, `Total(290)` shares a number among crops or frames. Inside the language
-            model: a count or a fraction of all visual tokens of a prompt together.
+        model: a `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or `VideoLlavaForConditionalGeneration`.
+        keep: how many visual tokens to keep of each picture, crop (the overview is one) or frame: a count (58), a fraction
+            (0.1), a `TokenBudget`, or an adaptive budget: `Mass(0.9)` and `Outliers()` keep as many as each one's attention
+            asks for, `Total(290)` is shared by all of a picture or clip. Inside the language model: a count or fraction of all.
         method: which ones: a name in `fastervlm.methods.METHODS` or a method.
-        anyres: how pictures cut into crops are laid out; this and `newline` do not matter to models with one crop, and
-            neither they nor `budget` nor `positions` matter inside the language model.
-            "native" is the model's own way: patches that un-padding removes never compete, so that a crop that is mostly
-            padding keeps what it has. "paper" is the reference implementation's, (1 + crops) * K tokens, padding and all; it
-            needs the processor of `fastervlm.load(..., anyres="paper")`.
-        newline: which newline tokens of the native layout stay: "kept" all but those of rows that lost every patch they had,
-            "all" or "none".
-        budget: "crop" gives each crop, and each frame of a clip, its own tokens; "image" shares their sum among the crops of a
-            picture by score. Of clips "frame" says the same as "crop", and "clip" shares their sum among the frames of a clip
-            by score, some of which may be left with none.
-        keep_cls: of each frame of a clip the [CLS] token stays too, in front of its patches and beside their budget, as in
-            transformers, where it is one of the 257 tokens of a frame. The reference implementation drops it.
-        images: prune pictures beside clips too; False leaves them whole, as the reference implementation does.
+        anyres: how pictures cut into crops are laid out. "native" is the model's own way: patches that un-padding removes never
+            compete, so that a crop that is mostly padding keeps what it has. "paper" is the reference implementation's,
+            (1 + crops) * K tokens, padding and all; it needs the processor of `fastervlm.load(..., anyres="paper")`.
+        newline: which newline tokens stay: "kept" all but those of rows that lost every patch they had, "all" or "none". It
+            and `anyres` do not matter to models with one crop, nor with `budget` and `positions` inside the language model.
+        budget: "crop", or "frame" of clips, gives each its own tokens; "image", or "clip", shares their sum by score.
+        keep_cls: [CLS] of each frame stays too, in front of its patches and beside their budget, as in transformers.
+        images: prune pictures beside clips too; the reference implementation does not.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
 
     Returns:
         A handle; `handle.remove()` undoes it exactly, and so does leaving `with prune(...)`.
 
     Raises:
-        UserError: the budget, the method or a setting cannot be used, the tower has no [CLS] token, or the model is pruned
-            already.
+        UserError: a setting cannot be used with this model, its tower has no [CLS] token, or it is pruned already.
         UserTypeError: the model is of a kind that is not supported.
     """
     tokens, chosen = Budget.of(keep), get_method(method)
-    _check_choice("budget", budget, ("crop", "image", "frame", "clip"))
-    _check_choice("positions", positions, ("compact", "original"))
-    layout = Anyres(anyres, newline, "image" if budget == "image" else "crop")
-    clips = Clips(keep_cls, images, "clip" if budget == "clip" else "frame")
+    layout, clips = _settings(anyres, newline, budget, keep_cls, images, positions)
     if isinstance(chosen, InLLM):
         _check_clips(clips, takes_clips=False)
         return InLLMHandle(model, tokens, chosen)
     family = _family(model)
     if _HANDLE in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
-    if budget not in family.budgets:
-        raise UserError(
-            f"budget={budget!r} means nothing to a {type(model).__name__}; choose one of {', '.join(family.budgets)}."
-        )
-    _check_clips(clips, takes_clips=family is VideoLlava)
+    _check_meaning(model, family, budget, clips)
     family.check(model)
     return PruneHandle(model, family, tokens, chosen, layout, clips, positions)
 
@@ -189,6 +171,23 @@ def _family(model: object) -> type[Llava]:
         if cls.__name__ in FAMILIES:
             return FAMILIES[cls.__name__]
     raise UserTypeError(f"A {type(model).__name__} cannot be pruned; supported models are {', '.join(FAMILIES)}.")
+
+
+def _settings(anyres: Any, newline: Any, budget: str, keep_cls: bool, images: bool, positions: str) -> tuple[Anyres, Clips]:
+    """What says how pictures cut into crops are pruned, and clips; all settings are checked."""
+    _check_choice("positions", positions, ("compact", "original"))
+    _check_choice("budget", budget, ("crop", "image", "frame", "clip"))
+    crops = Anyres(anyres, newline, "image" if budget == "image" else "crop")
+    return crops, Clips(keep_cls, images, "clip" if budget == "clip" else "frame")
+
+
+def _check_meaning(model: nn.Module, family: type[Llava], budget: str, clips: Clips) -> None:
+    """Refuse settings that mean nothing to a model of this family."""
+    if budget not in family.budgets:
+        raise UserError(
+            f"budget={budget!r} means nothing to a {type(model).__name__}; choose one of {', '.join(family.budgets)}."
+        )
+    _check_clips(clips, takes_clips=family is VideoLlava)
 
 
 def _check_clips(clips: Clips, *, takes_clips: bool) -> None:
