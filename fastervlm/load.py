@@ -189,5 +189,9 @@ def _complete(processor: Any, config: Any) -> None:
         processor.patch_size = config.vision_config.patch_size
     if processor.vision_feature_select_strategy is None:
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    if config.model_type == "video_llava":
+        from fastervlm.original.frames import restore
+
+        restore(processor)
     if config.vision_config.model_type == "clip_vision_model":
         processor.num_additional_image_tokens = 1  # the [CLS] token, which the strategy "default" takes off again

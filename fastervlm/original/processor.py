@@ -23,12 +23,8 @@ _TURNS = (
 
 
 def build_processor(folder: Path, told: dict[str, Any], layout: Layout, tower: Tower) -> Any:
-    """A processor that gives the ids and pixel values of LLaVA's own code (pixels to within the rounding of the resize).
-
-    Frames of clips are smoothed before they are shrunk, which Video-LLaVA's code does not do, and never flipped at random.
-    """
+    """A processor that gives the ids and pixel values of LLaVA's own code (pixels to within the rounding of the resize)."""
     import transformers
-    from transformers.image_utils import PILImageResampling
 
     video = layout.config == "VideoLlavaConfig"
     patches: dict[str, Any] = {
@@ -46,8 +42,9 @@ def build_processor(folder: Path, told: dict[str, Any], layout: Layout, tower: T
     pad = told.get("image_aspect_ratio") == "pad"
     pictures = transformers.LlavaImageProcessor(do_pad=pad, **tower.pictures())
     if video:
-        # The authors shrink frames by bilinear interpolation, pictures by bicubic.
-        clips = transformers.VideoLlavaVideoProcessor(resample=PILImageResampling.BILINEAR, **tower.pictures())
+        from fastervlm.original.frames import PlainVideoProcessor
+
+        clips = PlainVideoProcessor(**tower.pictures())
         return transformers.VideoLlavaProcessor(image_processor=pictures, video_processor=clips, **patches)
     return transformers.LlavaProcessor(image_processor=pictures, **patches)
 
