@@ -9,7 +9,7 @@ import fastervlm
 from encoders import ScoredPatches, UserError, wrap
 from fastervlm import METHODS, KeptTokens, VisionZip, prune_patches
 from fastervlm.choice import asked, choose, counts_for
-from tests import next_plain, plain, tiny
+from tests import next_plain, plain, tiny, video_plain
 from tests.encoders import towers
 from tests.encoders.towers import TOWERS
 from tests.methods import literal
@@ -99,6 +99,23 @@ def test_mixtures_of_crops_know_nothing_of_what_was_unpadded(llava_next, method,
         masks.append(torch.zeros(N, dtype=torch.bool).index_fill(0, inside[places], True))
     same(watch.rows, torch.cat(parts))
     assert torch.equal(trace.mask, torch.stack(masks))
+
+
+@pytest.mark.parametrize("keep_cls", [False, True])
+@pytest.mark.parametrize("method", MERGING)
+@torch.no_grad()
+def test_mixtures_of_frames(method, keep_cls):
+    """Each frame's own, as of a picture that its tower sees alone; [CLS] in front is never mixed."""
+    model, batch = tiny.video_llava(), video_plain.inputs(video_plain.PROMPTS["one"])
+    tower, frames = model.model.video_tower, batch["pixel_values_videos"].flatten(0, 1)
+    rows, kept = prune_patches(tower, frames, 5, method=method)
+    if keep_cls:
+        first = tower(frames, output_hidden_states=True).hidden_states[-2][:, :1]
+        rows = torch.cat((first, rows), dim=1)
+    with fastervlm.prune(model, 5, method=method, keep_cls=keep_cls) as handle, Watch(model) as watch:
+        model(**batch)
+    same(watch.rows, rows.flatten(0, 1).double())
+    assert torch.equal(next_plain.traces(handle)[0].mask, kept.mask)
 
 
 @pytest.mark.parametrize("name", ["hf clip", "open_clip whole model", "timm clip", "eva02"])
