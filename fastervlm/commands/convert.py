@@ -14,10 +14,17 @@ def convert(
     *,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; as stored if left out.")] = None,
     vision_tower: Annotated[
-        str | None, typer.Option(help="Folder or hub name of the vision tower, if it is not where the checkpoint says.")
+        str | None,
+        typer.Option(
+            help="Folder or hub name of the vision tower, if it is not where the checkpoint says; for Video-LLaVA a folder that "
+            "holds the folders of both its towers."
+        ),
     ] = None,
 ) -> None:
-    """Write a checkpoint that LLaVA's authors published in the layout of transformers."""
+    """Write a checkpoint that the authors of LLaVA or Video-LLaVA published in the layout of transformers.
+
+    A video tower that attends over time is kept whole; only `fastervlm.load` reads what transformers has no place for.
+    """
     from fastervlm.original import convert as run
 
     print(f"Reading {source} ...")

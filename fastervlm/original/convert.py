@@ -26,10 +26,10 @@ def convert(
         source: a folder in the layout of LLaVA's authors, or its name on the hub.
         target: a folder that is not there yet, or is empty.
         dtype: of the weights; each as it is stored if left out.
-        vision_tower: folder or hub name of the vision tower, if it is not where the checkpoint says.
+        vision_tower: folder or hub name of the vision tower, if it is not where the checkpoint says; see `fastervlm.load`.
 
     Returns:
-        The folder, which transformers' `from_pretrained` reads.
+        The folder, which transformers' `from_pretrained` reads; a Video-LLaVA that attends over time, `fastervlm.load` alone.
 
     Raises:
         UserError: as `fastervlm.load` does; or `target` cannot be written.
