@@ -364,16 +364,12 @@ def test_greedy_is_the_loop_by_hand(model, mode, way):
 
 
 @pytest.mark.parametrize("mode", LOOKUP.values(), ids=LOOKUP)
-@pytest.mark.parametrize("before", ["a", "b"])
-def test_prompt_lookup_is_the_loop_by_hand(mode, before):
-    """Guesses may be placeholders, of clips and of pictures: here the answer repeats what stands before them."""
-    model, options = tiny.video_llava(), GREEDY | mode
-    word = tiny.tokenizer()(before)["input_ids"]
-    model.lm_head.bias = torch.nn.Parameter(torch.zeros(VIDEO_ID + 1).index_fill_(0, torch.tensor(word), 3.0))
-    batch = inputs(["a<video> or b<image>?"])
+@pytest.mark.parametrize("text", ["?<video> or <image>?", "?<image> or <video>?", "<video>\nWhat? ASSISTANT:"])
+def test_prompt_lookup_is_the_loop_by_hand(mode, text):
+    """The first guess goes with the prompt: that on goes what stood behind an earlier question mark, a clip or a picture."""
+    model, options, batch = tiny.video_llava(), GREEDY | mode, inputs([text])
     for way in (WAYS["default"], WAYS["original positions"]):
         expected = VideoPlain(model, 5, **way).greedy(*next(rows(batch)), options["max_new_tokens"])
-        assert word[0] in expected[:-1]
         with fastervlm.prune(model, 5, **way):
             found = model.generate(**batch, **options)
         assert found[0, batch["input_ids"].shape[1] :].tolist() == expected
