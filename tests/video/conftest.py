@@ -9,6 +9,7 @@ import torch
 
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
+from fastervlm.temporal import TemporalVideoLlava
 from tests.tiny import video_llava, video_processor
 from tests.video.clips import write_clip
 from video.scoring import VIDEO_QA
@@ -42,6 +43,22 @@ def model(tmp_path_factory):
     """Folder of the tiny model."""
     folder = tmp_path_factory.mktemp("model") / "tiny"
     video_llava().save_pretrained(folder)
+    talking_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def timed_model(tmp_path_factory):
+    """Folder of a tiny model whose video tower attends over time."""
+    folder = tmp_path_factory.mktemp("model") / "timed"
+    config = video_llava().config
+    config.vision_config.add_time_attn, config.vision_config.num_frames = True, 3
+    torch.manual_seed(0)
+    found = TemporalVideoLlava(config)
+    with torch.no_grad():
+        for parameter in found.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    found.save_pretrained(folder)
     talking_processor().save_pretrained(folder)
     return folder
 

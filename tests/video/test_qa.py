@@ -14,6 +14,7 @@ import fastervlm
 from encoders import UserError
 from fastervlm.eval.answers import Journal, journal_file, protocol_file
 from fastervlm.eval.runner import evaluate
+from fastervlm.eval.subject import Subject
 from tests.tiny import video_processor
 from video.frames import sample_frames
 from video.qa import ask, predictions_file, run, save_sheet
@@ -45,11 +46,24 @@ def stock(subject, path, question, frames=3):
 )
 def test_with_all_tokens_the_answers_are_the_stock_models(subject, settings, bench, videos, changes):
     chosen = settings(**changes)
-    run(subject, chosen)
+    protocol, _ = run(subject, chosen)
+    assert protocol["mean_visual_tokens"] == protocol["mean_visual_tokens_unpruned"] == 3 * (N + 1)
     files = sorted(videos.iterdir(), key=lambda path: path.stem[-1])
     answers = lines(chosen.answers_file)
     assert len({answer["text"] for answer in answers}) > 3, "the tiny model must tell clips apart"
     for i, answer in enumerate(answers):
+        assert answer["text"] == stock(subject, files[i // 2], answer["prompt"])
+
+
+@pytest.mark.parametrize("keep", [None, N])
+def test_attention_over_time(settings, videos, timed_model, keep):
+    """A tower that reads whole clips, of which some are asked about twice: all tokens give the model's own answers."""
+    subject = Subject(str(timed_model))
+    assert type(subject.model).__name__ == "TemporalVideoLlava"
+    chosen = settings(keep=keep, keep_cls=True, batch_size=3)
+    run(subject, chosen)
+    files = sorted(videos.iterdir(), key=lambda path: path.stem[-1])
+    for i, answer in enumerate(lines(chosen.answers_file)):
         assert answer["text"] == stock(subject, files[i // 2], answer["prompt"])
 
 
@@ -265,7 +279,6 @@ def test_in_llm_pruning_answers_and_draws(subject, settings, videos, tmp_path):
 
 
 def test_a_model_without_videos_is_refused(settings, tmp_path):
-    from fastervlm.eval.subject import Subject
     from tests.tiny import save_llava
 
     pictures = Subject(str(save_llava(tmp_path / "pictures")))
