@@ -16,8 +16,8 @@ def convert(
     vision_tower: Annotated[
         str | None,
         typer.Option(
-            help="Folder or hub name of the vision tower, if it is not where the checkpoint says; for Video-LLaVA a folder that "
-            "holds the folders of both its towers."
+            help="Folder or hub name of the vision tower, if it is not where the checkpoint says; for Video-LLaVA a folder "
+            "that holds the folders of both its towers."
         ),
     ] = None,
 ) -> None:
