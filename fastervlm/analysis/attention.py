@@ -65,7 +65,7 @@ def _attention_map(attention: Any, states: Tensor, rotary: tuple[Tensor, Tensor]
     total = torch.zeros(hidden.shape[-2:], device=states.device).expand(len(states), -1, -1).clone()
     for head in range(queries.shape[2]):
         scores = queries[:, :, head] @ keys[:, :, head // share].transpose(1, 2)
-        total += torch.softmax(scores * attention.scaling + hidden, dim=-1)
+        total += torch.softmax(scores.mul_(attention.scaling).add_(hidden), dim=-1)
     return total / queries.shape[2]
 
 

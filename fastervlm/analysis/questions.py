@@ -22,7 +22,7 @@ def is_conversations(path: Path) -> bool:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def read_conversations(path: Path, image_folder: Path) -> list[Question]:
+def read_conversations(path: Path, image_folder: Path | None) -> list[Question]:
     """The first human turn of each conversation, its `<image>` taken out; `image` is None where there is no picture.
 
     The file is a JSON list or one object a line, of `conversations`, `image` and `id`.

@@ -1,9 +1,9 @@
 """How much attention each visual token receives in a prompt, layer by layer.
 
-With T tokens in the prompt, of which the first visual one stands at s, and A the map of a layer, a mean over its heads, the
-visual token at place p receives, as in the analyses of FasterVLM (arXiv 2412.01818):
+With T tokens in the prompt and the map of a layer, a mean over its heads, the visual token at place p receives, as in the
+analyses of FasterVLM (arXiv 2412.01818):
 
-    full    the sum of its column over rows s..T-1, divided by the T - p queries that can see it
+    full    the sum of its column, divided by the T - p queries that can see it
     image   the same over rows of visual tokens, divided by those of them that can see it
     text    the sum over rows of text behind it, the last row left out, divided by their number, the last row counted
     last    the last row
@@ -27,6 +27,7 @@ from fastervlm.prune import prune
 from fastervlm.trace import ClipTrace, CropsTrace
 
 KINDS = ("full", "image", "text", "last")
+ROWS = 256  # of a map that are summed in double precision at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,21 +112,18 @@ class _Rows:
         if visual[-1]:
             raise UserError("The prompt ends with a picture; put the question behind it.")
         text = ~visual
-        text[: places[0]] = False
+        text[-1] = False
         seen = len(visual) - places
         by_image = torch.arange(len(places), 0, -1, device=places.device)
-        self.places, self.text = places, text.nonzero().flatten()[:-1]
-        self.seen, self.by_image, self.by_text = seen, by_image, seen - by_image
+        self.places, self.rows = places, torch.stack((torch.ones_like(text), visual, text)).double()
+        self.divisors = torch.stack((seen, by_image, seen - by_image))
 
     def see(self, layer: int, attention: Tensor) -> None:
         """Keep of the map (1, T, T) of a layer what its visual tokens receive, (4, V)."""
-        columns = attention[0].index_select(1, self.places)
-        full, image, text = (
-            part.sum(dim=0, dtype=torch.float64)
-            for part in (columns, columns.index_select(0, self.places), columns.index_select(0, self.text))
-        )
-        kinds = full / self.seen, image / self.by_image, text / self.by_text, columns[-1].double()
-        self.found.append(torch.stack(kinds).cpu())
+        parts = zip(self.rows.split(ROWS, dim=1), attention[0].split(ROWS), strict=True)
+        total = torch.stack([chosen @ rows.double() for chosen, rows in parts]).sum(dim=0)
+        means = total[:, self.places] / self.divisors
+        self.found.append(torch.cat((means, attention[0, -1:, self.places].double())).cpu())
 
 
 def _moved(value: Tensor, model: Any) -> Tensor:

@@ -204,7 +204,7 @@ def test_clips(prompt):
     ids = inputs["input_ids"][0].tolist()
     maps = eager_maps(model, inputs)
     close(found.attention, np.stack([by_loops(each, ids, (IMAGE_ID, tiny.VIDEO_ID)) for each in maps]))
-    ((_, shown),) = video_plain.rows(inputs)
+    shown: Any = next(video_plain.rows(inputs))[1]
     scores, names, tokens = [], [], []
     for number, pixels in enumerate(shown, start=1):
         clip = pixels.dim() == 4

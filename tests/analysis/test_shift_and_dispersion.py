@@ -8,25 +8,26 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import typer
 from PIL import Image
 
 from encoders import UserError
 from fastervlm.analysis import KINDS, attn_dispersion, attn_shift, reading
 from fastervlm.analysis.dispersion import histogram
-from fastervlm.analysis.examples import extremes
+from fastervlm.analysis.examples import extremes, traces
 from fastervlm.analysis.page import Picture, Table, write_page
 from fastervlm.analysis.questions import CONVERSATIONS
+from fastervlm.analysis.sums import agreement
 from fastervlm.anyres import Anyres
 from fastervlm.commands import analyze as commands
 from fastervlm.eval.subject import Subject
 from tests import next_plain, tiny
-from tests.analysis.test_received import by_loops, cls_scores, eager_maps, of_reference
+from tests.analysis.test_received import by_loops, close, cls_scores, eager_maps, of_reference
 from tests.plain import IMAGE_ID, one_sentence
 
 ROOT = Path(__file__).parents[2]
@@ -207,7 +208,9 @@ def test_page_escapes_what_it_is_given(tmp_path):
     nasty = '<script>alert("x")</script>'
     about = {"model": nasty, "questions": 1, "layers": 2, "failures": [], "versions": {nasty: nasty}, "command": nasty}
     table = Table(nasty, [nasty], [[nasty]])
-    write_page(tmp_path / "a.html", nasty, nasty, about, [table], [Picture(picture, nasty), Picture(picture, nasty, folded=True)], [])
+    write_page(
+        tmp_path / "a.html", nasty, nasty, about, [table], [Picture(picture, nasty), Picture(picture, nasty, folded=True)], []
+    )
     assert "script" not in Page((tmp_path / "a.html").read_text()).seen
 
 
@@ -287,22 +290,28 @@ def test_killed_at_every_step_each_question_is_counted_once(model, bench, tmp_pa
         assert set(outcome["left"]) <= {reading.FILE, f"{reading.FILE}.new"}, outcome
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_examples_are_those_with_most_and_least_agreement(subject, settings, tmp_path):
-    read = reading.read_questions(subject, asked(settings, limit=10), tmp_path / "out")
-    best, worst = extremes(read)
-    images = [read.questions[line].image for line in (*best, *worst)]
-    assert (len(best), len(worst), len(set(images))) == (3, 2, 5)  # five pictures, two questions each
-    values = read.sums.agreement
-    by_image: dict[Any, list[float]] = {}
-    for line, value in values.items():
-        by_image.setdefault(read.questions[line].image, []).append(value)
-    ranked = sorted((max(each) for each in by_image.values()), reverse=True)
-    assert [values[line] for line in best] == ranked[:3]
-    assert values[worst[0]] == min(values[line] for line in values if read.questions[line].image not in images[:3])
-    picture, received = read.again(best[0])
-    assert picture.size[0] == picture.size[1]
-    assert torch.equal(received.tokens, torch.arange(tiny.PATCHES))
+def test_examples_are_those_with_most_and_least_agreement():
+    shown = {1: "a", 2: "a", 3: "b", 4: "c", 5: "d", 6: "d", 7: "e", 8: "f", 9: "g", 10: "a"}
+    values = {1: 0.5, 2: 0.9, 3: 0.8, 4: 0.1, 5: 0.6, 6: 0.7, 7: 0.3, 8: 0.2, 9: 0.4, 10: 0.0}
+    questions = {line: SimpleNamespace(image=image) for line, image in shown.items()}
+    read: Any = SimpleNamespace(sums=SimpleNamespace(agreement=values), questions=questions)
+    assert extremes(read) == ([2, 3, 6], [4, 8, 7])  # no picture twice, so neither 10 nor 5
+    read.sums.agreement = {line: values[line] for line in (1, 2, 3)}
+    assert extremes(read) == ([2, 3], [])
+
+
+def test_a_question_is_read_again_as_the_first_time(subject, settings, tmp_path):
+    read = reading.read_questions(subject, asked(settings, limit=2), tmp_path / "out")
+    picture, received = read.again(2)
+    ((_, _), (inputs, square)) = prompts(subject, read.settings, 2)
+    assert picture.tobytes() == square.tobytes()
+    close(received.scores, cls_scores(subject.model.model.vision_tower, inputs["pixel_values"]))
+    assert agreement(received) == read.sums.agreement[2]
+    both: Any = traces(received)
+    by_cls, by_last = both
+    assert len(by_cls.index) == len(by_last.index) == 2
+    assert by_cls.index.tolist() == sorted(received.scores[0].topk(2).indices.tolist())
+    assert by_last.index.tolist() == sorted(received.attention[:, 3].mean(dim=0).topk(2).indices.tolist())
 
 
 def test_histogram_of_pooled_values():
