@@ -83,21 +83,16 @@ def video_qa(
     from video.scoring import VIDEO_QA
     from video.videos import Videos
 
-    if visual_token_num is None and method != "cls":
-        raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
-    check_sheet(sheet)
+    check(method, visual_token_num, sheet)
     data = {"question_file": question_file, "annotation_file": answer_file, "image_folder": video_dir}
     if video is None and question is None:
-        if start is not None or end is not None:
-            raise UserError("--start and --end cut one video; give --video and --question as well, or leave them out.")
+        refuse_range(start, end)
         model, files = benchmark(model, data)
-        out = answers_file or default_answers(files["question_file"], model, method, visual_token_num)
+        files["answers_file"] = answers_file or default_answers(files["question_file"], model, method, visual_token_num)
     else:
-        files = one_file(video, question, [*data.values(), answers_file])
-        model, out = model or str(tiny_model()), files["question_file"].with_suffix(".jsonl")
+        model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file])
     settings = Settings(
         VIDEO_QA,
-        answers_file=out,
         keep=None if visual_token_num is None else number(visual_token_num),
         method=seeded(method, seed),
         batch_size=batch_size,
@@ -110,10 +105,7 @@ def video_qa(
         **files,
     )
     subject = Subject(model, dtype, device)
-    if question is not None:
-        answer_one(subject, settings, question, sheet)
-    else:
-        answer_all(subject, settings, sheet)
+    answer_all(subject, settings, sheet) if question is None else answer_one(subject, settings, question, sheet)
 
 
 def benchmark(model: str | None, data: dict[str, Path | None]) -> tuple[str, dict[str, Any]]:
@@ -138,7 +130,13 @@ def one_file(video: Path | None, question: str | None, others: list[Path | None]
         raise UserError("Give --video and --question together.")
     if any(path is not None for path in others):
         raise UserError("--video asks about one file; leave out the files of a benchmark, or --video and --question.")
-    return {"question_file": video, "image_folder": video.parent}
+    return {"question_file": video, "image_folder": video.parent, "answers_file": video.with_suffix(".jsonl")}
+
+
+def refuse_range(start: float | None, end: float | None) -> None:
+    """A benchmark's videos are not cut."""
+    if start is not None or end is not None:
+        raise UserError("--start and --end cut one video; give --video and --question as well, or leave them out.")
 
 
 def tiny_model() -> Path:
@@ -156,10 +154,12 @@ def default_answers(question_file: Path, model: str, method: str, kept: str | No
     return question_file.parent / "answers" / Path(model).name / f"{name}.jsonl"
 
 
-def check_sheet(sheet: Path | None) -> None:
-    """Refuse, before the run, a picture that could not be written after it."""
+def check(method: str, kept: str | None, sheet: Path | None) -> None:
+    """Refuse, before the run, a method that prunes nothing, and a picture that could not be written after it."""
     from fastervlm.eval.answers import writable_folder
 
+    if kept is None and method != "cls":
+        raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
     if sheet is None:
         return
     if sheet.suffix != ".png" or sheet.is_dir():

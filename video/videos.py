@@ -66,6 +66,7 @@ class Videos:
         return {
             "num_frames": self.num_frames,
             "strategy": self.strategy,
+            "range": None if self.start is None and self.end is None else [self.start, self.end],
             "keep_cls": None if settings.keep is None else self.keep_cls,
             "budget_of": None if settings.keep is None else self.budget,
             "blind": settings.blind,

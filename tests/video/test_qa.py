@@ -15,10 +15,11 @@ from encoders import UserError
 from fastervlm.eval.answers import Journal, journal_file, protocol_file
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
+from fastervlm.trace import TokenTrace
 from tests.tiny import video_processor
 from video.frames import sample_frames
 from video.qa import ask, predictions_file, run, save_sheet
-from video.sheet import contact_sheet, time_of
+from video.sheet import contact_sheet, in_llm_trace, time_of
 
 N = 16
 
@@ -276,6 +277,13 @@ def test_in_llm_pruning_answers_and_draws(subject, settings, videos, tmp_path):
     assert found.trace.mask.shape == (3, N)
     assert 0 < found.trace.mask.sum() <= 5
     save_sheet(found, tmp_path / "sheet.png")
+
+
+def test_tokens_kept_inside_the_language_model_are_drawn_where_their_patches_are():
+    """Two frames of four patches, each behind its [CLS]."""
+    trace = in_llm_trace(TokenTrace(torch.linspace(-1, 8, 10), torch.tensor([0, 1, 4, 5, 9]), 1), (2, 2), 2)
+    assert trace.mask.tolist() == [[True, False, False, True], [False, False, False, True]]
+    assert trace.scores.tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
 
 
 def test_a_model_without_videos_is_refused(settings, tmp_path):
