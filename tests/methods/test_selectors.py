@@ -161,6 +161,15 @@ def test_a_batch_is_its_pictures_one_by_one(method):
                     assert torch.equal(backwards.weights.flip(0), kept.weights)  # type: ignore[union-attr]
 
 
+def test_relevance_is_scaled_in_each_picture_for_itself():
+    features, attention, _ = big()
+    attention = attention * torch.tensor([1.0, 0.01, 30.0, 0.5, 2.0])[:, None, None]
+    method = CDPruner(lambda patches: patches.scores)
+    kept = method(patches_of(features, attention), 12).index
+    for i in range(len(features)):
+        assert torch.equal(method(patches_of(features[i : i + 1], attention[i : i + 1]), 12).index[0], kept[i])
+
+
 @pytest.mark.parametrize("method", NEW)
 def test_a_picture_of_full_size_in_a_batch_and_alone(method):
     random = torch.Generator().manual_seed(0)
