@@ -239,7 +239,7 @@ def test_conversations_are_read_in_both_layouts(bench, layout, tmp_path):
     path.write_text(LAYOUTS[layout]([record(1), text_only, record(0)]), encoding="utf-8")
     assert is_conversations(path)
     assert not is_conversations(bench["question_file"])
-    found = [(q.question_id, q.text, q.image and q.image.name) for q in read_conversations(path, bench["image_folder"])]
+    found = [(q.question_id, q.text, getattr(q.image, "name", None)) for q in read_conversations(path, bench["image_folder"])]
     assert found == [("c1", "Describe 1.", "p1.png"), ("2", "Why?", None), ("c0", "Describe 0.", "p0.png")]
 
 
