@@ -16,7 +16,7 @@ import numpy as np
 
 from video.worker import Request
 
-PATIENCE = 20.0
+PATIENCE = 30.0
 SLOWEST_DISK = 10e6
 START = "import sys; sys.path[:] = {path!r}; from video.worker import main; main()"
 

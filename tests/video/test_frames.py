@@ -14,7 +14,7 @@ import video.decoder as decoder_module
 from encoders import UserError, UserTypeError
 from tests.video.clips import frame_number, frame_numbers, numbered_frame, numbered_frames, write_clip, write_sound
 from video import Frames, read_ahead, sample_frames
-from video.sampling import Refused, Sampling, Timeline, choose
+from video.sampling import Refused, Sampling, Timeline, choose, refuse_huge
 
 FALLBACK = "PyAV read it instead"
 UNEVEN = np.cumsum([0, *(0.033 * (1 + number * 7 % 5) for number in range(39))])
@@ -156,6 +156,8 @@ def test_keyframes_nearest_to_even_spacing():
     assert choose(timeline, sampling) == [0, 50, 95]
     assert choose(timeline, Sampling(5, "keyframes", None, None)) == [0, 6, 50, 90, 95]
     assert choose(timeline, Sampling(5, "keyframes", 0.3, 5.0)) == [3, 6, 50]
+    crowded = Timeline(np.arange(100) / 10, 10.0, np.array([0, 1, 2, 3, 99]))
+    assert choose(crowded, Sampling(4, "keyframes", None, None)) == [0, 2, 3, 99]
     with pytest.raises(Refused, match="no keyframe"):
         choose(timeline, Sampling(5, "keyframes", 1.0, 2.0))
 
@@ -261,6 +263,19 @@ def test_pyav_reads_every_kind_alike(clip, kind, monkeypatch):
     monkeypatch.setattr("video.frames.BUFFERED", 0)
     path = clip(kind)
     check(sample_frames(path, 11), path, np.linspace(0, 39, 11, dtype=int))
+
+
+def test_frames_behind_a_guessed_time_stamp(tmp_path, monkeypatch):
+    """An mpeg file stamps some frames only; after a seek its demuxer guesses the others, one too late from the 49th on."""
+    monkeypatch.setattr("video.frames.BUFFERED", 0)
+    path = write_clip(tmp_path / "a.mpg", numbered_frames(56, 48, 64), codec="mpeg1video", fps=25)
+    check(sample_frames(path, 2, start=2.0), path, [50, 55])
+
+
+def test_huge_frames_are_refused():
+    refuse_huge(4320, 8192)
+    with pytest.raises(Refused, match="60000 x 50000 pixels"):
+        refuse_huge(50000, 60000)
 
 
 def worker_processes():
