@@ -23,7 +23,7 @@ from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Settings, seeded
 from fastervlm.eval.subject import Subject
 from fastervlm.report import print_table, write_json
-from playground.clips import QUESTION_TYPES
+from playground.videobench import TYPES
 from video.frames import Frames
 from video.scoring import VIDEO_QA
 from video.videos import Videos
@@ -59,10 +59,8 @@ def main() -> None:
             print(f"{name}:", file=sys.stderr)
             rows.setdefault(name, []).append(accuracies(subject, settings))
     table = {name: {key: float(np.mean([run[key] for run in found])) for key in found[0]} for name, found in rows.items()}
-    cells = [
-        [name, *(f"{row[key]:.1f}" if key in row else "-" for key in ("all", *QUESTION_TYPES))] for name, row in table.items()
-    ]
-    print_table(("tokens", "all", *QUESTION_TYPES), cells, "Exact match in percent")
+    cells = [[name, *(f"{row[key]:.1f}" if key in row else "-" for key in ("all", *TYPES))] for name, row in table.items()]
+    print_table(("tokens", "all", *TYPES), cells, "Exact match in percent")
     command = shlex.join(["python", "-m", "playground.video_table", *sys.argv[1:]])
     shared = {"command": command, "visual_token_num": arguments.visual_token_num, "seeds": arguments.seeds}
     write_json(arguments.out, {**shared, "rows": table})

@@ -156,15 +156,24 @@ class ClipQuestions(Questions):
     """Batches of fresh clips, and of single pictures."""
 
     def clips(
-        self, seed: tuple[int, ...], size: int, grid: int, moments: int, whole: float, tails: tuple[str, ...] = (TAIL, BARE)
+        self,
+        seed: tuple[int, ...],
+        size: int,
+        grid: int,
+        moments: int,
+        whole: float,
+        tails: tuple[str, ...] = (TAIL, BARE),
+        first: tuple[str, ...] = (),
     ) -> dict[str, Tensor]:
         """Packed questions, followed by one of `tails`, about `size` clips of `moments` frames of `grid` x `grid` patches.
 
-        With probability `whole` all patches are kept, else a random subset.
+        With probability `whole` all patches are kept, else a random subset. Questions of the types `first` come first, and
+        what is too many is left out.
         """
         rng = np.random.default_rng(seed)
         clips = [draw_clip(rng, grid, moments) for _ in range(size)]
-        asked = self.pack([clip_questions(rng, clip)[:14] for clip in clips], tails[rng.integers(len(tails))])
+        ordered = [sorted(clip_questions(rng, clip), key=lambda row: row[0] not in first) for clip in clips]
+        asked = self.pack([rows[: 10 if first else 14] for rows in ordered], tails[rng.integers(len(tails))])
         count = grid * grid
         keep = count if rng.random() < whole else max(2, int(count * rng.random() ** 1.5))
         frames = list(np.concatenate([clip.frames for clip in clips]))
@@ -228,11 +237,16 @@ def phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float = 1.0) ->
             return data.pictures((seed, 13, step), 16, 0.3)
         return data.clips((seed, 13, step), 4, SIDE, FRAMES, 0.12)
 
+    def last(step: int) -> dict[str, Tensor]:
+        if step % 2:
+            return whole(10_000 + step)
+        return data.clips((seed, 14, step), 8, SIDE, FRAMES // 2, 0.25, first=("where", "move"))
+
     return [
         Phase("clips, small and short", int(500 * scale), 1.5e-3, short),
         Phase("clips, small", int(350 * scale), 1.2e-3, small),
         Phase("clips", int(600 * scale), 1e-3, whole),
-        Phase("clips, last cycle", int(450 * scale), 8e-4, lambda step: whole(10_000 + step)),
+        Phase("clips, last cycle", int(400 * scale), 8e-4, last),
     ]
 
 
