@@ -143,7 +143,7 @@ def _draw(reading: Reading, kinds: dict[str, UnitSums], main: str, out_dir: Path
     for kind in reversed(KINDS):
         path = out_dir / f"{kind}_attn" / "layers.png"
         draw_layers(values[kind], grid, path, f"Attention {NAMES[kind]}")
-        pictures.append(Picture(path, f"Maps of all layers, attention {NAMES[kind]}", folded=kind != "last"))
+        pictures.append(Picture(path, f"Maps of all layers, attention {NAMES[kind]}", wide=True, folded=kind != "last"))
     others = [name for name, unit in sums.units.items() if name != main and unit.patches.any()]
     if others:
         writable_folder(out_dir / "units")

@@ -336,21 +336,39 @@ def script(tmp_path, name, *arguments, **environment):
     )
 
 
-def test_scripts_run_on_conversations(model, bench, tmp_path):
+def test_script_runs_on_conversations(model, bench, tmp_path):
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     bench["image_folder"].rename(data / "images")
     turns = [{"from": "human", "value": "<image>\nDescribe it."}, {"from": "gpt", "value": "No."}]
     records = [{"id": str(i), "image": f"p{i}.png", "conversations": turns} for i in range(3)]
     (data / "llava_v1_5_mix1k.jsonl").write_text("\n".join(map(json.dumps, records)))
+    done = script(tmp_path, "dispersion", CKPT=model, DATA=data, OUT=out, LIMIT=1)
+    assert done.returncode == 0, done.stderr
+    assert f"{out}/attn_dispersion.html" in done.stdout
+    found = json.loads((out / "attn_dispersion.json").read_text())
+    assert (found["task"], found["questions"], found["limit"]) == ("conversations", 1, 1)
+    assert found["prompt_template"].startswith("A chat between a curious user and")
+
+
+def test_scripts_ask_for_the_embedded_data_or_what_they_are_given(tmp_path):
+    """The Python they are given says what it is asked for, and runs nothing."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\n[[ "$1" == -c ]] || echo "$@"\n')
+    python.chmod(0o755)
+    models = ROOT / "playground" / "models"
+    embedded = f"--anyres paper --model {models}/tiny-llava --limit 100"
     for name in ("shift", "dispersion"):
-        done = script(tmp_path, name, CKPT=model, DATA=data, OUT=out, LIMIT=1)
-        assert done.returncode == 0, done.stderr
-        assert f"{out}/attn_{name}.html" in done.stdout
-        found = json.loads((out / f"attn_{name}.json").read_text())
-        assert (found["task"], found["questions"], found["limit"]) == ("conversations", 1, 1)
-        assert found["prompt_template"].startswith("A chat between a curious user and")
-    assert "only drawn anew" in done.stderr
+        done = script(tmp_path, name, PYTHON=python)
+        assert done.stdout.splitlines()[-1] == f"-m fastervlm.cli analyze attn-{name} {embedded}"
+    given = {"CKPT": models / "tiny-llava-next", "ANYRES": "native", "LIMIT": 7, "OUT": "there"}
+    done = script(tmp_path, "shift", PYTHON=python, **given)
+    expected = f"--anyres native --out-dir there --model {models}/tiny-llava-next --limit 7"
+    assert done.stdout.splitlines()[-1] == f"-m fastervlm.cli analyze attn-shift {expected}"
+    (tmp_path / "llava_v1_5_mix1k.jsonl").touch()
+    done = script(tmp_path, "shift", PYTHON=python, DATA=tmp_path, IMAGES=tmp_path, CKPT="some/name")
+    data = f"--question-file {tmp_path}/llava_v1_5_mix1k.jsonl --image-folder {tmp_path} --limit 1000 --conv-mode vicuna_v1"
+    assert done.stdout.strip() == f"-m fastervlm.cli analyze attn-shift --anyres paper --model some/name {data}"
 
 
 def test_scripts_say_what_is_wrong(tmp_path):

@@ -18,6 +18,8 @@ def draw(*given):
 def test_questions_about_clips_are_analysed_by_frames(subject, settings, tmp_path, monkeypatch):
     for name in ("draw_spread", "draw_grid", "draw_layers", "draw_story", "draw_by_layer"):
         monkeypatch.setattr(f"fastervlm.analysis.shift.{name}", draw)
+    for name in ("draw_by_layer", "draw_curves", "draw_curves_by_layer", "draw_histogram"):
+        monkeypatch.setattr(f"fastervlm.analysis.dispersion.{name}", draw)
     chosen, out = settings(keep=None, limit=3), tmp_path / "out"
     shift, dispersion = attn_shift(subject, chosen, out), attn_dispersion(subject, chosen, out)
     frames = [f"frame_{frame}" for frame in range(1, chosen.medium.num_frames + 1)]
