@@ -29,12 +29,13 @@ def scores_of(kind, rows=4, patches=16):
         "zero": torch.zeros(rows, patches),
         "one": torch.eye(patches)[:rows],
         "little": scores * 1e-30,
+        "some stand out": 1 + scores / 50 + (scores > 0.7) * 0.2,
         "softmax": (8 * scores).softmax(dim=1) * 0.7,
     }
     return changed[kind]
 
 
-KINDS = ["random", "peaked", "ties", "equal", "zero", "one", "little", "softmax"]
+KINDS = ["random", "peaked", "ties", "equal", "zero", "one", "little", "some stand out", "softmax"]
 
 
 def mass(row, share):
