@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from importlib.metadata import entry_points
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +35,13 @@ def demo(
     from fastervlm.embedded import embedded_model
     from fastervlm.eval.subject import Subject
 
-    path = model or str(embedded_model())
-    engine = Engine(Subject(path, dtype, device))
-    serve(engine, examples_for(path), host=host, port=port, share=share)
+    subject = Subject(model or str(embedded_model()), dtype, device)
+    engine = Engine(subject, _clips() if hasattr(subject.model.config, "video_token_id") else None)
+    serve(engine, examples_for(engine), host=host, port=port, share=share)
+
+
+def _clips() -> Any:
+    """How clips are read, by the package above that knows it."""
+    for point in entry_points(group="fastervlm.media", name="video"):
+        return point.load()()
+    raise UserError("No installed package reads clips; install fastervlm again, with its package video.")

@@ -13,7 +13,7 @@ from fastervlm.overlay import Layers
 
 @dataclass(frozen=True)
 class Ask:
-    """What one user asks; `keep` counts the visual tokens of a picture, or of each crop of it."""
+    """What one user asks about a picture or a clip; `keep` counts the visual tokens of it, or of each crop or frame."""
 
     picture: Path
     question: str
@@ -35,7 +35,7 @@ class Figures:
 
     Attributes:
         visual_tokens: of the prompt, as the language model saw them (behind the layer that prunes, if one does).
-        first_token: seconds from the file of the picture to the first token.
+        first_token: seconds from the file to the first token.
         rate: tokens a second after the first, None if there was no other.
         cache_bytes: size of the KV cache at the end.
     """

@@ -42,8 +42,8 @@ def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
     turns: list[Any] = [
         asked.ask.click(**started),
         asked.question.submit(**started),
-        asked.keep.release(**moved),
-        asked.layer.release(**moved),
+        asked.keep.input(**moved),
+        asked.layer.input(**moved),
         asked.method.input(events.show_layer, asked.method, asked.layer, **_LIGHT, **private).then(**moved),
         asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **private).then(**started),
     ]

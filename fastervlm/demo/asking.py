@@ -12,8 +12,6 @@ from encoders.errors import UserError
 from fastervlm.demo.answers import Answers, Ask, Reply
 from fastervlm.demo.engine import Engine
 from fastervlm.demo.turns import in_turn
-from fastervlm.demo.uploads import sound_picture
-from fastervlm.eval.questions import IMAGE_TOKEN
 
 
 def answers(engine: Engine, ask: Ask, *, more: bool = True) -> Generator[Answers, None, None]:
@@ -24,10 +22,10 @@ def answers(engine: Engine, ask: Ask, *, more: bool = True) -> Generator[Answers
     Raises:
         UserError: the picture or the question cannot be used, or the device has too little memory.
     """
-    ask = replace(ask, question=ask.question.replace(IMAGE_TOKEN, "").strip())
+    ask = replace(ask, question=_without_placeholders(ask.question))
     if not ask.question:
         raise UserError("Type a question first.")
-    ask = replace(ask, picture=sound_picture(ask.picture))
+    ask = replace(ask, picture=engine.checked(ask.picture))
     return in_turn(engine.lock, _Turn(engine, ask, more))
 
 
@@ -81,3 +79,8 @@ class _Turn:
 
     def _reply(self, keep: int | None, write: Callable[[str], None]) -> tuple[Reply, Any]:
         return self.engine.reply(self.asked, keep, write, self.stopped)
+
+
+def _without_placeholders(question: str) -> str:
+    """The prompt template places the picture, whatever the user types."""
+    return question.replace("<image>", "").replace("<video>", "").strip()

@@ -34,12 +34,13 @@ class Attention:
 
 
 @torch.no_grad()
-def read_attention(model: Any, inputs: Any, drawn: Callable[[TokenTrace], Layers]) -> Attention:
+def read_attention(model: Any, inputs: Any, placeholder: int, drawn: Callable[[TokenTrace], Layers]) -> Attention:
     """The attention of the unpruned model in one run over a prompt, one layer's map at a time.
 
     Args:
         model: the model.
         inputs: of one prompt, on the model's device.
+        placeholder: the token id of visual tokens.
         drawn: from scores of the visual tokens to what is drawn.
 
     Raises:
@@ -47,7 +48,7 @@ def read_attention(model: Any, inputs: Any, drawn: Callable[[TokenTrace], Layers
         UserTypeError: its language model is not supported.
     """
     ids = inputs["input_ids"][0]
-    groups = token_groups(ids, model.config.image_token_id, len(ids))
+    groups = token_groups(ids, placeholder, len(ids))
     rows: dict[int, Tensor] = {}
     with attention_maps(model, lambda layer, attention: rows.__setitem__(layer, attention[0, -1])):
         model(**inputs, use_cache=False, logits_to_keep=1)

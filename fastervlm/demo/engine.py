@@ -1,15 +1,14 @@
-"""The model behind the demo: one question, answered with all visual tokens and with some, measured."""
+"""The model behind the demo: one question, answered with all visual tokens or with some, measured."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
-from PIL import Image
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
@@ -17,32 +16,37 @@ import fastervlm
 from encoders.errors import UserError
 from fastervlm.demo.answers import Ask, Figures, Reply
 from fastervlm.demo.attention import Attention, read_attention
-from fastervlm.eval.overlay import patches_of
-from fastervlm.eval.pictures import Preparation
-from fastervlm.eval.prompts import conversation
+from fastervlm.demo.drawing import clip_layers, picture_layers
+from fastervlm.demo.uploads import sound_clip, sound_picture
+from fastervlm.eval.generator import preparation, pruned
+from fastervlm.eval.medium import Medium, Pictures
+from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
-from fastervlm.eval.task import Question
-from fastervlm.inllm import InLLM, Simignore
+from fastervlm.eval.task import Question, Task
 from fastervlm.measure import FirstTokenClock, cache_bytes
-from fastervlm.overlay import Layers, layers
+from fastervlm.overlay import Layers
 
 SWEEP = (1.0, 0.5, 0.25, 0.1, 0.05)
 SHORT = "\nAnswer the question using a single word or phrase."
-DRAWN = 480  # pixels, the longer side of pictures that are drawn
 
 
 class Engine:
-    """One model; who asks it holds its `lock`."""
+    """One model and what it is shown; who asks it holds its `lock`."""
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject, self.model, self.processor = subject, subject.model, subject.processor
+    def __init__(self, subject: Subject, medium: Medium | None = None) -> None:
+        self.subject, self.medium = subject, medium or Pictures()
+        self.model, self.processor = subject.model, subject.processor
         self.lock = threading.Lock()
         self._warm: set[str] = set()
-        self._prompt = conversation(self.processor, None)
+
+    @property
+    def shows_clips(self) -> bool:
+        """Whether questions are about clips."""
+        return self.medium.kind == "video"
 
     @property
     def tokens(self) -> int:
-        """Visual tokens of a picture, or of a crop."""
+        """Visual tokens of a picture, or of each crop or frame."""
         return self.subject.num_visual_tokens
 
     @property
@@ -55,6 +59,10 @@ class Engine:
         """The budgets of the sweep, all tokens first."""
         return list(dict.fromkeys(fastervlm.TokenBudget(share).resolve(self.tokens) for share in SWEEP))
 
+    def checked(self, path: Path) -> Path:
+        """An uploaded file, if it can be used; see `sound_picture` and `sound_clip`."""
+        return sound_clip(path) if self.shows_clips else sound_picture(path)
+
     def reply(self, ask: Ask, keep: int | None, write: Callable[[str], None], stopped: Callable[[], bool]) -> tuple[Reply, Any]:
         """One measured answer and the trace of what was kept; the model is as it was afterwards."""
         kind = "full" if keep is None else repr(ask.pruner)
@@ -63,48 +71,40 @@ class Engine:
             self._warm.add(kind)
         return self._generate(ask, keep, write, stopped)
 
-    def picture(self, ask: Ask) -> Image.Image:
-        """The picture as the processor gets it."""
-        return self._preparation(ask).picture(_question(ask), self.processor)
-
-    def inputs(self, ask: Ask) -> Any:
-        """The inputs of the model, on its device."""
-        batch = self._preparation(ask)([_question(ask)], self.processor)
-        if batch.inputs is None:
-            raise UserError(f"The picture {batch.failures[1]}; choose another.")
-        return batch.inputs.to(self.model.device, self.model.dtype)
-
     def attention(self, ask: Ask) -> Attention:
         """Where the last token of the prompt looks in each layer of the full model."""
-        inputs = self.inputs(ask)
-        inputs.pop("selector_ids", None)
-        return read_attention(self.model, inputs, lambda trace: self.layers_of(ask, trace))
+        inputs = self._inputs(ask, _settings(ask, None, self.medium))
+        return read_attention(self.model, inputs, self._placeholder, lambda trace: self.layers_of(ask, trace))
 
     def layers_of(self, ask: Ask, trace: Any) -> Layers:
-        """The picture, what was kept of it and the scores, to be drawn."""
-        picture = self.picture(ask)
-        patches = patches_of(trace, picture, self.subject) if isinstance(trace, fastervlm.TokenTrace) else trace
-        return layers(picture, patches, side=DRAWN)
+        """What was asked about, what was kept of it and the scores, to be drawn."""
+        medium: Any = self.medium
+        if self.shows_clips:
+            return clip_layers(medium.frames(ask.picture).pixels, trace, self.tokens)
+        picture = preparation(self.subject, _settings(ask, None, medium)).picture(_question(ask), self.processor)
+        return picture_layers(picture, trace, self.subject)
 
-    def _preparation(self, ask: Ask) -> Preparation:
-        selector = (lambda _: ask.question) if isinstance(ask.pruner, Simignore) else None
-        text = ask.question + SHORT * ask.short
-        return Preparation(lambda _: self._prompt(text), "anyres" if self.subject.has_crops else "pad", selector=selector)
+    @property
+    def _placeholder(self) -> int:
+        return getattr(self.model.config, f"{self.medium.kind}_token_id")
 
-    def _pruned(self, ask: Ask, keep: int | None) -> AbstractContextManager[Any]:
-        """The model pruned, or left alone; as a fraction, a budget inside the language model counts all crops together."""
-        return nullcontext() if keep is None else fastervlm.prune(self.model, keep / self.tokens, method=ask.pruner)
+    def _inputs(self, ask: Ask, settings: Settings) -> Any:
+        """The inputs of the model, on its device."""
+        batch = preparation(self.subject, settings)([_question(ask)], self.processor)
+        if batch.inputs is None:
+            reason = batch.failures[1].replace(str(ask.picture), "The file")
+            raise UserError(reason if self.shows_clips else f"The picture {reason}; choose another.")
+        return batch.inputs.to(self.model.device, self.model.dtype)
 
     def _generate(
         self, ask: Ask, keep: int | None, write: Callable[[str], None] | None, stopped: Callable[[], bool]
     ) -> tuple[Reply, Any]:
-        """The answer, timed from the file of the picture on."""
+        """The answer, timed from the file on; as a fraction, a budget inside the language model counts all crops or frames."""
+        settings = _settings(ask, None if keep is None else keep / self.tokens, self.medium)
         clock = FirstTokenClock(self.model.device)
-        with self._pruned(ask, keep) as handle:
+        with pruned(self.subject, settings) as handle:
             clock.start()
-            inputs = self.inputs(ask)
-            if keep is None or not isinstance(ask.pruner, InLLM):
-                inputs.pop("selector_ids", None)
+            inputs = self._inputs(ask, settings)
             output = self.model.generate(
                 **inputs,
                 do_sample=False,
@@ -123,7 +123,7 @@ class Engine:
         new = output.sequences[0, prompt.shape[1] :]
         first = clock.seconds or seconds
         figures = Figures(
-            visual_tokens=trace.num_tokens if trace else int((prompt == self.model.config.image_token_id).sum()),
+            visual_tokens=trace.num_tokens if trace else int((prompt == self._placeholder).sum()),
             first_token=first,
             rate=(len(new) - 1) / (seconds - first) if len(new) > 1 else None,
             cache_bytes=cache_bytes(output.past_key_values),
@@ -164,3 +164,14 @@ class _Stop(StoppingCriteria):
 
 def _question(ask: Ask) -> Question:
     return Question(1, "asked", ask.question, ask.picture)
+
+
+def _settings(ask: Ask, keep: float | None, medium: Medium) -> Settings:
+    """The question as a run of one."""
+    task = Task("demo", _no_file, _no_file, prompt=lambda question: question.text + SHORT * ask.short)
+    files = {"question_file": Path("demo.jsonl"), "image_folder": None, "answers_file": Path("demo.jsonl")}
+    return Settings(task, **files, keep=keep, method=ask.pruner, max_new_tokens=ask.max_new_tokens, medium=medium)
+
+
+def _no_file(*_: object) -> NoReturn:
+    raise UserError("The demo's questions come from no file and have no score.")

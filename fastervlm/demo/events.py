@@ -16,7 +16,6 @@ from fastervlm.demo import views
 from fastervlm.demo.answers import Answers, Ask, Reply, has_layer
 from fastervlm.demo.asking import answers
 from fastervlm.demo.engine import Engine
-from fastervlm.demo.uploads import sound_picture
 from fastervlm.methods import get_method
 
 Update = tuple[Any, ...]
@@ -41,7 +40,7 @@ class Events:
         try:
             with _in_words():
                 if picture is None:
-                    raise UserError("Choose a picture first.")
+                    raise UserError(f"Choose a {'clip' if self.engine.shows_clips else 'picture'} first.")
                 asked = Ask(Path(picture), question, int(keep), method, about[3], short, int(longest))
                 yield from self._shown(answers(self.engine, asked, more=about != known), asked, about, about != known)
         except gr.Error:
@@ -56,9 +55,9 @@ class Events:
     def look_at(self, picture: str | None) -> Update:
         """Check a picture as soon as it is there, and clear what was said about the one before."""
         try:
-            upright = None if picture is None else str(sound_picture(Path(picture)))
+            upright = None if picture is None else str(self.engine.checked(Path(picture)))
         except UserError as error:
-            gr.Warning(escape(str(error)), title="Not this picture")
+            gr.Warning(escape(str(error)), title="Not this file")
             return (None, *_BLANK, None)
         return (gr.skip() if upright == picture else upright, *_BLANK, None)
 

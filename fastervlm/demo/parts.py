@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -13,7 +14,7 @@ from fastervlm.methods import METHODS
 
 LONGEST_QUESTION, LONGEST_ANSWER = 1000, 256
 _NOTE = (
-    "The two models run one after the other in this process, after a warm-up. First token: from opening the picture to the "
+    "The two models run one after the other in this process, after a warm-up. First token: from opening the file to the "
     "first token, encoder included. Tokens/s: those behind it. One run each, no benchmark."
 )
 _LOOK = "Where the prompt's last token looks, in each layer of the full model, before it answers."
@@ -23,7 +24,7 @@ _LOOK = "Where the prompt's last token looks, in each layer of the full model, b
 class Asked:
     """The parts that a user fills in, and the buttons."""
 
-    picture: gr.Image
+    picture: gr.Image | gr.Video
     question: gr.Textbox
     keep: gr.Slider
     method: gr.Dropdown
@@ -65,14 +66,10 @@ def header(engine: Engine) -> None:
 
 def asked(engine: Engine, examples: Sequence[tuple[str, str]]) -> Asked:
     """The side where one asks."""
-    picture, question = examples[0] if examples else (None, None)
-    of = "each crop" if engine.subject.has_crops else str(engine.tokens)
-    choice = gr.Image(
-        picture, label="Picture", sources=["upload", "webcam", "clipboard"], height=260, buttons=[], elem_id="fv-in"
-    )
-    choice.preprocess = _as_uploaded  # nothing decodes a picture before it has been looked at
+    file, question = examples[0] if examples else (None, None)
+    choice = _choice(engine, file)
     gallery = gr.Gallery(
-        [file for file, _ in examples],
+        [_thumbnail(engine, example) for example, _ in examples],
         label="Examples",
         show_label=False,
         allow_preview=False,
@@ -84,7 +81,8 @@ def asked(engine: Engine, examples: Sequence[tuple[str, str]]) -> Asked:
     text = gr.Textbox(question, label="Question", lines=1, max_lines=4, max_length=LONGEST_QUESTION, placeholder="What is …?")
     with gr.Row():
         ask, stop = gr.Button("Ask", variant="primary", scale=3, min_width=120), gr.Button("Stop", scale=1, min_width=80)
-    keep = gr.Slider(1, engine.tokens, engine.budgets[-2], step=1, label=f"Visual tokens kept of {of}")
+    part = " of each frame" if engine.shows_clips else " of each crop" if engine.subject.has_crops else ""
+    keep = gr.Slider(1, engine.tokens, engine.budgets[-2], step=1, label=f"Visual tokens kept of {engine.tokens}{part}")
     method = gr.Dropdown(list(METHODS), value="cls", label="Method", filterable=False)
     layer = gr.Slider(0, engine.layers - 1, min(2, engine.layers - 1), step=1, label="Layer", visible=False)
     with gr.Accordion("More", open=False):
@@ -93,11 +91,28 @@ def asked(engine: Engine, examples: Sequence[tuple[str, str]]) -> Asked:
     return Asked(choice, text, keep, method, layer, short, longest, ask, stop, gallery)
 
 
+def _choice(engine: Engine, file: str | None) -> Any:
+    """Where the picture or clip goes in; nothing decodes it before it has been looked at."""
+    same: dict[str, Any] = {"height": 260, "buttons": [], "elem_id": "fv-in"}
+    if engine.shows_clips:
+        choice: Any = gr.Video(file, label="Clip", sources=["upload", "webcam"], **same)
+    else:
+        choice = gr.Image(file, label="Picture", sources=["upload", "webcam", "clipboard"], **same)
+    choice.preprocess = _as_uploaded
+    return choice
+
+
+def _thumbnail(engine: Engine, file: str) -> Any:
+    """A picture itself, the first frame of a clip."""
+    medium: Any = engine.medium
+    return medium.frames(Path(file)).pixels[0] if engine.shows_clips else file
+
+
 def shown() -> Shown:
     """The side where the answers are."""
     with gr.Tabs():
         with gr.Tab("Answers"):
-            answers = gr.HTML("<p class='fv-note'>Choose a picture and ask.</p>", elem_id="fv-answers")
+            answers = gr.HTML("<p class='fv-note'>Choose, and ask.</p>", elem_id="fv-answers")
             kept = gr.HTML(elem_id="fv-kept")
             opacity = gr.Slider(0, 100, 65, step=1, label="Score map over the picture, %", elem_id="fv-opacity")
             sweep = gr.HTML(elem_id="fv-sweep")
@@ -109,5 +124,5 @@ def shown() -> Shown:
 
 
 def _as_uploaded(payload: Any) -> str | None:
-    """The file of a picture in place of its pixels."""
+    """The file in place of its pixels."""
     return payload.path if payload else None

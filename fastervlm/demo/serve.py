@@ -14,8 +14,8 @@ from PIL import Image
 from encoders.errors import UserError
 from fastervlm.demo.app import STYLE, build
 from fastervlm.demo.engine import SHORT, Engine
-from fastervlm.demo.uploads import MOST_BYTES
-from fastervlm.embedded import BENCHMARKS, MODEL, embedded_benchmark
+from fastervlm.demo.uploads import MOST_BYTES, MOST_CLIP_BYTES
+from fastervlm.embedded import BENCHMARKS, MODEL, embedded_benchmark, embedded_video_benchmark
 
 EXAMPLES = 6
 _FONT, _MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
@@ -35,6 +35,7 @@ def serve(
         UserError: nothing can listen there.
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such pictures are refused in a sentence
+    warnings.filterwarnings("ignore", message="decord cannot read")  # the other reader does
     page = build(engine, examples)
     try:
         _, address, public = page.launch(
@@ -49,7 +50,7 @@ def serve(
             enable_monitoring=False,
             ssr_mode=False,
             mcp_server=False,
-            max_file_size=MOST_BYTES,
+            max_file_size=MOST_CLIP_BYTES if engine.shows_clips else MOST_BYTES,
             allowed_paths=sorted({str(Path(file).parent) for file, _ in examples}),
             theme=gr.themes.Default(primary_hue="blue", font=_FONT, font_mono=_MONO),
             css_paths=STYLE,
@@ -64,18 +65,27 @@ def serve(
         page.close(verbose=False)
 
 
-def examples_for(model: str) -> list[tuple[str, str]]:
-    """Pictures of a mini benchmark and a question about each, every one of another kind; none outside a checkout."""
+def examples_for(engine: Engine) -> list[tuple[str, str]]:
+    """Files of a mini benchmark with a question about each, every one of another kind; none outside a checkout."""
     if not MODEL.is_dir():
         return []
-    tiny = Path(model).resolve()
-    questions, images, _ = embedded_benchmark(tiny if tiny in BENCHMARKS else MODEL)
     chosen: dict[str, tuple[str, str]] = {}
     used: set[str] = set()
-    with questions.open(encoding="utf-8") as file:
-        for record in map(json.loads, file):
-            kind = " ".join(record["text"].split()[:2])
-            if kind not in chosen and record["image"] not in used:
-                chosen[kind] = str(images / record["image"]), record["text"].removesuffix(SHORT)
-                used.add(record["image"])
+    for file, question in _clips() if engine.shows_clips else _pictures(Path(engine.subject.path).resolve()):
+        kind = " ".join(question.split()[:2])
+        if kind not in chosen and file not in used:
+            chosen[kind] = file, question
+            used.add(file)
     return list(chosen.values())[:EXAMPLES]
+
+
+def _pictures(model: Path) -> list[tuple[str, str]]:
+    questions, images, _ = embedded_benchmark(model if model in BENCHMARKS else MODEL)
+    records = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
+    return [(str(images / record["image"]), record["text"].removesuffix(SHORT)) for record in records]
+
+
+def _clips() -> list[tuple[str, str]]:
+    questions, _, videos = embedded_video_benchmark()
+    records = json.loads(questions.read_text(encoding="utf-8"))
+    return [(str(videos / f"{record['video_name']}.mp4"), record["question"].removesuffix(SHORT)) for record in records]

@@ -11,7 +11,7 @@ from fastervlm.eval.pictures import BadPicture, open_picture
 from fastervlm.eval.task import Question
 
 MOST_MEGAPIXELS = 40
-MOST_BYTES = 20 << 20
+MOST_BYTES, MOST_CLIP_BYTES = 20 << 20, 100 << 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _ORIENTATION = 0x0112  # the EXIF tag by which cameras say which side is up
 
@@ -36,15 +36,19 @@ def sound_picture(path: Path) -> Path:
     return upright
 
 
+def sound_clip(path: Path) -> Path:
+    """The file of an uploaded clip, if its size can be used; what cannot be decoded is refused by its reader.
+
+    Raises:
+        UserError: it is missing, empty or too large.
+    """
+    _check_size(path, "clip", MOST_CLIP_BYTES)
+    return path
+
+
 def _check_header(path: Path) -> None:
     """Refuse by size and kind, without decoding."""
-    if not path.is_file():
-        raise UserError("The picture is gone; choose it anew.")
-    size = path.stat().st_size
-    if size == 0:
-        raise UserError("The file is empty; choose another picture.")
-    if size > MOST_BYTES:
-        raise UserError(f"The file has {size / (1 << 20):.0f} MB; choose one of at most {MOST_BYTES >> 20} MB.")
+    _check_size(path, "picture", MOST_BYTES)
     try:
         with Image.open(path, formats=FORMATS) as picture:
             pixels = picture.width * picture.height
@@ -54,3 +58,13 @@ def _check_header(path: Path) -> None:
         raise UserError("This is no picture that can be read; choose a PNG, JPEG, WebP, GIF or BMP file.") from None
     if pixels > MOST_MEGAPIXELS * 1_000_000:
         raise UserError(f"The picture has too many pixels; choose one of at most {MOST_MEGAPIXELS} megapixels.")
+
+
+def _check_size(path: Path, what: str, most: int) -> None:
+    if not path.is_file():
+        raise UserError(f"The {what} is gone; choose it anew.")
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"The file is empty; choose another {what}.")
+    if size > most:
+        raise UserError(f"The file has {size / (1 << 20):.0f} MB; choose one of at most {most >> 20} MB.")

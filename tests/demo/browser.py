@@ -1,23 +1,25 @@
 """The demo in a real browser: a headless Chromium, and what one does with the page."""
 
+import base64
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PATIENCE = 180  # seconds; a busy machine is slow
+PATIENCE = int(os.environ.get("PATIENCE", 180))  # seconds; a busy machine is slow
 
 
 def _free_port():
@@ -30,7 +32,7 @@ def _free_port():
 def demo_server(log, *arguments):
     """`fastervlm demo` in a process of its own; gives its address. What it says goes into the file `log`."""
     command = [sys.executable, "-u", "-m", "fastervlm.cli", "demo", "--port", str(_free_port()), *arguments]
-    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::ResourceWarning"}
     with log.open("w") as said:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True, env=os.environ | quiet)
     try:
@@ -40,8 +42,12 @@ def demo_server(log, *arguments):
         yield next(word for word in line.split() if word.startswith("http"))
         assert process.poll() is None
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.terminate()
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
 
 @contextmanager
@@ -70,7 +76,7 @@ class Page:
 
     def __init__(self, driver, address):
         self.driver, self.address = driver, address
-        self.wait = WebDriverWait(driver, PATIENCE, poll_frequency=0.1)
+        self.wait = WebDriverWait(driver, PATIENCE, poll_frequency=0.1, ignored_exceptions=[WebDriverException])
 
     def open(self, width=1280, height=900, scheme="light"):
         """Load it, at a size and in a colour scheme."""
@@ -82,8 +88,8 @@ class Page:
         self.until(lambda: self.button("Ask"))
         return self
 
-    def until(self, condition):
-        """Wait until it holds, and return it."""
+    def until(self, condition) -> Any:
+        """Wait until it holds, and return it; parts of the page that are drawn anew meanwhile are looked for again."""
         return self.wait.until(lambda _: condition())
 
     def find(self, css):
@@ -94,17 +100,17 @@ class Page:
         """Their texts, read at one moment."""
         return self.driver.execute_script("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", css)
 
-    def button(self, text):
+    def button(self, text) -> Any:
         """The button of that text, if it is there."""
         return next((button for button in self.find("button") if button.text.strip() == text), None)
 
-    def number(self, label):
-        """The number field of a slider."""
-        return self.find(f"input[aria-label='number input for {label}']")[0]
+    def set(self, label, value):
+        """Put a slider to a value by its number field."""
+        self.type(f"input[aria-label='number input for {label}']", f"{value}{Keys.ENTER}")
 
-    def slider(self, label):
-        """The slider itself."""
-        return self.find(f"input[aria-label='range slider for {label}']")[0]
+    def key(self, label, key):
+        """Press a key on a slider."""
+        self.until(lambda: self.find(f"input[aria-label='range slider for {label}']")[0].send_keys(key) or True)
 
     def shows(self, label):
         """Whether there is such a slider to be seen."""
@@ -112,21 +118,26 @@ class Page:
 
     def choose(self, label, value):
         """Choose from a list."""
-        self.find(f"input[aria-label='{label}']")[0].click()
-        self.until(lambda: self.find(f"[role=option][aria-label='{value}']"))[0].click()
+        option = f"[role=option][aria-label='{value}']"
+        self.until(lambda: self.press(f"input[aria-label='{label}']") and self.find(option))
+        self.until(lambda: self.press(option))
+
+    def press(self, css):
+        """Click the first element of a CSS selector, if there is one."""
+        return any(element.click() or True for element in self.find(css)[:1])
 
     def opacity(self):
         """Of the score map."""
         return self.driver.execute_script("return getComputedStyle(document.documentElement).getPropertyValue('--fv-opacity')")
 
-    def type(self, field, text):
-        """Put a text in place of what is there, and leave the field."""
-        field.send_keys(Keys.CONTROL, "a")
-        field.send_keys(text)
+    def type(self, css, text):
+        """Put a text in place of what is there."""
+        self.until(lambda: self.find(css)[0].send_keys(Keys.CONTROL, "a") or True)
+        self.find(css)[0].send_keys(text)
 
-    def ask(self):
-        """Click the button."""
-        self.button("Ask").click()
+    def click(self, text):
+        """Click the button of that text."""
+        self.until(lambda: self.button(text) and (self.button(text).click() or True))
 
     @property
     def numbers(self):
@@ -149,9 +160,9 @@ class Page:
 
     def upload(self, path):
         """Choose a file in place of the picture that is there."""
-        for cross in self.find("#fv-in button[aria-label='Clear'], #fv-in button[aria-label='Remove Image']"):
-            cross.click()
-        self.until(lambda: self.find("#fv-in input[type=file]"))[0].send_keys(str(path))
+        self.until(lambda: self.press("#fv-in button[aria-label='Remove Image']"))
+        self.until(lambda: not self.find("#fv-in .image-frame img"))
+        self.until(lambda: self.find("#fv-in input[type=file]")[0].send_keys(str(path)) or True)
 
     def toast(self):
         """Wait for a message, and give its text."""
@@ -161,3 +172,10 @@ class Page:
         """The addresses of all requests since the last call."""
         messages = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         return [each["params"]["request"]["url"] for each in messages if each["method"] == "Network.requestWillBeSent"]
+
+    def whole(self):
+        """A PNG of the whole page, not of its visible part alone."""
+        width, height = self.driver.execute_script("return [innerWidth, document.documentElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+        return base64.b64decode(shot["data"])
