@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import parsedate_to_datetime
@@ -54,7 +55,7 @@ class Chat:
 
     `base` is the address that `/chat/completions` hangs on, such as https://api.openai.com/v1. If the endpoint is busy, broken
     or silent, a request is tried again `retries` times: after `pause` seconds at first, then later and later, or when a
-    Retry-After header says. Once `stopped` is set nobody asks any longer.
+    Retry-After header says; `say` is told why, once for each reason. Once `stopped` is set nobody asks any longer.
     """
 
     base: str
@@ -64,7 +65,9 @@ class Chat:
     timeout: float = 60.0
     retries: int = 6
     pause: float = 1.0
+    say: Callable[[str], None] = field(default=lambda _: None, repr=False)
     stopped: threading.Event = field(default_factory=threading.Event, repr=False)
+    _said: dict[str, object] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if not self.base.startswith(("http://", "https://")):
@@ -84,8 +87,14 @@ class Chat:
             except _Passing as passing:
                 if attempt == self.retries:
                     raise NoReply(f"{passing}, {attempt + 1} times", everybody=True) from None
+                self._tell(str(passing))
                 self._sleep(_pause(self.pause * 2.0**attempt, passing.after))
         raise AssertionError("unreachable")
+
+    def _tell(self, reason: str) -> None:
+        mine = object()
+        if self._said.setdefault(reason, mine) is mine:  # one step, whatever other threads do
+            self.say(f"{reason}; it is asked again.")
 
     def _sleep(self, seconds: float) -> None:
         if self.stopped.wait(seconds):

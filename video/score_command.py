@@ -61,10 +61,11 @@ def video_score(
         write_json(json, result.summary())
     if api_base is None or model is None:
         return
+    from fastervlm.eval.runner import console
     from video.chat import Chat, RateLimit
 
     key = os.environ.get("OPENAI_API_KEY") or None
-    chat = Chat(api_base, model, key, RateLimit(requests_per_minute), timeout, retries)
+    chat = Chat(api_base, model, key, RateLimit(requests_per_minute), timeout, retries, say=console.print)
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model)
     _judge(result_file, chat, verdicts_file or result_file.with_suffix(f".{name}.json"), workers)
 

@@ -156,9 +156,10 @@ BUSY = {
 
 @pytest.mark.parametrize("first", BUSY.values(), ids=BUSY)
 def test_what_passes_is_tried_again(stub, predictions, tmp_path, first):
-    server = stub(lambda _, times: first if times < 3 else YES)
-    _, tally = judge(predictions, server.chat(), tmp_path / "out.json", workers=6)
+    server, told = stub(lambda _, times: first if times < 3 else YES), []
+    _, tally = judge(predictions, server.chat(say=told.append), tmp_path / "out.json", workers=6)
     assert (tally.yes, tally.judged) == (6, 6)
+    assert len(told) == 1
     assert set(server.times.values()) == {3}
 
 
@@ -192,10 +193,11 @@ def test_what_no_request_will_survive_ends_the_run_at_once(stub, predictions, tm
     assert not (tmp_path / "out.json").exists()
 
 
-def test_the_key_is_not_carried_to_another_host(stub):
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_is_not_carried_to_another_host(stub, status):
     other = stub(YES)
-    server = stub((307, "", {"Location": f"{other.base}/chat/completions"}))
-    with pytest.raises(UserError, match="307"):
+    server = stub((status, "", {"Location": f"{other.base}/chat/completions"}))
+    with pytest.raises(UserError, match=str(status)):
         server.chat(key="secret")([{"role": "user", "content": "x"}])
     assert not other.requests
 
