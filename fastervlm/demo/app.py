@@ -36,7 +36,7 @@ def build(engine: Engine, examples: Sequence[tuple[str, str]] = ()) -> gr.Blocks
 def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
     """What happens when a part is touched; one turn at a time has the model, all others wait."""
     inputs, outputs = [*asked.values, shown.known], [*shown.results, shown.known]
-    private: dict[str, Any] = {"api_visibility": "private"}
+    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}  # Gradio would decode pictures, sound or not
     started = {"fn": events.ask, "inputs": inputs, "outputs": outputs, **_MODEL, **private}
     moved = started | {"fn": events.ask_again, "trigger_mode": "always_last"}
     turns: list[Any] = [
@@ -47,6 +47,6 @@ def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
         asked.method.input(events.show_layer, asked.method, asked.layer, **_LIGHT, **private).then(**moved),
         asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **private).then(**started),
     ]
-    asked.stop.click(None, cancels=turns, **private)
+    asked.stop.click(None, cancels=turns, api_visibility="private")
     asked.picture.input(events.look_at, asked.picture, [asked.picture, *outputs], **_LOOK, **private)
-    shown.opacity.input(None, shown.opacity, js=_OPACITY, **private)
+    shown.opacity.input(None, shown.opacity, js=_OPACITY, api_visibility="private")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from fastervlm.demo import views
 from fastervlm.demo.answers import Answers, Ask, Reply, has_layer
 from fastervlm.demo.asking import answers
 from fastervlm.demo.engine import Engine
+from fastervlm.demo.parts import LONGEST_ANSWER, LONGEST_QUESTION
 from fastervlm.methods import get_method
 
 Update = tuple[Any, ...]
+File = dict[str, Any] | None  # as Gradio's page sends it
 _BLANK = ("", "", "", "")
 
 
@@ -33,33 +36,38 @@ class Events:
         return self.examples[event.index]
 
     def ask(
-        self, picture: str | None, question: str, keep: int, method: str, layer: int, short: bool, longest: int, known: Any
+        self, picture: File, question: str, keep: int, method: str, layer: int, short: bool, longest: int, known: Any
     ) -> Iterator[Update]:
         """One turn with the model; what only picture, question and method decide is not computed again."""
-        about = (picture, question, method, layer if has_layer(method) else None, short, longest)
         try:
             with _in_words():
                 if picture is None:
                     raise UserError(f"Choose a {'clip' if self.engine.shows_clips else 'picture'} first.")
-                asked = Ask(Path(picture), question, int(keep), method, about[3], short, int(longest))
+                path, longest = Path(picture["path"]), max(1, min(int(longest), LONGEST_ANSWER))
+                chosen = int(layer) if has_layer(method) else None
+                asked = Ask(path, question[:LONGEST_QUESTION], int(keep), method, chosen, bool(short), longest)
+                about = replace(asked, keep=0)
                 yield from self._shown(answers(self.engine, asked, more=about != known), asked, about, about != known)
         except gr.Error:
             yield (*_BLANK, None)
             raise
 
-    def ask_again(self, picture: str | None, question: str, *others: Any) -> Iterator[Update]:
+    def ask_again(self, picture: File, question: str, *others: Any) -> Iterator[Update]:
         """The same when a slider has moved; without a picture or a question nothing happens."""
         if picture is not None and question.strip():
             yield from self.ask(picture, question, *others)
 
-    def look_at(self, picture: str | None) -> Update:
-        """Check a picture as soon as it is there, and clear what was said about the one before."""
+    def look_at(self, picture: File) -> Update:
+        """Check a file as soon as it is there, and clear what was said about the one before."""
+        if picture is None:
+            return (gr.skip(), *_BLANK, None)
+        path = Path(picture["path"])
         try:
-            upright = None if picture is None else str(self.engine.checked(Path(picture)))
+            upright = self.engine.checked(path)
         except UserError as error:
             gr.Warning(escape(str(error)), title="Not this file")
             return (None, *_BLANK, None)
-        return (gr.skip() if upright == picture else upright, *_BLANK, None)
+        return (gr.skip() if upright == path else str(upright), *_BLANK, None)
 
     def show_layer(self, method: str) -> Any:
         """The slider of the layer, where the method has one."""

@@ -92,14 +92,11 @@ def asked(engine: Engine, examples: Sequence[tuple[str, str]]) -> Asked:
 
 
 def _choice(engine: Engine, file: str | None) -> Any:
-    """Where the picture or clip goes in; nothing decodes it before it has been looked at."""
+    """Where the picture or clip goes in."""
     same: dict[str, Any] = {"height": 260, "buttons": [], "elem_id": "fv-in"}
     if engine.shows_clips:
-        choice: Any = gr.Video(file, label="Clip", sources=["upload", "webcam"], **same)
-    else:
-        choice = gr.Image(file, label="Picture", sources=["upload", "webcam", "clipboard"], **same)
-    choice.preprocess = _as_uploaded
-    return choice
+        return gr.Video(file, label="Clip", sources=["upload", "webcam"], **same)
+    return gr.Image(file, label="Picture", sources=["upload", "webcam", "clipboard"], **same)
 
 
 def _thumbnail(engine: Engine, file: str) -> Any:
@@ -121,8 +118,3 @@ def shown() -> Shown:
             gr.HTML(f"<p class='fv-note'>{_LOOK}</p>")
             attention = gr.HTML(elem_id="fv-attention")
     return Shown(answers, kept, sweep, attention, opacity, gr.State())
-
-
-def _as_uploaded(payload: Any) -> str | None:
-    """The file in place of its pixels."""
-    return payload.path if payload else None
