@@ -48,5 +48,6 @@ def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
         asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **private).then(**started),
     ]
     asked.stop.click(None, cancels=turns, api_visibility="private")
-    asked.picture.input(events.look_at, asked.picture, [asked.picture, *outputs], **_LOOK, **private)
+    asked.picture.change(events.look_at, asked.picture, [asked.picture, *outputs], **_LOOK, **private)
+    asked.picture.input(events.forget, None, outputs, **_LIGHT, api_visibility="private")
     shown.opacity.input(None, shown.opacity, js=_OPACITY, api_visibility="private")

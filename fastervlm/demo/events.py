@@ -58,16 +58,21 @@ class Events:
             yield from self.ask(picture, question, *others)
 
     def look_at(self, picture: File) -> Update:
-        """Check a file as soon as it is there, and clear what was said about the one before."""
+        """Check a file as soon as it is there: one that cannot be used goes, one that a camera has turned is set upright."""
+        nothing = [gr.skip()] * (len(_BLANK) + 1)
         if picture is None:
-            return (gr.skip(), *_BLANK, None)
+            return (gr.skip(), *nothing)
         path = Path(picture["path"])
         try:
             upright = self.engine.checked(path)
         except UserError as error:
-            gr.Warning(escape(str(error)), title="Not this file")
+            gr.Warning(escape(str(error)))
             return (None, *_BLANK, None)
-        return (gr.skip() if upright == path else str(upright), *_BLANK, None)
+        return (gr.skip() if upright == path else str(upright), *nothing)
+
+    def forget(self) -> Update:
+        """Another file is there: what was said about the one before goes."""
+        return (*_BLANK, None)
 
     def show_layer(self, method: str) -> Any:
         """The slider of the layer, where the method has one."""
