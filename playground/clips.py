@@ -77,8 +77,8 @@ class Clip:
 def draw_clip(rng: np.random.Generator, grid: int = GRID, moments: int = FRAMES) -> Clip:
     """Draw a clip of frames of `grid` x `grid` cells; the number of objects grows with the grid."""
     shape = (grid, grid)
-    labels = [np.full(shape, -1, dtype=np.int64) for _ in range(3)]
-    room = Scene(np.empty((0,)), *labels)
+    kind, colour, identity = (np.full(shape, -1, dtype=np.int64) for _ in range(3))
+    room = Scene(np.empty((0,)), kind, colour, identity)
     canvas = background(rng, room)
     strokes(rng, canvas, count=int(rng.integers(grid // 4, grid // 2)))
     things = _things(rng, grid, moments)

@@ -252,7 +252,7 @@ def phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float = 1.0) ->
 
 def config() -> VideoLlavaConfig:
     """The tiny Video-LLaVA: frames of 128 x 128 pixels, 256 patches and [CLS] each."""
-    base = llava_config()
+    base: Any = llava_config()
     base.vision_config.image_size = SIDE * CELL
     base.text_config.max_position_embeddings = 8192
     return VideoLlavaConfig(

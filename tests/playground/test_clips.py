@@ -106,6 +106,21 @@ def test_the_benchmark_asks_all_its_types() -> None:
     assert 0.025 < share < 0.06
 
 
+def test_things_stay_come_go_and_move() -> None:
+    things = [thing for seed in range(12) for thing in draw_clip(np.random.default_rng(seed)).things]
+    there = {(thing.kind, thing.cells[0] is not None, thing.cells[-1] is not None) for thing in things}
+    assert there == {
+        *((kind, True, True) for kind in ("box", "shape", "sign")),
+        *(("shape", True, False), ("shape", False, True), ("sign", False, True)),
+    }
+    still = [thing for thing in things if thing.kind == "shape" and thing.direction is None]
+    assert any(None not in thing.cells for thing in still)
+    assert all(len(set(thing.cells) - {None}) == 1 for thing in still)
+    moving = [[cell for cell in thing.cells if cell] for thing in things if thing.direction]
+    assert all(len(cells) == FRAMES and len(set(cells)) >= FRAMES // 2 for cells in moving)
+    assert {len(set(thing.names)) for thing in things if thing.kind == "box"} == {1, 2}
+
+
 def test_a_file_shows_its_moments_and_training_sees_the_same(tmp_path: Path, tokenizer: Any) -> None:
     clip = videobench.make(3)[0]
     videobench.encode(tmp_path / "a.mp4", clip.frames)

@@ -60,5 +60,5 @@ def test_the_tiny_video_llava_keeps_what_its_card_promises(tmp_path: Path) -> No
     assert rows["all"]["all"] >= 75
     assert rows["cls 26"]["all"] >= rows["random 26"]["all"] + 10
     for kind in ("change", "order"):
-        assert rows["all"][kind] >= rows["one frame"][kind] + 20
+        assert rows["all"][kind] >= rows["one frame"][kind] + 15
     assert rows["blind"]["all"] < 50
