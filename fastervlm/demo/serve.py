@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import warnings
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ def serve(
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such pictures are refused in a sentence
     warnings.filterwarnings("ignore", message="decord cannot read")  # the other reader does
+    _check_address(host, port)
     page = build(engine, examples)
     try:
         _, address, public = page.launch(
@@ -56,13 +58,22 @@ def serve(
             css_paths=STYLE,
         )
     except OSError:
-        where = f"port {port}" if port else "the ports from 7860 on"
-        raise UserError(f"Nothing can listen at {host} on {where}; give another --host or --port.") from None
+        raise UserError(f"No port from 7860 on is free at {host}; give --port.") from None
     print(f"fastervlm demo of {engine.subject.name}: {public or address} (Ctrl-C stops it)", flush=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
         page.close(verbose=False)
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Refuse an address at which nothing can listen, before Gradio tries."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port or 0), family=family).close()
+    except (OSError, OverflowError):
+        where = f"{host}, port {port}" if port else host
+        raise UserError(f"Nothing can listen at {where}; give another --host or --port.") from None
 
 
 def examples_for(engine: Engine) -> list[tuple[str, str]]:
