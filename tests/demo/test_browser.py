@@ -1,6 +1,8 @@
 """The demo as a user meets it: a server of its own, a headless Chromium, the embedded model."""
 
+import json
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import pytest
 from PIL import Image
@@ -76,6 +78,13 @@ def test_no_request_leaves_this_machine(page):
     asked = page.requests()
     assert len(asked) > 20
     assert [url for url in asked if not url.startswith((page.address, "data:", "blob:"))] == []
+
+
+def test_nothing_is_offered_to_programs_and_nothing_is_told(page):
+    with urlopen(f"{page.address}config") as answer:
+        config = json.load(answer)
+    assert {event["api_visibility"] for event in config["dependencies"]} == {"private"}
+    assert config["analytics_enabled"] is False
 
 
 def test_sliders_and_methods(page):

@@ -11,7 +11,6 @@ import fastervlm.cli as cli
 from encoders import UserError
 from fastervlm.demo import views
 from fastervlm.demo.answers import Answers, Figures, Reply, has_layer
-from fastervlm.demo.app import build
 from fastervlm.demo.asking import answers
 from fastervlm.demo.events import Events
 from fastervlm.demo.serve import serve
@@ -105,15 +104,6 @@ def test_the_layer_is_shown_where_there_is_one(events):
     assert [name for name in METHODS if has_layer(name)] == ["fastv"]
     assert events.show_layer("cls")["visible"] is False
     assert events.show_layer("fastv")["value"] == 1  # of a model with two layers
-
-
-def test_the_page_says_nothing_to_anybody(engine):
-    page = build(engine)
-    assert page.analytics_enabled is False
-    assert all(fn.api_visibility == "private" for fn in page.fns.values() if fn.fn is not None)
-    model = [fn for fn in page.fns.values() if fn.concurrency_id == "model"]
-    assert len(model) == 6
-    assert {fn.concurrency_limit for fn in model} == {1}
 
 
 def run(monkeypatch, capsys, *arguments):
