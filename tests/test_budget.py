@@ -39,6 +39,7 @@ from fastervlm import TokenBudget, UserError, UserTypeError
 )
 def test_tokens_kept(keep, num_patches, expected):
     for budget in (TokenBudget(keep), TokenBudget(keep=keep), TokenBudget.of(keep), TokenBudget.of(TokenBudget(keep))):
+        assert isinstance(budget, TokenBudget)
         kept = budget.resolve(num_patches)
         assert kept == expected
         assert type(kept) is int

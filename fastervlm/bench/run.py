@@ -16,8 +16,8 @@ from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TO
 from fastervlm.eval.generator import preparation, pruned
 from fastervlm.eval.protocol import circumstances
 from fastervlm.eval.runner import checked_questions, console, evaluate
-from fastervlm.eval.subject import Subject
 from fastervlm.eval.score import Score
+from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
 from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, peak_bytes
 

@@ -73,7 +73,7 @@ def score(
 def _right_answers(task: Task, given: dict[str, Path | None]) -> Path:
     """Where the right answers are; refused if the options are not those of the benchmark."""
     found = {name: path for name, path in given.items() if path is not None}
-    if task.score is not None and found.keys() != set(task.score_flags):
+    if task.is_open and found.keys() != set(task.score_flags):
         options = " ".join(f"--{name.replace('_', '-')}" for name in (*task.score_flags, "result_file"))
         raise UserError(f"{task.name} is scored with {options}; give these and no other ones of this kind.")
     first = found.get(task.score_flags[0], Path())

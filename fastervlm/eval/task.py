@@ -59,13 +59,17 @@ class Submission:
     address: str
 
 
+def _not_public(answers: Sequence[Answer], annotations: Path) -> Score:
+    raise UserError("The right answers of this benchmark are not public; write the file its server takes by --submission.")
+
+
 @dataclass(frozen=True)
 class Task:
     """A benchmark.
 
     `questions(question_file, image_folder)` reads and checks; `prompt` is the text that goes into the template;
     `post_process` turns what the model wrote into the recorded answer; `score(answers, annotations)` must raise a `UserError`
-    for an answer without an annotation, and is None where a server holds the right answers. `score_flags` are what
+    for an answer without an annotation; by default a server holds the right answers. `score_flags` are what
     `fastervlm score` asks for, the place of the annotations first; with `question_file` behind it `score` is given that too,
     and with `splits`, of which the first is the usual one, `split`. `submission` is what the server takes. `selector` is the
     text by which a method that compares pictures with text chooses; `max_new_tokens` the longest answer unless told; with
@@ -74,7 +78,7 @@ class Task:
 
     name: str
     questions: Callable[[Path, Path | None], list[Question]]
-    score: Callable[..., Score] | None = None
+    score: Callable[..., Score] = _not_public
     prompt: Callable[[Question], str] = lambda question: question.text
     post_process: Callable[[str], str] = str.strip
     selector: Callable[[Question], str] = lambda question: " ".join(question.options) or question.text
@@ -83,6 +87,11 @@ class Task:
     submission: Submission | None = None
     score_flags: tuple[str, ...] = ("annotation_file",)
     splits: tuple[str, ...] = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the right answers are public."""
+        return self.score is not _not_public
 
     def annotations(self, question_file: Path | None, annotation_file: Path | None) -> Path | None:
         """The file with the right answers, as given or the question file where it holds them."""

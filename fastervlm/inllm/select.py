@@ -5,11 +5,12 @@ Dims: R rows, T columns of the prompt, L columns left so far, n visual tokens of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from fastervlm.budget import TokenBudget
 from fastervlm.inllm.columns import Columns
 from fastervlm.splice import line_up
 from fastervlm.trace import TokenTrace
@@ -59,7 +60,8 @@ def _at(flags: Tensor, columns: Columns) -> Tensor:
 def _counts(handle: InLLMHandle, visual: Tensor) -> Tensor:
     """(R, 1) how many visual tokens each row keeps."""
     found = visual.sum(dim=1).tolist()
-    return torch.tensor([[handle.budget.resolve(n) if n else 0] for n in found], device=visual.device)
+    budget = cast(TokenBudget, handle.budget)  # prune refuses other ones here
+    return torch.tensor([[budget.resolve(n) if n else 0] for n in found], device=visual.device)
 
 
 def _best(ranking: Tensor, candidates: Tensor, last: Tensor, count: Tensor) -> Tensor:

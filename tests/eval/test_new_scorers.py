@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from typing import Any
 
 import numpy as np
 import openpyxl
@@ -17,7 +18,12 @@ from fastervlm.eval.mme import reads
 from fastervlm.eval.pope import says_yes
 
 
-def answer(name, text, prompt="p"):
+def task_of(name) -> Any:
+    """The benchmark, of whichever type its parts are."""
+    return get_task(name)
+
+
+def answer(name, text, prompt="p") -> Any:
     return {"question_id": name, "prompt": prompt, "text": text, "answer_id": "", "model_id": "", "metadata": {}}
 
 
@@ -58,17 +64,17 @@ def gqa(tmp_path):
     ],
 )
 def test_gqa_strips_trailing_periods_only(gqa, texts, right):
-    score = get_task("gqa").scored([answer(*pair) for pair in texts.items()], gqa)
+    score = task_of("gqa").scored([answer(*pair) for pair in texts.items()], gqa)
     assert score.value == pytest.approx(100 * right / 3)
     assert (score.samples, score.missing) == (3, 3 - len(texts))
 
 
 def test_gqa_last_duplicate_counts_and_groups_are_parts(gqa):
-    score = get_task("gqa").scored([answer("1", "red"), answer("1", "blue"), answer(2, "yes")], gqa)
+    score = task_of("gqa").scored([answer("1", "red"), answer("1", "blue"), answer(2, "yes")], gqa)
     assert score.value == pytest.approx(100 / 3)
     assert [part(score, name).value for name in ("Binary", "Open", "semantic obj")] == [100.0, 0.0, 100.0]
     with pytest.raises(UserError, match="no question '4'"):
-        get_task("gqa").scored([answer("4", "no")], gqa)
+        task_of("gqa").scored([answer("4", "no")], gqa)
 
 
 # POPE
@@ -131,7 +137,7 @@ def test_pope_equals_counting(pope, share):
     questions, folder, labels = pope
     rng = np.random.default_rng(1)
     texts = {f"{c}{i}": "Yes" if rng.random() < share else "No, it is not." for c in labels for i in range(40)}
-    score = get_task("pope").scored([answer(*pair) for pair in texts.items()], folder, questions)
+    score = task_of("pope").scored([answer(*pair) for pair in texts.items()], folder, questions)
     expected = {c: pope_by_hand([texts[f"{c}{i}"] for i in range(40)], labels[c]) for c in labels}
     assert score.value == pytest.approx(100 * np.mean([row[0] for row in expected.values()]))
     for category, row in expected.items():
@@ -144,7 +150,7 @@ def test_pope_missing_answers_do_not_shift_the_labels(pope):
     questions, folder, labels = pope
     right = {f"{c}{i}": label for c in labels for i, label in enumerate(labels[c])}
     kept = [answer(name, label) for name, label in right.items() if name not in ("adversarial0", "popular3")]
-    score = get_task("pope").scored(kept, folder, questions)
+    score = task_of("pope").scored(kept, folder, questions)
     assert (score.value, score.missing) == (100.0, 2)
     assert "Without an answer, not counted: 2" in score.lines()
 
@@ -162,7 +168,7 @@ def test_pope_missing_answers_do_not_shift_the_labels(pope):
 def test_pope_says_what_is_wrong_with_its_files(pope, change, sentence):
     questions, folder = change(pope[0], pope[1])
     with pytest.raises(UserError, match=sentence):
-        get_task("pope").scored([answer(1, "yes")], folder, questions)
+        task_of("pope").scored([answer(1, "yes")], folder, questions)
 
 
 # MME
@@ -203,7 +209,7 @@ def test_mme_adds_accuracy_and_accuracy_plus(mme):
         *mme_answers("scene", "c.jpg", "maybe", "no"),
         *mme_answers("code_reasoning", "0020.png", "Yes.", "no way"),
     ]
-    score = get_task("mme").scored(answers, mme)
+    score = task_of("mme").scored(answers, mme)
     assert score.metric == "Perception"
     assert score.value == pytest.approx((75 + 50) + (50 + 0))
     assert part(score, "Cognition").value == 200.0
@@ -214,12 +220,12 @@ def test_mme_adds_accuracy_and_accuracy_plus(mme):
 
 def test_mme_missing_answers_are_wrong_and_the_last_duplicate_counts(mme):
     answers = mme_answers("count", "a.jpg", "no", "no") + mme_answers("count", "a.jpg", "yes")
-    score = get_task("mme").scored(answers, mme)
+    score = task_of("mme").scored(answers, mme)
     assert (score.value, score.missing) == (50 + 50, 2)
     with pytest.raises(UserError, match="no question 'Is it green"):
-        get_task("mme").scored([answer("count/a.jpg", "yes", "Is it green?")], mme)
+        task_of("mme").scored([answer("count/a.jpg", "yes", "Is it green?")], mme)
     with pytest.raises(UserError, match="not the release folder"):
-        get_task("mme").scored(answers, mme / "count")
+        task_of("mme").scored(answers, mme / "count")
 
 
 # MMBench
@@ -246,12 +252,12 @@ def mmbench(tmp_path):
 
 
 def test_mmbench_questions_are_written_as_the_reference_writes_them(mmbench):
-    first, turned, third = get_task("mmbench").questions(mmbench, None)
+    first, turned, third = task_of("mmbench").questions(mmbench, None)
     assert (first.question_id, first.text, first.options) == (7, "Which?\nA. x\nB. y\nC. z", ("x", "y", "z"))
     assert first.record == {"round_id": 0, "options": ["x", "y", "z"], "option_char": ["A", "B", "C"]}
     assert turned.text == "Which?\nA. y\nB. x"
-    assert get_task("mmbench").prompt(first).endswith("C. z\nAnswer with the option's letter from the given choices directly.")
-    assert get_task("mmbench_cn").prompt(first).endswith("C. z\n请直接回答选项字母。")
+    assert task_of("mmbench").prompt(first).endswith("C. z\nAnswer with the option's letter from the given choices directly.")
+    assert task_of("mmbench_cn").prompt(first).endswith("C. z\n请直接回答选项字母。")
     assert Image.open(first.image.open()).size == (20, 12)
     assert "question 1" in str(first.image)
     assert third.text == "Count.\n=1+1?", "NA in a cell is no option, and ends the options"
@@ -276,7 +282,7 @@ def test_mmbench_letters(text, read):
 
 
 def test_mmbench_counts_a_question_if_all_its_turns_are_right(mmbench):
-    task = get_task("mmbench")
+    task = task_of("mmbench")
     score = task.scored([answer(7, "A"), answer(1_000_007, "A"), answer(9, "D. 4")], mmbench)
     assert score.value == 50.0
     assert part(score, "Accuracy of single rows").value == pytest.approx(200 / 3)
@@ -285,15 +291,19 @@ def test_mmbench_counts_a_question_if_all_its_turns_are_right(mmbench):
         task.scored([answer(8, "A")], mmbench)
 
 
+def workbook(path) -> Any:
+    return openpyxl.load_workbook(path)
+
+
 def test_mmbench_workbook_has_texts_and_the_prediction_seventh(mmbench, tmp_path):
     out = tmp_path / "upload.xlsx"
-    get_task("mmbench").submission.write([answer(7, "=1+1"), answer(9, "a\x07b")], mmbench, out)
-    rows = list(openpyxl.load_workbook(out).active.iter_rows(values_only=True))
+    task_of("mmbench").submission.write([answer(7, "=1+1"), answer(9, "a\x07b")], mmbench, out)
+    rows = list(workbook(out).active.iter_rows(values_only=True))
     assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
     assert [row[6] for row in rows[1:]] == ["=1+1", None, "ab"]
     assert rows[3][1] == "=1+1?"
     assert rows[1][5] is None, "an option that says nan is an empty cell"
-    cell = openpyxl.load_workbook(out).active["G2"]
+    cell = workbook(out).active["G2"]
     assert cell.data_type == "s"
 
 
@@ -302,7 +312,7 @@ def test_table_that_is_none_of_mmbench_is_refused(tmp_path, content):
     path = tmp_path / "t.tsv"
     path.write_text(content)
     with pytest.raises(UserError, match="no table of MMBench"):
-        get_task("mmbench").questions(path, None)
+        task_of("mmbench").questions(path, None)
 
 
 # Submissions
@@ -320,7 +330,7 @@ def test_submissions(asked, tmp_path):
     answers = [answer(2, "Two dogs."), answer(1, "The CAT"), answer(3, "  a-b, c")]
     written = {}
     for name in ("vqav2", "vizwiz", "mmvet"):
-        get_task(name).submission.write(answers, asked, tmp_path / "out.json")
+        task_of(name).submission.write(answers, asked, tmp_path / "out.json")
         written[name] = json.loads((tmp_path / "out.json").read_text())
     texts = {1: "cat", 2: "2 dogs", 3: "b c", 4: ""}
     assert written["vqav2"] == [{"question_id": i, "answer": text} for i, text in texts.items()]
@@ -330,10 +340,10 @@ def test_submissions(asked, tmp_path):
 
 def test_submission_of_vizwiz_is_complete_and_none_knows_other_questions(asked, tmp_path):
     with pytest.raises(UserError, match="1 are missing"):
-        get_task("vizwiz").submission.write([answer(1, "x"), answer(2, "y")], asked, tmp_path / "out.json")
+        task_of("vizwiz").submission.write([answer(1, "x"), answer(2, "y")], asked, tmp_path / "out.json")
     for name in ("vqav2", "vizwiz", "mmvet"):
         with pytest.raises(UserError, match="no question '9'"):
-            get_task(name).submission.write([answer(i, "x") for i in (1, 2, 3, 9)], asked, tmp_path / "out.json")
+            task_of(name).submission.write([answer(i, "x") for i in (1, 2, 3, 9)], asked, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
     with pytest.raises(UserError, match="not public"):
-        get_task("vqav2").scored([answer(1, "x")], asked)
+        task_of("vqav2").scored([answer(1, "x")], asked)

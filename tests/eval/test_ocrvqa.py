@@ -1,5 +1,6 @@
 import json
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_questions_are_those_about_the_first_covers_of_the_test_split(tmp_path):
         (2, "c0-1", "Is this a comedy book?"),
         (3, "c1-0", "Who wrote this book?"),
     ]
-    assert [q.image.name for q in asked[::2][:3] if q.image] == ["c0.jpg", "c1.gif", "c2.jpg"]
+    assert [Path(str(q.image)).name for q in asked[::2][:3]] == ["c0.jpg", "c1.gif", "c2.jpg"]
     assert asked[-1].question_id == "c499-1"
     assert OCRVQA.selector(asked[0]) == "Who wrote this book?"
     assert OCRVQA.max_new_tokens == 50
