@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders import ScoredPatches, UserError
+from encoders import ScoredPatches, UserError, UserTypeError
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,8 @@ def check_kept(kept: KeptTokens, pictures: int, patches: int) -> None:
     """
     if not isinstance(kept, KeptTokens) or kept.index.dim() != 2 or len(kept.index) != pictures:
         raise UserError(f"A method must return KeptTokens with an index of shape ({pictures}, K) for {pictures} pictures.")
+    if kept.index.is_floating_point() or kept.index.is_complex() or kept.index.dtype == torch.bool:
+        raise UserTypeError(f"An index holds whole numbers, patch positions, but this one is {kept.index.dtype}.")
     bounds = F.pad(kept.index, (1, 0), value=-1), F.pad(kept.index, (0, 1), value=patches)
     if kept.num_patches != patches or bool((bounds[0] >= bounds[1]).any()):
         raise UserError(f"A method must return positions of the {patches} patches, ascending and each once; sort its index.")

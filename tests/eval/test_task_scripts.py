@@ -53,13 +53,13 @@ def test_script_runs_on_tiny_data_of_its_own(tmp_path, task, version):
     assert ("score" in protocol) == TASKS[task].is_open
 
 
-@pytest.mark.parametrize("task", ["gqa", "mmbench"])
-def test_data_command_tells_what_is_there(tmp_path, task):
+@pytest.mark.parametrize(("task", "pictures"), [("gqa", 12), ("mmbench", 24)])
+def test_data_command_tells_what_is_there(tmp_path, task, pictures):
     write(task, "llava", tmp_path / task)
     command = [sys.executable, "-m", "fastervlm.cli", "data", task, "--dir", str(tmp_path / task)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "12 pictures, all readable" in done.stdout
+    assert f"{pictures} pictures, all readable" in done.stdout
     next(path for path in sorted((tmp_path / task).rglob("*")) if path.is_file() and path.suffix != ".json").unlink()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
