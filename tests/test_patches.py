@@ -24,7 +24,7 @@ def test_the_best_patches_of_the_whole_tower(name, keep):
     model, pixel_values = towers.make(case), towers.pixels(case)
     patches, kept = prune_patches(model, pixel_values, keep, score=case.score)
     whole = towers.stock(case, model, pixel_values)
-    k = TokenBudget(keep).resolve(16)
+    k = (keep if isinstance(keep, TokenBudget) else TokenBudget(keep)).resolve(16)
     index = whole.attention[2].mean(1).topk(k).indices.sort().values
     assert isinstance(kept, KeptTokens)
     assert torch.equal(kept.index, index)
