@@ -2,22 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fastervlm.demo.answers import Ask
 from fastervlm.demo.engine import Engine
 from fastervlm.eval.subject import Subject
 from tests.tiny import save_llava
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Tiny models are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

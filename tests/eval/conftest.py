@@ -3,21 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from fastervlm.eval import TASKS
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from tests.tiny import save_llava, write_benchmark
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Tiny models are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -29,15 +29,6 @@ def talking_processor():
     return found
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Tiny models are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     """Folder of the tiny model."""
