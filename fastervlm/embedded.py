@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from filelock import FileLock
+
 from encoders import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,9 +49,17 @@ def embedded_video_benchmark() -> tuple[Path, Path, Path]:
 
 
 def _make(questions: Path, module: str, *arguments: str) -> None:
-    """Have `module` draw a benchmark whose question file, the last that it writes, is not there."""
-    if not questions.exists():
-        embedded_model()
-        folder = questions.parent
-        print(f"Drawing the mini benchmark into {folder}.", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", module, *arguments, "--out", str(folder)], cwd=ROOT, check=True)
+    """Have `module` draw a benchmark whose question file, the last that it writes, is not there; one process at a time.
+
+    What it says goes to standard error: standard output is that of the command that needs the benchmark.
+    """
+    if questions.exists():
+        return
+    embedded_model()
+    folder = questions.parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not questions.exists():
+            print(f"Drawing the mini benchmark into {folder}.", file=sys.stderr)
+            command = [sys.executable, "-m", module, *arguments, "--out", str(folder)]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=2)
