@@ -1,13 +1,12 @@
 """Each selector against its definition taken literally, on ordinary and on hostile pictures; and a batch against singles."""
 
-from fractions import Fraction
-
 import pytest
 import torch
 
 from encoders import ScoredPatches
 from encoders.base import gather_rows
-from fastervlm import DART, METHODS, CDPruner, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
+from fastervlm import DART, METHODS, CDPruner, InLLM, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
+from fastervlm.methods import get_method
 from fastervlm.methods.cdpruner import likeliest, scaled
 from fastervlm.methods.similarity import cosines, levels
 from tests.methods import literal
@@ -55,53 +54,53 @@ HOSTILE = {name: patches_of(features, attention, keys) for name, features, atten
 each_picture = pytest.mark.parametrize("name", HOSTILE)
 
 
+# Settings other than the default, under the name that the method and its definition both call them.
+SETTINGS = {
+    "vispruner": {"important": [0.0, 0.25, 1.0]},
+    "visionzip": {"contextual": [0.0, 0.25, 1.0, 0, 2, 10]},
+    "prumerge": {"neighbours": [1, 6, 21]},
+    "dart": {"pivots": [1, 2, 7]},
+}
+
+
+def follows_its_definition(name, patches, picture, k, **settings):
+    kept = get_method(name, **settings)(patches, k)
+    if name in literal.METHODS:
+        assert kept.index.tolist() == [literal.METHODS[name](picture, k, **settings)], k
+        assert kept.weights is None
+        return
+    places, rows = literal.MERGING[name](picture, k, **settings)
+    assert kept.index.tolist() == [places], k
+    expected = literal.mixtures(rows)
+    found = torch.eye(picture.size)[kept.index] if kept.weights is None else kept.weights
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-6, atol=1e-30)
+    assert torch.isfinite(kept.rows(patches)).all()
+    torch.testing.assert_close(kept.rows(patches)[0].double(), expected @ patches.features()[0].double(), rtol=1e-5, atol=1e-4)
+
+
 @each_picture
-@pytest.mark.parametrize("method", literal.METHODS)
+@pytest.mark.parametrize("method", NEW)
 def test_what_is_kept_is_what_the_definition_says(method, name):
-    patches = HOSTILE[name]
-    picture = Picture(patches)
+    patches, picture = HOSTILE[name], Picture(HOSTILE[name])
     # Determinants by cofactors take long.
     for k in range(1, min(picture.size, 6) + 1 if method == "cdpruner" else picture.size + 1):
-        kept = METHODS[method](patches, k)
-        assert kept.index.tolist() == [literal.METHODS[method](picture, k)], k
-        assert kept.weights is None
+        follows_its_definition(method, patches, picture, k)
 
 
 @each_picture
-@pytest.mark.parametrize("method", literal.MERGING)
-def test_what_is_merged_is_what_the_definition_says(method, name):
-    patches = HOSTILE[name]
-    picture = Picture(patches)
-    for k in range(1, picture.size + 1):
-        kept = METHODS[method](patches, k)
-        places, rows = literal.MERGING[method](picture, k)
-        assert kept.index.tolist() == [places]
-        expected = literal.mixtures(rows)
-        found = torch.eye(picture.size)[kept.index] if kept.weights is None else kept.weights
-        torch.testing.assert_close(found[0].double(), expected, rtol=1e-6, atol=1e-30)
-        assert torch.isfinite(kept.rows(patches)).all()
-        torch.testing.assert_close(
-            kept.rows(patches)[0].double(), expected @ patches.features()[0].double(), rtol=1e-5, atol=1e-4
-        )
+@pytest.mark.parametrize("method", SETTINGS)
+def test_other_settings_follow_the_definition_too(method, name):
+    patches, picture = HOSTILE[name], Picture(HOSTILE[name])
+    for setting, values in SETTINGS[method].items():
+        for value in values:
+            for k in {1, (picture.size + 1) // 2, max(1, picture.size - 1)}:
+                follows_its_definition(method, patches, picture, k, **{setting: value})
 
 
-@each_picture
-@pytest.mark.parametrize("settings", [0.0, 0.25, 1.0])
-def test_other_settings_follow_the_definition_too(name, settings):
-    patches = HOSTILE[name]
-    picture, share = Picture(patches), settings
-    pivots, neighbours, count = 1 + int(share * 6), 1 + int(share * 20), int(share * 10)
-    for k in {1, (picture.size + 1) // 2, max(1, picture.size - 1)}:
-        assert VisPruner(share)(patches, k).index.tolist() == [literal.vispruner(picture, k, share)]
-        assert DART(pivots)(patches, k).index.tolist() == [literal.dart(picture, k, pivots)]
-        for method, arguments in ((VisionZip(share), (Fraction(share),)), (VisionZip(count), (count,))):
-            kept, (places, rows) = method(patches, k), literal.visionzip(picture, k, *arguments)
-            assert kept.index.tolist() == [places]
-            if kept.weights is not None:
-                torch.testing.assert_close(kept.weights[0].double(), literal.mixtures(rows))
-        kept, (places, rows) = PruMerge(neighbours)(patches, k), literal.prumerge(picture, k, neighbours)
-        if kept.weights is not None:
-            torch.testing.assert_close(kept.weights[0].double(), literal.mixtures(rows))
+def test_every_method_has_its_definition():
+    """The first four are held to theirs in tests/test_methods.py."""
+    choosing = {name for name, method in METHODS.items() if not isinstance(method, InLLM)}
+    assert choosing - {"cls", "cls-lowest", "random", "grid"} == set(NEW)
 
 
 @pytest.mark.parametrize("seed", range(3))
