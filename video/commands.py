@@ -10,12 +10,16 @@ import typer
 
 from encoders.errors import UserError
 from fastervlm.commands.common import (
+    Address,
     ConvMode,
     Device,
     Dtype,
+    EngineName,
     Limit,
     MaxNewTokens,
     OptionalModel,
+    Workers,
+    engine_of,
     number,
     report_failures,
     resumable,
@@ -73,6 +77,9 @@ def video_qa(
     temperature: Temperature = 0.0,
     max_new_tokens: MaxNewTokens = None,
     seed: Seed = 0,
+    engine: EngineName = "local",
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
     """Answer a question about a video file, or the questions of a benchmark, with pruned frames.
 
@@ -90,6 +97,8 @@ def video_qa(
         model, files = benchmark(model, data)
         files["answers_file"] = answers_file or default_answers(files["question_file"], model, method, visual_token_num)
     else:
+        if engine != "local":
+            raise UserError(f"--engine {engine} answers a benchmark; leave it out for one video.")
         model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file])
     settings = Settings(
         VIDEO_QA,
@@ -102,6 +111,7 @@ def video_qa(
         max_new_tokens=max_new_tokens,
         seed=seed,
         medium=Videos(num_frames, strategy, start, end, keep_cls, budget),
+        engine=engine_of(engine, workers, address),
         **files,
     )
     subject = Subject(model, dtype, device)

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from encoders.errors import UserError
+
+if TYPE_CHECKING:
+    from fastervlm.eval.engine import Engine
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The benchmark, for example textvqa.")]
 ModelPath = Annotated[str, typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub.")]
@@ -37,6 +40,16 @@ AnyresMode = Annotated[
 Newline = Annotated[Literal["kept", "all", "none"], typer.Option(help="Newline tokens that stay in the native layout.")]
 Budget = Annotated[
     Literal["crop", "image"], typer.Option(help="Each crop keeps its own tokens, or an image's crops share them.")
+]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="Answer in this process, or in workers by Ray: several GPUs, a cluster."),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="With --engine ray: how many; if left out one for each GPU, or each machine without GPUs.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="With --engine ray: the cluster to join, auto for this machine's; started here if left out.")
 ]
 OptionalModel = Annotated[
     str | None,
@@ -70,6 +83,17 @@ def model_and_data(model: str | None, **files: Path | None) -> tuple[str, dict[s
     return str(tiny), {name: found[name] for name in files}
 
 
+def engine_of(name: str, workers: int | None, address: str | None) -> Engine | None:
+    """The engine as asked for, None for this process."""
+    if name == "ray":
+        from fastervlm.eval.ray_engine import RayEngine
+
+        return RayEngine(workers, address)
+    if workers is not None or address is not None:
+        raise UserError("--workers and --address belong to --engine ray; add it, or leave them out.")
+    return None
+
+
 def budgets_of(text: str) -> list[int | float]:
     """Token budgets as typed, separated by commas."""
     return [number(part) for part in text.split(",")]
@@ -101,7 +125,7 @@ def report_failures(failed: int, failures: Sequence[dict[str, Any]] = ()) -> Non
         return
     for failure in failures:
         file, reason = failure["image"], failure["reason"]
-        named = reason if file in reason else f"{file} {reason}"
+        named = reason if file in reason or file == "None" else f"{file} {reason}"
         print(f"fastervlm: question {failure['question_id']}: {named}", file=sys.stderr)
     print(f"fastervlm: {failed} questions failed and are not counted; the next run tries them again.", file=sys.stderr)
     raise typer.Exit(1)

@@ -9,6 +9,7 @@ import typer
 
 from encoders.errors import UserError
 from fastervlm.commands.common import (
+    Address,
     AnyresMode,
     AspectRatio,
     BatchSize,
@@ -16,6 +17,7 @@ from fastervlm.commands.common import (
     ConvMode,
     Device,
     Dtype,
+    EngineName,
     Limit,
     MaxNewTokens,
     ModelPath,
@@ -23,6 +25,8 @@ from fastervlm.commands.common import (
     OptionalImageFolder,
     OptionalQuestionFile,
     TaskName,
+    Workers,
+    engine_of,
     number,
     report_failures,
     resumable,
@@ -66,6 +70,9 @@ def evaluate(
     newline: Newline = "kept",
     budget: Budget = "crop",
     overlay: Overlay = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
     """Answer a benchmark's questions and score the answers."""
     from fastervlm.anyres import Anyres
@@ -88,6 +95,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         image_aspect_ratio=image_aspect_ratio,
         seed=seed,
+        engine=engine_of(engine, workers, address),
     )
     _check(method, settings.keep, overlay)
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))

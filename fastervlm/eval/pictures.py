@@ -6,7 +6,8 @@ import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,17 @@ class Preparation:
 
     def picture(self, question: Question, processor: Any) -> Image.Image:
         """The picture as the processor gets it."""
-        picture = open_picture(question)
-        if self.image_aspect_ratio == "pad":
-            picture = pad_to_square(picture, processor.image_processor.image_mean)
-        elif self.image_aspect_ratio == "square" and max(picture.size) > MOST_STRETCHED * min(picture.size):
-            raise BadPicture(f"is {picture.width} x {picture.height}, too narrow to be cropped; pad it")
+        picture = shaped(open_picture(question), self.image_aspect_ratio, processor)
         return Image.new("RGB", picture.size, GREY) if self.blind else picture
+
+
+def shaped(picture: Image.Image, image_aspect_ratio: str, processor: Any) -> Image.Image:
+    """The picture as the processor gets it, or `BadPicture`."""
+    if image_aspect_ratio == "pad":
+        return pad_to_square(picture, processor.image_processor.image_mean)
+    if image_aspect_ratio == "square" and max(picture.size) > MOST_STRETCHED * min(picture.size):
+        raise BadPicture(f"is {picture.width} x {picture.height}, too narrow to be cropped; pad it")
+    return picture
 
 
 def open_picture(question: Question) -> Image.Image:
@@ -132,30 +138,40 @@ def pad_to_square(picture: Image.Image, mean: Sequence[float]) -> Image.Image:
     return square
 
 
+class Preparer:
+    """Threads that prepare batches, each with its own copy of the processor: fast tokenizers are not safe to share.
+
+    They run torch on one core each: several threads that each ask for all cores stand in each other's and the model's way.
+    """
+
+    def __init__(self, preparation: Callable[[Sequence[Question], Any], Batch], processor: Any) -> None:
+        self._own, self._preparation, self._processor = threading.local(), preparation, processor
+        self._cores = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(WORKERS, initializer=self._set_up)
+
+    def submit(self, questions: Sequence[Question]) -> Future[Batch]:
+        """The batch of these questions, once it is ready."""
+        return self._pool.submit(lambda: self._preparation(questions, self._own.processor))
+
+    def close(self) -> None:
+        """Give the threads back; what they have not begun is never done."""
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._cores)
+
+    def _set_up(self) -> None:
+        self._own.processor = copy.deepcopy(self._processor)
+        torch.set_num_threads(1)
+
+
 def prepared(
     batches: Iterable[Sequence[Question]], preparation: Callable[[Sequence[Question], Any], Batch], processor: Any
 ) -> Generator[Batch, None, None]:
-    """The batches in order, prepared in threads a few batches ahead of the one handed out.
-
-    Each thread has its own copy of the processor (fast tokenizers are not safe to share) and runs torch on one core:
-    several threads that each ask for all cores stand in each other's and the model's way.
-    """
-    own = threading.local()
-    cores = torch.get_num_threads()
-
-    def set_up() -> None:
-        own.processor = copy.deepcopy(processor)
-        torch.set_num_threads(1)
-
-    pool = ThreadPoolExecutor(WORKERS, initializer=set_up)
+    """The batches in order, prepared in threads a few batches ahead of the one handed out."""
     waiting = deque()
-    try:
+    with closing(Preparer(preparation, processor)) as preparer:
         for batch in batches:
-            waiting.append(pool.submit(lambda questions: preparation(questions, own.processor), batch))
+            waiting.append(preparer.submit(batch))
             if len(waiting) > WORKERS:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)

@@ -20,8 +20,11 @@ from fastervlm.eval.task import Question
 from fastervlm.methods import METHODS
 
 
-def circumstances(subject: Subject, settings: Settings) -> dict[str, Any]:
-    """What the answers do not depend on, and whoever repeats the run wants to know."""
+def circumstances(subject: Subject, settings: Settings, device: str | None = None) -> dict[str, Any]:
+    """What the answers do not depend on, and whoever repeats the run wants to know.
+
+    `device` names where the answers were made if the model itself is not loaded here.
+    """
     packages = {name: _version(name) for name in ("torch", "transformers", "fastervlm")}
     return {
         "command": shlex.join(["fastervlm", *sys.argv[1:]]),
@@ -29,7 +32,7 @@ def circumstances(subject: Subject, settings: Settings) -> dict[str, Any]:
         "budget": settings.keep,
         "method_settings": method_settings(settings),
         "conv_mode": settings.conv_mode,
-        "device": _device_name(subject.model.device),
+        "device": device or device_name(subject.model.device),
         "batch_size": settings.batch_size,
         "versions": {"python": platform.python_version(), **packages},
         "question_file": str(settings.question_file),
@@ -82,7 +85,8 @@ def failure_of(question: Question, reason: str) -> dict[str, Any]:
     return {"line": question.line, "question_id": question.question_id, "image": str(question.image), "reason": reason}
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The device, a GPU with what it is called."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 

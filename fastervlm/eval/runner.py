@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from fastervlm.eval.answers import (
-    Entry,
     Journal,
     finished_protocol,
     journal_file,
@@ -22,14 +21,12 @@ from fastervlm.eval.answers import (
     write_answers,
     write_protocol,
 )
-from fastervlm.eval.generator import Generator, preparation, pruned
-from fastervlm.eval.pictures import Batch, prepared
+from fastervlm.eval.engine import Local, Running
 from fastervlm.eval.protocol import circumstances, results
 from fastervlm.eval.score import Score
-from fastervlm.eval.settings import Settings, answer_to, identity_of
+from fastervlm.eval.settings import Settings, answer_to
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Question
-from fastervlm.measure import Stopwatch
 
 console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -38,16 +35,17 @@ def evaluate(subject: Subject, settings: Settings) -> tuple[dict[str, Any], Scor
     """Answer every question of the file, score the answers, and return the protocol and the score.
 
     Goes on where an interrupted run with the same identity stopped; answers that are complete are only scored again.
-    Questions whose picture fails are named in the protocol (`failures`), left out of the answers file and tried again by
-    the next run. Everything that can be checked without the model is checked before it is loaded.
+    Questions whose picture fails, or that kill the workers of an engine, are named in the protocol (`failures`), left out of
+    the answers file and tried again by the next run. Everything that can be checked without the model is checked before it
+    is loaded.
     """
     questions = checked_questions(settings)
-    identity = identity_of(subject, settings)
-    protocol = finished_protocol(settings.answers_file, identity)
-    if protocol is None:
-        protocol = _run(subject, settings, questions, identity)
-    else:
-        console.print(f"{settings.answers_file} is complete; it is only scored again.")
+    with (settings.engine or Local()).running(subject, settings) as running:
+        protocol = finished_protocol(settings.answers_file, running.identity)
+        if protocol is None:
+            protocol = _run(subject, settings, questions, running)
+        else:
+            console.print(f"{settings.answers_file} is complete; it is only scored again.")
     return _scored(settings, protocol)
 
 
@@ -61,16 +59,15 @@ def checked_questions(settings: Settings) -> list[Question]:
     return questions
 
 
-def _run(subject: Subject, settings: Settings, questions: list[Question], identity: dict[str, Any]) -> dict[str, Any]:
+def _run(subject: Subject, settings: Settings, questions: list[Question], running: Running) -> dict[str, Any]:
     """Answer what is not answered yet and publish the whole; each step of the end may be repeated after a kill."""
-    out = settings.answers_file
-    with pruned(subject, settings):
-        pass  # a model that cannot be pruned is refused before anything is written
+    out, identity = settings.answers_file, running.identity
     with Journal(journal_file(out), identity) as journal:
         console.print(f"Answers go to {out}; until the run is complete they collect in {journal.path.name} beside it.")
-        _answer_all(subject, settings, questions, journal)
+        _answer_all(settings, questions, running, journal)
         texts = {line: entry.text for line, entry in journal.entries.items() if entry.text is not None}
-        protocol = {**identity, **circumstances(subject, settings), **results(questions, journal)}
+        about = {**circumstances(subject, settings, running.device), **running.about}
+        protocol = {**identity, **about, **results(questions, journal)}
         write_answers(out, [answer_to(q, texts[q.line], identity) for q in questions if q.line in texts])
         write_protocol(protocol_file(out), protocol)
         if not journal.failures:
@@ -78,34 +75,17 @@ def _run(subject: Subject, settings: Settings, questions: list[Question], identi
     return protocol
 
 
-def _answer_all(subject: Subject, settings: Settings, questions: list[Question], journal: Journal) -> None:
+def _answer_all(settings: Settings, questions: list[Question], running: Running, journal: Journal) -> None:
     failed = journal.failures
     left = [question for question in questions if question.line not in journal.entries or question.line in failed]
     batches = [left[start : start + settings.batch_size] for start in range(0, len(left), settings.batch_size)]
     with (
-        pruned(subject, settings) as handle,
         _progress(len(questions), len(questions) - len(left)) as advance,
-        closing(prepared(batches, preparation(subject, settings), subject.processor)) as ready,
+        closing(running.answers(batches)) as answers,
     ):
-        generator = Generator(subject, settings, handle)
-        watch = Stopwatch(generator.device)
-        for batch in ready:
-            if generator.cold and batch.inputs is not None:
-                generator.warm_up(batch)
-                watch.lap()
-            texts = generator(batch)
-            journal.add(_entries(batch, texts, watch.lap(), generator))
-            advance(len(batch.failures) + len(batch.questions))
-
-
-def _entries(batch: Batch, texts: list[str], seconds: float, generator: Generator) -> list[Entry]:
-    failed = [Entry(line, failure=reason) for line, reason in batch.failures.items()]
-    same = {"seconds": seconds / max(1, len(texts)), "first_token": generator.clock.seconds}
-    counts = generator.visual_tokens if texts else []
-    return failed + [
-        Entry(question.line, text=text, visual_tokens=count, **same)
-        for question, text, count in zip(batch.questions, texts, counts, strict=True)
-    ]
+        for entries in answers:
+            journal.add(entries)
+            advance(len(entries))
 
 
 def _scored(settings: Settings, protocol: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fastervlm
 from encoders.errors import UserError
@@ -18,6 +18,9 @@ from fastervlm.eval.task import Answer, Question, Task
 from fastervlm.inllm import InLLM
 from fastervlm.methods import METHODS, Method, get_method
 
+if TYPE_CHECKING:
+    from fastervlm.eval.engine import Engine
+
 ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 LEAST = {"batch_size": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0}
 
@@ -28,7 +31,7 @@ class Settings:
 
     `max_new_tokens` None is the benchmark's own.
     `limit` takes only the first questions, `blind` replaces each picture by flat grey, `seed` matters only with a
-    temperature; `medium` is what the questions show, and `image_folder` where that lies.
+    temperature; `medium` is what the questions show, and `image_folder` where that lies; `engine` None answers in this process.
     """
 
     task: Task
@@ -47,6 +50,7 @@ class Settings:
     seed: int = 0
     blind: bool = False
     medium: Medium = field(default_factory=Pictures)
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         _ = self.budget, self.pruner  # what is wrong with them is said here, before a model is loaded

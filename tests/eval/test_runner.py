@@ -210,7 +210,7 @@ def test_interrupted_run_goes_on_and_a_torn_line_is_cut_off(subject, settings, m
     interrupt(subject, chosen, monkeypatch, batches=1)
     asked = []
     monkeypatch.setattr(
-        "fastervlm.eval.runner.prepared", lambda b, *rest: prepared(asked.extend(q for x in b for q in x) or b, *rest)
+        "fastervlm.eval.engine.prepared", lambda b, *rest: prepared(asked.extend(q for x in b for q in x) or b, *rest)
     )
     evaluate(subject, chosen)
     assert [question.line for question in asked] == [9, 10]

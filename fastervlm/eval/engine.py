@@ -1,0 +1,99 @@
+"""Who answers the questions of a run: this process here, the workers of a pool in `ray_engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fastervlm.eval.answers import Entry
+from fastervlm.eval.generator import Generator as Answering
+from fastervlm.eval.generator import preparation, pruned
+from fastervlm.eval.pictures import Batch, prepared
+from fastervlm.eval.protocol import device_name
+from fastervlm.eval.settings import Settings, identity_of
+from fastervlm.eval.subject import Subject
+from fastervlm.eval.task import Question
+from fastervlm.measure import Stopwatch
+
+
+class Running(Protocol):
+    """A model that is loaded, here or in workers, and that can be pruned as the settings say.
+
+    `identity` is the run's, `device` the name of what the model runs on, and `about` what the protocol says of the engine.
+    """
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the answers depend on."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where the model is."""
+        ...
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The engine's name and how many answered."""
+        ...
+
+    def answers(self, batches: Sequence[list[Question]]) -> Generator[list[Entry], None, None]:
+        """What came of each batch, or of a part of one, as it comes; each question once."""
+        ...
+
+
+class Engine(Protocol):
+    """Where a run's model is loaded and asked."""
+
+    def running(self, subject: Subject, settings: Settings) -> AbstractContextManager[Running]:
+        """The model, loaded and checked, for as long as the context lasts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Local:
+    """The model in this process."""
+
+    @contextmanager
+    def running(self, subject: Subject, settings: Settings) -> Iterator[Running]:
+        """The model, loaded and checked; it stays loaded."""
+        yield _Here(subject, settings)
+
+
+class _Here:
+    def __init__(self, subject: Subject, settings: Settings) -> None:
+        self.subject, self.settings = subject, settings
+        self.identity = identity_of(subject, settings)
+        self.device = device_name(subject.model.device)
+        self.about = {"engine": "local"}
+        with pruned(subject, settings):
+            pass  # a model that cannot be pruned is refused before anything is written
+
+    def answers(self, batches: Sequence[list[Question]]) -> Generator[list[Entry], None, None]:
+        """What came of each batch, in order."""
+        subject, settings = self.subject, self.settings
+        with (
+            pruned(subject, settings) as handle,
+            closing(prepared(batches, preparation(subject, settings), subject.processor)) as ready,
+        ):
+            generator = Answering(subject, settings, handle)
+            watch = Stopwatch(generator.device)
+            for batch in ready:
+                yield answered(batch, generator, watch)
+
+
+def answered(batch: Batch, generator: Answering, watch: Stopwatch) -> list[Entry]:
+    """Answer a batch: an entry for each of its questions, which share the time since the last batch."""
+    if generator.cold and batch.inputs is not None:
+        generator.warm_up(batch)
+        watch.lap()
+    texts = generator(batch)
+    same = {"seconds": watch.lap() / max(1, len(texts)), "first_token": generator.clock.seconds}
+    counts = generator.visual_tokens if texts else []
+    failed = [Entry(line, failure=reason) for line, reason in batch.failures.items()]
+    return failed + [
+        Entry(question.line, text=text, visual_tokens=count, **same)
+        for question, text, count in zip(batch.questions, texts, counts, strict=True)
+    ]
