@@ -16,7 +16,8 @@ from encoders import ScoredPatches, UserError
 from encoders.base import token_rows
 from fastervlm.budget import Budget, shared
 from fastervlm.kept import KeptTokens, check_kept
-from fastervlm.methods import Method
+from fastervlm.methods import OWN, Method
+from fastervlm.waiting import waits
 
 Window = tuple[int, int, int, int]  # top, bottom, left, right; the second of each pair excluded
 
@@ -133,6 +134,9 @@ def asked(patches: ScoredPatches, questions: Sequence[str] | None, groups: Seque
 def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, windows: Sequence[Window] | None = None) -> Choice:
     """What the method keeps of each row; it is called once for all rows of one window and count.
 
+    On a device nothing here waits for it where all rows keep the same count, except the check of what a method from outside
+    fastervlm returned.
+
     Args:
         patches: S rows.
         counts: how many tokens to keep of each; a method may keep more or fewer than it is asked for.
@@ -153,7 +157,7 @@ def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, win
         if count:
             part, places = (patches, None) if asked.keys() == {(whole, count)} else _part(patches, rows, window)
             kept = method(part, count)
-            check_kept(kept, *part.scores.shape)
+            check_kept(kept, *part.scores.shape, read=type(method) not in OWN or not waits(kept.index))
             found.append((rows, places, kept))
     areas = [_area(window) for window in windows]
     if len(found) == 1 and found[0][1] is None:

@@ -6,6 +6,8 @@ transformers' own `generate` passes pictures on; beams, caches and decoding loop
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,12 +33,12 @@ def generate(handle: PruneHandle, call: Call) -> Any:
     """`model.generate(**call)` with pruned pictures; what it returns begins with the unpruned prompt."""
     if call.get("inputs") is not None:
         call["input_ids"] = call.pop("inputs")
-    past = call.get("past_key_values")
+    past, check = call.get("past_key_values"), None
     history = known(past)
     if history is not None:
         splice = continue_prompt(handle.model, call, history)
     elif pictures_in(call):
-        splice = shorten(handle, call, by_mask=True)
+        splice, check = shorten(handle, call, by_mask=True)
         _refuse_gap_at_the_end(splice)
     else:
         refuse_lonely_placeholders(handle.model, call.get("input_ids"))
@@ -45,7 +47,7 @@ def generate(handle: PruneHandle, call: Call) -> Any:
     if call.get("streamer") is not None:
         call["streamer"] = _WholePrompt(call["streamer"], splice)
     seen = _BEAMS if (setting(handle.model, call, "num_beams") or 1) > 1 else history or splice
-    with growing(past, seen):
+    with growing(past, seen), _explained(check):
         output = handle.original("generate")(**call)
     if isinstance(output, Tensor):
         return splice.restore(output)
@@ -58,22 +60,33 @@ def generate(handle: PruneHandle, call: Call) -> Any:
 def forward(handle: PruneHandle, call: Call) -> Any:
     """`model(**call)` with pruned pictures; logits have the pruned length, and labels are cut alike."""
     past = call.get("past_key_values")
-    splice = known(past)
+    splice, check = known(past), None
     if splice is not None:
         continue_step(handle.model, call, splice)
     elif pictures_in(call):
-        splice = shorten(handle, call, by_mask=False)
+        splice, check = shorten(handle, call, by_mask=False)
     elif call.get("mm_encoder_outputs"):
         _prepare_inner(handle, call)
     elif past is None or past.get_seq_length() == 0:
         refuse_lonely_placeholders(handle.model, call.get("input_ids"))
-    with growing(past, splice):
+    with growing(past, splice), _explained(check):
         output = handle.original("forward")(**call)
     if past is None and splice is not None:
         for part in output.values() if isinstance(output, dict) else output:
             if isinstance(part, Cache):
                 seal(part, splice)
     return output
+
+
+@contextmanager
+def _explained(check: Callable[[], None] | None) -> Iterator[None]:
+    """Where the stock model fails on a prompt that was not read ahead, let `check` say why if it knows."""
+    try:
+        yield
+    except Exception:
+        if check is not None:
+            check()
+        raise
 
 
 def _prepare_inner(handle: PruneHandle, call: Call) -> None:
@@ -86,7 +99,7 @@ def _prepare_inner(handle: PruneHandle, call: Call) -> None:
 def _refuse_gap_at_the_end(splice: Splice) -> None:
     """transformers numbers what it generates from the last token of the prompt on, so that one has to stay."""
     stays = (splice.order == splice.ids.shape[1] - 1) & ~splice.filler
-    if not splice.compact and not bool(stays.any(dim=1).all()):
+    if not splice.compact and not bool(stays.any(dim=1).all()):  # which waits for a device
         raise UserError(
             "With positions='original' a prompt cannot end with a picture whose last patch is dropped; "
             "put text behind the picture or use positions='compact'."

@@ -65,17 +65,18 @@ def mixed(weights: Tensor, x: Tensor) -> Tensor:
     return torch.stack([(weight.double() @ row.double()).to(x.dtype) for weight, row in pairs])
 
 
-def check_kept(kept: KeptTokens, pictures: int, patches: int) -> None:
+def check_kept(kept: KeptTokens, pictures: int, patches: int, *, read: bool = True) -> None:
     """Refuse what a method returned for pictures of so many patches, if it is anything else than a choice among them.
 
-    A method may keep more or fewer than it was asked for, the same number of each picture.
+    A method may keep more or fewer than it was asked for, the same number of each picture. Without `read` the positions
+    themselves are taken as they are, which spares the wait for a device.
     """
     if not isinstance(kept, KeptTokens) or kept.index.dim() != 2 or len(kept.index) != pictures:
         raise UserError(f"A method must return KeptTokens with an index of shape ({pictures}, K) for {pictures} pictures.")
     if kept.index.is_floating_point() or kept.index.is_complex() or kept.index.dtype == torch.bool:
         raise UserTypeError(f"An index holds whole numbers, patch positions, but this one is {kept.index.dtype}.")
     bounds = F.pad(kept.index, (1, 0), value=-1), F.pad(kept.index, (0, 1), value=patches)
-    if kept.num_patches != patches or bool((bounds[0] >= bounds[1]).any()):
+    if kept.num_patches != patches or (read and bool((bounds[0] >= bounds[1]).any())):
         raise UserError(f"A method must return positions of the {patches} patches, ascending and each once; sort its index.")
     shape = (*kept.index.shape, patches)
     if kept.weights is not None and (kept.weights.shape != shape or not kept.weights.is_floating_point()):

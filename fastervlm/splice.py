@@ -20,14 +20,19 @@ def padded_right(mask: Tensor) -> bool:
     return bool((mask[:, -1] == 0).any()) and not bool((mask[:, 0] == 0).any())
 
 
-def line_up(keep: Tensor, *, right: bool) -> tuple[Tensor, Tensor]:
+def line_up(keep: Tensor, *, right: bool, length: int | None = None) -> tuple[Tensor, Tensor]:
     """The columns of each row where keep (R, T) is true, ascending, in rows of equal length.
+
+    Args:
+        keep: (R, T) bool.
+        right: fill up at the right.
+        length: L, the most columns that a row keeps, where that is known; else it is counted, which waits for a device.
 
     Returns:
         The columns (R, L), and a bool mask (R, L) of those that are none: they fill shorter rows up, at the right or the left.
     """
     count = keep.sum(dim=1, keepdim=True)
-    length = int(count.max())
+    length = int(count.max()) if length is None else length
     place = torch.arange(length, device=keep.device)
     if right:
         return keep.long().argsort(dim=1, descending=True, stable=True)[:, :length], place >= count
@@ -60,10 +65,23 @@ class Splice:
     compact: bool = True
 
     @classmethod
-    def of(cls, ids: Tensor, mask: Tensor | None, keep: Tensor, numbers: Tensor, **settings: Any) -> Splice:
-        """Keep the columns where keep (R, T) is true; the pads of the prompt count as columns too."""
+    def of(
+        cls,
+        ids: Tensor,
+        mask: Tensor | None,
+        keep: Tensor,
+        numbers: Tensor,
+        *,
+        right: bool | None = None,
+        length: int | None = None,
+        **settings: Any,
+    ) -> Splice:
+        """Keep the columns where keep (R, T) is true; the pads of the prompt count as columns too.
+
+        Where `right` (rows are padded there) and `length` (L) are known, nothing waits for a device.
+        """
         mask = torch.ones_like(ids) if mask is None else mask
-        order, filler = line_up(keep, right=padded_right(mask))
+        order, filler = line_up(keep, right=padded_right(mask) if right is None else right, length=length)
         return cls(ids, mask, order, filler, numbers, **settings)
 
     @property

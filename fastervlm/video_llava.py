@@ -102,20 +102,24 @@ def _encode_clips(handle: PruneHandle, call: dict[str, Any], videos: Tensor) -> 
     tokens, mask, scores = (torch.cat(parts) for parts in zip(*(part[:3] for part in found), strict=True))
     mask, scores, grid = mask.unflatten(0, (clips, frames)), scores.unflatten(0, (clips, frames)), found[0][3]
     keep = F.pad(mask, (1, 0), value=cls).flatten(1)
-    features = tokens.split(keep.sum(dim=1).tolist())
+    each = [count + cls for part in found for count in part[4]]
+    features = tokens.split([sum(each[first : first + frames]) for first in range(0, len(each), frames)])
     return Encoded(list(features), list(keep), [ClipTrace(*of, grid, cls) for of in zip(scores, mask, strict=True)])
 
 
 def _chunk(
     handle: PruneHandle, patches: ScoredPatches, counts: list[int] | None, frames: int
-) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-    """What a chunk keeps, projected (T, D), its mask and scores (S, N), and its grid; the rest is released with `patches`."""
+) -> tuple[Tensor, Tensor, Tensor, tuple[int, int], list[int]]:
+    """What a chunk keeps, projected (T, D), its mask and scores (S, N), its grid and how many each frame keeps.
+
+    The rest is released with `patches`.
+    """
     if counts is None:
         groups = _groups(len(patches.scores), frames)
         counts = counts_for(handle.budget, patches.scores, groups=groups, pool=handle.clips.budget == "clip")
     choice = choose(patches, counts, handle.method)
     tokens, _ = choice.project(handle.model.model.multi_modal_projector, cls=handle.clips.keep_cls)
-    return tokens, choice.mask, patches.scores.detach(), patches.grid
+    return tokens, choice.mask, patches.scores.detach(), patches.grid, choice.counts
 
 
 @torch.no_grad()

@@ -58,6 +58,8 @@ METHODS: dict[str, Method] = {
     "fastv": FastV(),
     "simignore": Simignore(),
 }
+# What these return is ascending and each position once; tests hold them to it.
+OWN = frozenset(map(type, METHODS.values()))
 
 
 def get_method(method: str | Method, **settings: Any) -> Method:

@@ -40,7 +40,7 @@ class UniformGrid:
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches, the same in each picture."""
         rows, columns = patches.grid
-        index = torch.tensor(lattice(rows, columns, k), device=patches.cls_attention.device)
+        index = torch.tensor(lattice(rows, columns, k)).to(patches.cls_attention.device, non_blocking=True)
         return KeptTokens(index.expand(len(patches.cls_attention), -1), rows * columns)
 
 
