@@ -28,7 +28,8 @@ class Operations(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         masks = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
         boolean = any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in masks)
-        assert not (name in OPERATIONS or "unique" in name or boolean), f"{name} waits for the device"
+        reads = name in OPERATIONS or "unique" in name or boolean
+        assert not reads, f"{name} waits for the device"
         return func(*args, **(kwargs or {}))
 
 
