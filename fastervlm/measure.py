@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,3 +125,35 @@ def cache_bytes(cache: Any) -> int:
     """Bytes of the keys and values in a KV cache of transformers, whose layers may hold unequal numbers of tokens."""
     held = [part for layer in cache.layers for part in (layer.keys, layer.values) if part is not None]
     return sum(part.numel() * part.element_size() for part in held)
+
+
+def check_numbers(**numbers: int) -> None:
+    """Refuse numbers below 1, by the names of their options."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """The command that runs, and what it runs on and with, for the file its measurements go to."""
+    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+    return {
+        "command": shlex.join(["fastervlm", *sys.argv[1:]]),
+        "device": name,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "platform": platform.platform(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "fastervlm")},
+        },
+    }
+
+
+def _processor() -> str:
+    """The name of the CPU, as far as the system tells it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

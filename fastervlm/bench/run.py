@@ -11,6 +11,7 @@ from typing import Any
 from rich.progress import track
 
 from encoders.errors import UserError
+from fastervlm.bench.answer import answer
 from fastervlm.bench.cases import Case
 from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TOTAL_TIME, Bench, Row
 from fastervlm.eval.generator import preparation, pruned
@@ -19,7 +20,7 @@ from fastervlm.eval.runner import checked_questions, console, evaluate
 from fastervlm.eval.score import Score
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
-from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, peak_bytes
+from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, check_numbers, peak_bytes
 
 Measured = dict[str, list[float]]
 _ABOUT = ("model", "weights_sha256", "prompt_template", "anyres", "dtype", "question_file_sha256", "limit")
@@ -41,9 +42,7 @@ def bench(
     Raises:
         UserError: a number below 1, a file that is wrong, or too few pictures that can be read.
     """
-    for name, value in {"samples": samples, "repeats": repeats, "new-tokens": new_tokens}.items():
-        if value < 1:
-            raise UserError(f"--{name} is {value}; it must be at least 1.")
+    check_numbers(samples=samples, repeats=repeats, new_tokens=new_tokens)
     if cases[0].settings.annotation_file is None:
         raise UserError("A benchmark needs scores; give --annotation-file.")
     questions = checked_questions(cases[0].settings)
@@ -115,20 +114,8 @@ def _time(subject: Subject, case: Case, inputs: Any, new_tokens: int) -> dict[st
 
 def _answer(subject: Subject, inputs: Any, new_tokens: int, *clocks: FirstTokenClock) -> Any:
     """What `generate` returns for a greedy answer of exactly `new_tokens` tokens, cache included."""
-    model = subject.model
-    return model.generate(
-        **copy.copy(inputs).to(model.device, model.dtype),
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        num_beams=1,
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
-        pad_token_id=subject.processor.tokenizer.pad_token_id,
-        stopping_criteria=list(clocks),
-        return_dict_in_generate=True,
-    )
+    call = copy.copy(inputs).to(subject.model.device, subject.model.dtype)
+    return answer(subject.model, call, new_tokens, subject.processor.tokenizer.pad_token_id, *clocks)
 
 
 def _found(score: Score | None) -> Score:

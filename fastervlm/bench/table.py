@@ -86,13 +86,11 @@ class Bench:
         """Write bench.md, bench.json and bench.png."""
         write_text(folder / "bench.md", f"{markdown_table(*self.table(quartiles=True))}\n{self._note()}\n")
         rows = [row.summary(self.rows[0]) for row in self.rows]
-        write_json(folder / "bench.json", {**self.about, "memory": self._memory(), "rows": rows, "failures": self.failures})
+        write_json(
+            folder / "bench.json",
+            {**self.about, "memory": memory_in_words(self.about["device"]), "rows": rows, "failures": self.failures},
+        )
         draw_panels(self._panels(), folder / "bench.png")
-
-    def _memory(self) -> str:
-        """What peak memory is, in words."""
-        allocator = _ALLOCATOR[self.about["device"].partition(":")[0].partition(" ")[0]]
-        return f"the most that torch held at once during a call beyond what it held before, by {allocator}"
 
     def _note(self) -> str:
         about, score = self.about, self.rows[0].score
@@ -104,7 +102,8 @@ class Bench:
             f"inputs ready and answered in exactly {about['new_tokens']} tokens, on {about['device']} in "
             f"{weights}{about['dtype']}; times are medians (and quartiles) of {about['repeats']} rounds in turns after one "
             "that warms up. ×: the median ratio to the first row, pair by pair. TTFT: time to first token. Peak memory: "
-            f"{self._memory()} (weights: {about['weights_bytes'] / 1e6:.1f} MB). KV cache: keys and values of the prompt."
+            f"{memory_in_words(about['device'])} (weights: {about['weights_bytes'] / 1e6:.1f} MB). KV cache: keys and values "
+            "of the prompt."
         )
 
     def _panels(self) -> list[Panel]:
@@ -124,6 +123,12 @@ class Bench:
 
     def _methods(self) -> list[str]:
         return list(dict.fromkeys(row.method for row in self.rows[1:])) or [self.rows[0].method]
+
+
+def memory_in_words(device: str) -> str:
+    """What peak memory is on a device of that name, in words."""
+    allocator = _ALLOCATOR[device.partition(":")[0].partition(" ")[0]]
+    return f"the most that torch held at once during a call beyond what it held before, by {allocator}"
 
 
 def _curve(method: str, rows: Sequence[Row], name: str, factor: float) -> Curve:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,38 +23,112 @@ from fastervlm.commands.common import (
     resumable,
 )
 
+METHODS = "none,cls,reference-route"
+SHARES = "0.5,0.25,0.1,0.05"
+COUNTS = "432,288,144,72"
+
+Preset = Annotated[Literal["fastv"], typer.Option(help="fastv: FastV's latency experiment, with the [CLS] method beside it.")]
+ShapeName = Annotated[
+    str | None, typer.Option("--shape", help="Speed alone, of a model of this shape with random weights, such as llava-1.5-7b.")
+]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Goes with --shape, whose weights are random.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="Speed alone, of these, separated by commas: none (the stock model), reference-route (as the reference "
+        f"implementation does), and methods of fastervlm.prune; {METHODS} of a shape if left out."
+    ),
+]
+Batches = Annotated[str | None, typer.Option("--batch", help="Of speed alone: prompts at a time, separated by commas; 1.")]
+TextTokens = Annotated[int | None, typer.Option(help="Of speed alone: words of a prompt; 64.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Of speed alone: where the numbers go (.json), table and plot beside it; bench-NAME.json if left out."),
+]
+TaskOption = Annotated[str, typer.Option(help="The benchmark that gives the score.")]
+OutDir = Annotated[Path | None, typer.Option(help="Where the results go; bench/MODEL beside the question file if left out.")]
+Budgets = Annotated[
+    str | None, typer.Option(help=f"Budgets, separated by commas; {COUNTS}, of speed alone {SHARES}, if left out.")
+]
+Layer = Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.")]
+ScoreLimit = Annotated[int, typer.Option(help="Questions that are scored, from the first on.")]
+ScoreBatch = Annotated[int, typer.Option(help="Questions answered at a time for the score.")]
+Samples = Annotated[int, typer.Option(help="Questions that are timed, each alone.")]
+Repeats = Annotated[int, typer.Option(help="How often each is timed, in turns, after a round that warms up.")]
+NewTokens = Annotated[int, typer.Option(help="Length of each timed answer.")]
+In4Bit = Annotated[bool, typer.Option("--load-in-4bit", help="Hold the language model's weights in 4 bits.")]
+In8Bit = Annotated[bool, typer.Option("--load-in-8bit", help="Hold the language model's weights in 8 bits.")]
+
 
 def bench(
     *,
-    preset: Annotated[
-        Literal["fastv"], typer.Option(help="fastv: FastV's latency experiment, with the [CLS] method beside it.")
-    ] = "fastv",
+    preset: Preset = "fastv",
     model: OptionalModel = None,
-    task: Annotated[str, typer.Option(help="The benchmark that gives the score.")] = "textvqa",
+    shape: ShapeName = None,
+    random_weights: RandomWeights = False,
+    methods: Methods = None,
+    batch: Batches = None,
+    text_tokens: TextTokens = None,
+    out: Out = None,
+    task: TaskOption = "textvqa",
     question_file: OptionalQuestionFile = None,
     image_folder: OptionalImageFolder = None,
     annotation_file: OptionalAnnotationFile = None,
-    out_dir: Annotated[
-        Path | None, typer.Option(help="Where the results go; bench/MODEL beside the question file if left out.")
-    ] = None,
-    visual_token_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "432,288,144,72",
-    layer: Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.")] = 2,
-    limit: Annotated[int, typer.Option(help="Questions that are scored, from the first on.")] = 200,
-    batch_size: Annotated[int, typer.Option(help="Questions answered at a time for the score.")] = 16,
-    samples: Annotated[int, typer.Option(help="Questions that are timed, each alone.")] = 4,
-    repeats: Annotated[int, typer.Option(help="How often each is timed, in turns, after a round that warms up.")] = 5,
-    new_tokens: Annotated[int, typer.Option(help="Length of each timed answer.")] = 32,
-    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="Hold the language model's weights in 4 bits.")] = False,
-    load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="Hold the language model's weights in 8 bits.")] = False,
+    out_dir: OutDir = None,
+    visual_token_num: Budgets = None,
+    layer: Layer = 2,
+    limit: ScoreLimit = 200,
+    batch_size: ScoreBatch = 16,
+    samples: Samples = 4,
+    repeats: Repeats = 5,
+    new_tokens: NewTokens = 64,
+    load_in_4bit: In4Bit = False,
+    load_in_8bit: In8Bit = False,
     dtype: Dtype = None,
     device: Device = None,
     conv_mode: ConvMode = None,
     image_aspect_ratio: AspectRatio = None,
 ) -> None:
-    """Score, time to first token, total time, peak memory and KV cache of one model under several methods, in one table.
+    """Time to first token, decoding, memory and KV cache of one model under several methods, in one table.
 
-    Without a model and data it measures the tiny model of this checkout on the mini benchmark.
+    With --shape or --methods speed alone is measured, on made-up pictures: time to first token and its stages, decoding,
+    memory, work. Otherwise the score on a benchmark stands beside; without a model and data the tiny model of this checkout is
+    measured on the mini benchmark.
     """
+    quantize = _quantize(load_in_4bit, load_in_8bit)
+    files = {"question_file": question_file, "image_folder": image_folder, "annotation_file": annotation_file}
+    shared = {"repeats": repeats, "new_tokens": new_tokens}
+    if shape is None and methods is None:
+        only = {"random_weights": random_weights, "batch": batch, "text_tokens": text_tokens, "out": out}
+        _refuse(only, "belongs to a benchmark of speed alone; give --shape or --methods too")
+        more = {"limit": limit, "batch_size": batch_size, "conv_mode": conv_mode, "image_aspect_ratio": image_aspect_ratio}
+        budgets = budgets_of(visual_token_num or COUNTS)
+        _scored(preset, model, task, files, out_dir, (dtype, device, quantize), more, budgets, layer, samples, shared)
+        return
+    _refuse(files | {"out_dir": out_dir}, "belongs to a benchmark with a score; leave it out beside --shape and --methods")
+    if shape is not None:
+        _refuse({"model": model, "load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}, "cannot go with --shape")
+    elif random_weights:
+        raise UserError("--random-weights goes with --shape; name one, such as llava-1.5-7b.")
+    compared = {"methods": _names(methods or METHODS), "budgets": budgets_of(visual_token_num or SHARES), "layer": layer}
+    compared["batches"] = _batches(batch or "1")
+    _speed(shape, model, (dtype, device, quantize), 64 if text_tokens is None else text_tokens, compared, out, shared)
+
+
+def _scored(
+    preset: str,
+    model: str | None,
+    task: str,
+    files: dict[str, Path | None],
+    out_dir: Path | None,
+    placed: tuple[str | None, str | None, Literal["4bit", "8bit"] | None],
+    settings: dict[str, Any],
+    budgets: list[int | float],
+    layer: int,
+    samples: int,
+    shared: dict[str, int],
+) -> None:
+    """The benchmark with a score."""
     from fastervlm.bench import PRESETS
     from fastervlm.bench import bench as run
     from fastervlm.eval import get_task
@@ -62,27 +136,74 @@ def bench(
     from fastervlm.eval.subject import Subject
     from fastervlm.report import print_table
 
-    quantize = _quantize(load_in_4bit, load_in_8bit)
-    benchmark = get_task(task)
-    right = benchmark.annotations(question_file, annotation_file)
-    model, data = model_and_data(model, question_file=question_file, image_folder=image_folder, annotation_file=right)
+    benchmark, (dtype, device, quantize) = get_task(task), placed
+    files["annotation_file"] = benchmark.annotations(files["question_file"], files["annotation_file"])
+    model, data = model_and_data(model, **files)
     subject = Subject(model, dtype, device, quantize=quantize)
     folder = out_dir or data["question_file"].parent / "bench" / "-".join(filter(None, (subject.name, quantize)))
-    settings = Settings(
-        task=benchmark,
-        answers_file=folder / "all.jsonl",
-        batch_size=batch_size,
-        limit=limit,
-        conv_mode=conv_mode,
-        image_aspect_ratio=image_aspect_ratio,
-        **data,
-    )
+    chosen = Settings(task=benchmark, answers_file=folder / "all.jsonl", **settings, **data)
     with resumable():
-        cases = PRESETS[preset](subject, settings, budgets_of(visual_token_num), layer, folder)
-        result = run(subject, cases, out_dir=folder, samples=samples, repeats=repeats, new_tokens=new_tokens)
+        cases = PRESETS[preset](subject, chosen, budgets, layer, folder)
+        result = run(subject, cases, out_dir=folder, samples=samples, **shared)
     print_table(*result.table())
     print(f"Table, numbers and plot: {folder}/bench.md, bench.json, bench.png")
     report_failures(len(result.failures), result.failures)
+
+
+def _speed(
+    shape: str | None,
+    model: str | None,
+    placed: tuple[str | None, str | None, Literal["4bit", "8bit"] | None],
+    text_tokens: int,
+    compared: dict[str, Any],
+    out: Path | None,
+    shared: dict[str, int],
+) -> None:
+    """The benchmark of speed alone."""
+    from fastervlm.bench.shapes import get_shape
+    from fastervlm.bench.speed import speed
+    from fastervlm.bench.variants import variants
+    from fastervlm.bench.workload import Workload
+    from fastervlm.embedded import embedded_model
+    from fastervlm.load import find_device, find_dtype
+    from fastervlm.measure import check_numbers
+    from fastervlm.report import print_table
+
+    check_numbers(text_tokens=text_tokens, **shared)
+    dtype, device, quantize = placed
+    if out is not None and out.suffix != ".json":
+        raise UserError(f"The file {out} must end in .json.")
+    if shape is None:
+        name = str(embedded_model()) if model is None else model
+        workload = Workload.of_checkpoint(name, dtype, device, quantize, text_tokens)
+    else:
+        target = find_device(device)
+        workload = Workload.of_shape(get_shape(shape), find_dtype(dtype, target), target, text_tokens)
+    file = out or Path(f"bench-{workload.name}.json")
+    result = speed(workload, variants(workload, **compared), **shared)
+    result.write(file)
+    print_table(*result.table())
+    print(f"Stages, memory and work, numbers and plot: {file.with_suffix('.md')}, {file}, {file.with_suffix('.png')}")
+    for lost in result.failures:
+        print(f"fastervlm: {lost['method']} {lost['visual_token_num']} at batch {lost['batch']} did not fit into memory.")
+
+
+def _refuse(given: dict[str, Any], reason: str) -> None:
+    """Refuse options that mean nothing here."""
+    for name, value in given.items():
+        if value not in (None, False):
+            raise UserError(f"--{name.replace('_', '-')} {reason}.")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _batches(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--batch is {text!r}; give whole numbers separated by commas, such as 1,8.") from None
 
 
 def _quantize(four: bool, eight: bool) -> Literal["4bit", "8bit"] | None:

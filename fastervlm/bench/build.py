@@ -1,0 +1,64 @@
+"""Models of a shape with random weights, and processors that cost what real ones do; nothing is downloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastervlm.bench.shapes import IMAGE_ID, VIDEO_ID, Shape
+
+
+def random_model(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Any:
+    """A model of that shape with normal weights, made on the device in that dtype straight away, in evaluation mode."""
+    from fastervlm.load import model_class
+
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        model = model_class(shape.config)._from_config(shape.config, dtype=dtype)
+    model.to_empty(device=device)
+    model.initialize_weights()  # tables of positions too, which are no weights
+    return model.eval()
+
+
+def make_processor(shape: Shape) -> Any:
+    """The processor of that shape: pictures are resized and normalised as CLIP's, a word is a token."""
+    import transformers
+
+    size = shape.tower["image_size"]
+    square: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    patches: dict[str, Any] = {
+        "tokenizer": _tokenizer(),
+        "patch_size": shape.tower["patch_size"],
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+    }
+    if shape.kind == "llava_next":
+        pinpoints = shape.config.image_grid_pinpoints
+        pictures: Any = transformers.LlavaNextImageProcessor(image_grid_pinpoints=pinpoints, **square)
+        return transformers.LlavaNextProcessor(image_processor=pictures, **patches)
+    pictures = transformers.CLIPImageProcessor(**square)
+    if shape.kind == "video_llava":
+        clips = transformers.VideoLlavaVideoProcessor(**square)
+        return transformers.VideoLlavaProcessor(image_processor=pictures, video_processor=clips, **patches)
+    return transformers.LlavaProcessor(image_processor=pictures, **patches)
+
+
+def _tokenizer() -> Any:
+    """A token a word, all unknown but the special ones."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"<pad>": 0, "<s>": 1, "</s>": 2, "<image>": IMAGE_ID, "<video>": VIDEO_ID}
+    inner = Tokenizer(models.WordLevel(special | {"<unk>": 5}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        padding_side="left",
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
+    )

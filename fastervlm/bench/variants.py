@@ -1,0 +1,121 @@
+"""What a benchmark of speed compares: a method at a number of tokens and a batch size, and how a call of it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import fastervlm
+from encoders.errors import UserError
+from fastervlm.bench.flops import Job, Route
+from fastervlm.bench.peers import eager_tower, reference_inputs
+from fastervlm.bench.workload import Workload
+from fastervlm.budget import TokenBudget
+from fastervlm.inllm import FastV, InLLM
+from fastervlm.methods import METHODS, ClsAttention, Method, RandomTokens, UniformGrid, get_method
+
+NONE, REFERENCE = "none", "reference-route"
+_SAME = {"stock": NONE}
+_ONLY_INDEX = (ClsAttention, RandomTokens, UniformGrid)  # ask the tower for scores and the kept rows, and nothing else
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method that keeps `kept` tokens of each picture, crop or frame, for `batch` prompts at a time.
+
+    `none` is the stock model as it is, `reference-route` what the reference implementation does, see `peers`; the others are
+    methods of `fastervlm.prune`, whose `pruner` they name.
+    """
+
+    method: str
+    kept: int
+    batch: int
+    pruner: Method | None = None
+
+    @property
+    def name(self) -> str:
+        """How a progress bar calls it."""
+        return f"{self.method} {self.kept}, batch {self.batch}"
+
+    @property
+    def route(self) -> Route | None:
+        """The formula that counts its work; None where there is none."""
+        if self.method in (NONE, REFERENCE):
+            return "stock" if self.method == NONE else "reference"
+        if isinstance(self.pruner, FastV) and self.pruner.mode == "drop":
+            return "fastv"
+        return "pruned" if isinstance(self.pruner, _ONLY_INDEX) else None
+
+    def job(self, workload: Workload, length: int, left: int) -> Job | None:
+        """What a call does whose language model sees `length` tokens first and `left` in its last layer; None, see `route`."""
+        if self.route is None:
+            return None
+        job = Job(self.route, self.kept, workload.parts, length, left, self.batch)
+        return replace(job, fastv_layer=self.pruner.layer) if isinstance(self.pruner, FastV) else job
+
+    @contextmanager
+    def entered(self, workload: Workload) -> Iterator[Callable[[Any], dict[str, Any]]]:
+        """The model set up; what is yielded turns the processor's inputs into arguments of `generate`."""
+        model = workload.model
+        if self.method == NONE:
+            yield dict
+        elif self.pruner is None:
+            with eager_tower(model):
+                yield partial(reference_inputs, model, keep=self.kept)
+        else:
+            keep = self.kept * workload.parts if isinstance(self.pruner, InLLM) else self.kept
+            with fastervlm.prune(model, keep, method=self.pruner):
+                yield dict
+
+
+def variants(
+    workload: Workload, methods: Sequence[str], budgets: Sequence[int | float], batches: Sequence[int], layer: int = 2
+) -> list[Variant]:
+    """The unpruned model, then each method at each number of tokens below all, for each batch size.
+
+    Args:
+        workload: the model.
+        methods: names; `none`, which is always there, may be left out or called `stock`.
+        budgets: tokens of each picture, crop or frame, counts or fractions.
+        batches: prompts at a time.
+        layer: the first layer that FastV prunes.
+
+    Raises:
+        UserError: a name, a number of tokens or a batch size cannot be used with this model.
+    """
+    counts = check_counts(budgets, workload.num_visual_tokens)
+    names = list(dict.fromkeys(_SAME.get(name, name) for name in methods))
+    pruners = {name: _pruner(name, layer) for name in names if name != NONE}
+    if least := [batch for batch in batches if batch < 1]:
+        raise UserError(f"--batch holds {least[0]}; it must be at least 1.")
+    total = workload.num_visual_tokens
+    found = []
+    for batch in dict.fromkeys(batches):
+        found.append(Variant(NONE, total, batch))
+        found += [Variant(name, kept, batch, pruner) for name, pruner in pruners.items() for kept in counts if kept < total]
+    return found
+
+
+def _pruner(name: str, layer: int) -> Method | None:
+    if name == REFERENCE:
+        return None
+    if name not in METHODS:
+        raise UserError(f"There is no method {name!r}; choose from: {', '.join((NONE, 'stock', REFERENCE, *METHODS))}.")
+    return FastV(layer=layer) if name == "fastv" else get_method(name)
+
+
+def check_counts(budgets: Sequence[int | float], total: int) -> list[int]:
+    """Budgets as counts of the `total` tokens of a picture, crop or frame, the most first, each once.
+
+    Raises:
+        UserError: one is more than there are, or none at all.
+    """
+    counts = {TokenBudget(keep).resolve(total) for keep in budgets}
+    if most := [keep for keep in budgets if keep > total]:
+        raise UserError(
+            f"--visual-token-num holds {most[0]}, but a picture, crop or frame has {total} visual tokens; give no more."
+        )
+    return sorted(counts, reverse=True)

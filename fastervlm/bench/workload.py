@@ -1,0 +1,127 @@
+"""What is measured, and what it is asked: made-up pictures or clips, and a prompt of as many words as wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from encoders.errors import UserError
+from fastervlm.bench.build import make_processor, random_model
+from fastervlm.bench.shapes import Shape
+from fastervlm.load import load
+
+_KINDS = ("llava", "llava_next", "video_llava")
+_BEFORE = 35 / 64  # share of the text in front of the picture, as in LLaVA's prompts
+
+
+@dataclass
+class Workload:
+    """A model, its processor, and the calls it is measured by.
+
+    Attributes:
+        name: of the shape, or of the checkpoint.
+        model: a LLaVA-1.5, LLaVA-NeXT or Video-LLaVA of transformers.
+        processor: its processor.
+        shape: what to build it by; None for a checkpoint.
+        text_tokens: words of a prompt around its picture; real tokenizers may cut them into more.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    shape: Shape | None = None
+    text_tokens: int = 64
+
+    @classmethod
+    def of_shape(cls, shape: Shape, dtype: torch.dtype, device: torch.device, text_tokens: int = 64) -> Workload:
+        """A model of that shape with random weights, made on the device."""
+        return cls(shape.name, random_model(shape, dtype, device), make_processor(shape), shape, text_tokens)
+
+    @classmethod
+    def of_checkpoint(
+        cls, name: str, dtype: str | None, device: str | None, quantize: Literal["4bit", "8bit"] | None, text_tokens: int = 64
+    ) -> Workload:
+        """A checkpoint, a folder or a name on the hub, as `fastervlm.load` reads it."""
+        model, processor = load(name, dtype=dtype, device=device, quantize=quantize)
+        return cls(Path(name).name or name, model, processor, None, text_tokens)
+
+    def __post_init__(self) -> None:
+        if self.text_tokens < 2:
+            raise UserError(
+                f"--text-tokens is {self.text_tokens}; it must be at least 2, one in front of the picture and one behind."
+            )
+        if self.kind not in _KINDS or not isinstance(self.model.config.vision_feature_layer, int):
+            raise UserError(
+                f"{self.name} reads several layers of its tower or is of another kind than LLaVA; choose another model."
+            )
+
+    @property
+    def kind(self) -> str:
+        """The `model_type` of the model."""
+        return self.model.config.model_type
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """N, the patches of a picture, crop or frame."""
+        vision = self.model.config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2
+
+    @cached_property
+    def parts(self) -> int:
+        """How many crops or frames each prompt has; 1 for a picture that is not cut."""
+        pixels = self.process(1)
+        pixels = pixels["pixel_values_videos" if self.kind == "video_llava" else "pixel_values"]
+        return pixels.shape[1] if pixels.dim() == 5 else 1
+
+    def visual_tokens(self, ids: Any) -> int:
+        """Placeholders in each row of ids (B, T)."""
+        config = self.model.config
+        visual = (ids == config.image_token_id) | (ids == getattr(config, "video_token_id", -1))
+        return int(visual[0].sum())
+
+    def process(self, batch: int) -> Any:
+        """What the processor makes of the batch's pictures and text, moved to the model's device and dtype."""
+        kind = "video" if self.kind == "video_llava" else "image"
+        before = max(1, round(_BEFORE * self.text_tokens))
+        before = min(before, self.text_tokens - 1)
+        text = f"{'w ' * before}<{kind}>{' w' * (self.text_tokens - before)}"
+        shown = {f"{kind}s": self._shown(batch)}
+        inputs = self.processor(text=[text] * batch, **shown, return_tensors="pt")
+        return inputs.to(self.device, self.model.dtype)
+
+    def _shown(self, batch: int) -> list[Any]:
+        """That many pictures, or clips (F, H, W, 3), of noise; always the same."""
+        while len(self._known) < batch:
+            self._known.append(self._noise(len(self._known)))
+        return self._known[:batch]
+
+    @cached_property
+    def _known(self) -> list[Any]:
+        return []
+
+    def _noise(self, seed: int) -> Any:
+        from PIL import Image
+
+        rng = np.random.default_rng(seed)
+        if self.kind == "video_llava":
+            frames = self.shape.frames if self.shape else 8
+            return rng.integers(0, 256, (frames, *self._size, 3), dtype=np.uint8)
+        return Image.fromarray(rng.integers(0, 256, (*self._size, 3), dtype=np.uint8))
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """Height and width of a photograph; for LLaVA-NeXT of a square that fills 2 x 2 crops."""
+        if self.kind == "llava_next":
+            side = 2 * self.model.config.vision_config.image_size
+            return side, side
+        return 480, 640
