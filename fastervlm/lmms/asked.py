@@ -1,0 +1,115 @@
+"""A request of lmms-eval as the model is asked it: a whole prompt, and the pictures and clips at its placeholders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmms_eval.protocol import ChatMessages
+from PIL import Image
+
+from encoders import UserError
+from fastervlm.eval.prompts import conversation
+
+if TYPE_CHECKING:
+    from fastervlm.lmms.model import PrunedModel
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video file, or the part of it between two times in seconds."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """A prompt with one `<image>` or `<video>` for each of `pictures` and `clips`.
+
+    `text` is the question alone, and `where` says in words whose it is.
+    """
+
+    prompt: str
+    text: str
+    where: str
+    pictures: list[Image.Image] = field(default_factory=list)
+    clips: list[Clip] = field(default_factory=list)
+
+    def check(self, processor: Any) -> Asked:
+        """Itself, if its placeholders are as many as what is to stand at them."""
+        for kind, shown in (("image", self.pictures), ("video", self.clips)):
+            token = getattr(processor, f"{kind}_token", None)
+            if token is None and shown:
+                raise UserError(f"{self.where} shows a video, for which this model is not made; use fastervlm_video_llava.")
+            if token is not None and self.prompt.count(token) != len(shown):
+                raise UserError(
+                    f"{self.where} shows {len(shown)} {kind}s, but its prompt has {self.prompt.count(token)} {token}; "
+                    "the task must place none, or one for each."
+                )
+        return self
+
+
+def simple(lm: PrunedModel, arguments: Sequence[Any]) -> Asked:
+    """A request of a simple model, (text, ..., doc_to_visual, doc_id, task, split).
+
+    Pictures that the text does not place itself stand in front of it, each on a line of its own.
+    """
+    text, (doc_to_visual, *place) = arguments[0], arguments[2:]
+    asked = Asked("", text, _where(place), *_sorted(doc_to_visual(_doc(lm, place)) or [], _where(place)))
+    kinds = ["image"] * len(asked.pictures) + ["video"] * len(asked.clips)
+    ask = conversation(lm.subject.processor, lm.settings.conv_mode, kinds[0] if kinds else "image")
+    if any(f"<{kind}>" in text for kind in kinds):
+        prompt = ask(text, False)
+    else:
+        prompt = ask("".join(f"<{kind}>\n" for kind in kinds[1:]) + text, bool(kinds))
+    return Asked(prompt, text, asked.where, asked.pictures, asked.clips).check(lm.subject.processor)
+
+
+def chat(lm: PrunedModel, arguments: Sequence[Any]) -> Asked:
+    """A request of a chat model, (text, doc_to_messages, ..., doc_id, task, split), by the processor's chat template."""
+    doc_to_messages, place = arguments[1], arguments[3:]
+    where = _where(place)
+    turns = ChatMessages(messages=doc_to_messages(_doc(lm, place))).messages
+    parts = [part for turn in turns for part in turn.content]
+    written = [{"role": turn.role, "content": [_written(part) for part in turn.content]} for turn in turns]
+    shown = [_clip(part) if part.type == "video" else part.url for part in parts if part.type != "text"]
+    prompt = lm.subject.processor.apply_chat_template(written, add_generation_prompt=True)
+    text = "\n".join(part.text for part in parts if part.type == "text")
+    return Asked(prompt, text, where, *_sorted(shown, where)).check(lm.subject.processor)
+
+
+def _written(part: Any) -> dict[str, str]:
+    return {"type": "text", "text": part.text} if part.type == "text" else {"type": part.type}
+
+
+def _clip(part: Any) -> Any:
+    return Clip(Path(part.url), part.start_time, part.end_time) if isinstance(part.url, str | os.PathLike) else part.url
+
+
+def _doc(lm: PrunedModel, place: Sequence[Any]) -> Any:
+    number, task, split = place
+    return lm.task_dict[task][split][number]
+
+
+def _where(place: Sequence[Any]) -> str:
+    return f"Question {place[0]} of {place[1]}"
+
+
+def _sorted(shown: Sequence[Any], where: str) -> tuple[list[Image.Image], list[Clip]]:
+    """The pictures and the clips among what a document shows."""
+    pictures, clips = [], []
+    for each in shown:
+        if isinstance(each, Image.Image):
+            pictures.append(each.convert("RGB"))
+        elif isinstance(each, Clip):
+            clips.append(each)
+        elif isinstance(each, str | os.PathLike):
+            clips.append(Clip(Path(each)))
+        else:
+            raise UserError(f"{where} shows a {type(each).__name__}; pictures (PIL) and video files (paths) are known.")
+    return pictures, clips
