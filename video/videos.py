@@ -118,7 +118,7 @@ class ClipPreparation:
         """The model's inputs for questions about clips (F, 3, S, S), each of which stands in them once."""
         if not questions:
             return Batch(questions, None, failures)
-        placeholders = {path: placeholders_of(clip, processor) for path, clip in clips.items()}
+        placeholders = {path: _placeholders(clip, processor) for path, clip in clips.items()}
         prompts = [self.ask(q).replace(processor.video_token, placeholders[file_of(q)]) for q in questions]
         inputs = BatchFeature(dict(processor.tokenizer(prompts, padding=True, return_tensors="pt")))
         inputs["pixel_values_videos"] = torch.stack(list(clips.values()))
@@ -152,7 +152,7 @@ def file_of(question: Question) -> Path:
     return question.image
 
 
-def placeholders_of(clip: Tensor, processor: Any) -> str:
+def _placeholders(clip: Tensor, processor: Any) -> str:
     """The placeholders of a clip (F, 3, S, S) in a prompt."""
     return processor.replace_video_token({"pixel_values_videos": clip[None]}, 0)
 

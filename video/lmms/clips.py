@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
+from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.settings import Settings
 from fastervlm.lmms.arguments import Arguments
 from fastervlm.lmms.asked import Asked, Clip
 from fastervlm.lmms.model import PrunedModel
-from video.videos import Videos, placeholders_of, videos_of
+from video.videos import Videos, videos_of
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,19 @@ class VideoLlava(PrunedModel):
         """What the processor makes of prompts, pictures and clips, a row for each prompt."""
         processor, prompts = self.subject.processor, [each.prompt for each in asked]
         clips = [clip for each in asked for clip in each.clips]
-        pixels = {clip: self._pixels(clip) for clip in clips}
-        if clips:
-            placeholders = placeholders_of(pixels[clips[0]], processor)  # of all clips: they have as many frames
-            prompts = [prompt.replace(processor.video_token, placeholders) for prompt in prompts]
         pictures = [picture for each in asked for picture in each.pictures]
-        inputs = processor(images=pictures or None, text=prompts, padding=True, return_tensors="pt")
+        shown: dict[str, Tensor] = {}
         if clips:
-            inputs["pixel_values_videos"] = torch.stack([pixels[clip] for clip in clips])
-        return inputs
+            pixels = {clip: self._pixels(clip) for clip in clips}
+            shown["pixel_values_videos"] = torch.stack([pixels[clip] for clip in clips])
+            placeholders = processor.replace_video_token(shown, 0)  # of each clip: all have as many frames
+            prompts = [prompt.replace(processor.video_token, placeholders) for prompt in prompts]
+        if pictures:
+            squares = [pad_to_square(picture, processor.image_processor.image_mean) for picture in pictures]
+            shown["pixel_values"] = processor.image_processor(squares, return_tensors="pt")["pixel_values"]
+            placeholders = processor.replace_image_token(shown, 0)
+            prompts = [prompt.replace(processor.image_token, placeholders) for prompt in prompts]
+        return BatchFeature(dict(processor.tokenizer(prompts, padding=True, return_tensors="pt")) | shown)
 
     def _pixels(self, clip: Clip) -> Tensor:
         """(F, 3, S, S), the frames of a clip as the model is shown them."""
