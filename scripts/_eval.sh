@@ -6,6 +6,7 @@
 #   ANYRES  layout of the crops under v1_6: as the reference implementation's, or native (paper)
 #   DATA    folder of the benchmark (playground/data/eval/<task>); fastervlm data <task> says what belongs there
 #   BATCH   questions at a time (16)
+#   WORKERS processes that answer (one for each GPU that CUDA_VISIBLE_DEVICES names)
 #   PYTHON  Python to use (.venv/bin/python of the checkout if it is there, else python3)
 set -euo pipefail
 
@@ -21,6 +22,7 @@ CKPT="${CKPT:-}"
 METHOD="${METHOD:-cls}"
 BATCH="${BATCH:-16}"
 source "$ROOT/scripts/_python.sh"
+source "$ROOT/scripts/_workers.sh"
 
 ckpt_is_missing() { # true for a path that leads nowhere, and says so
     [[ "$CKPT" == [/.~]* && ! -d "$CKPT" ]] || return 1
@@ -81,4 +83,4 @@ NAME="$METHOD"
 OUT="$DATA/answers/$(basename "$MODEL")/$NAME/n_$TOKEN"
 exec "$PYTHON" -m fastervlm.cli eval "$TASK" --model "$MODEL" --visual-token-num "$TOKEN" --method "$METHOD" \
     --data "$DATA" --answers-file "$OUT.jsonl" --overlay "$OUT.png" --batch-size "$BATCH" \
-    ${CONV[@]+"${CONV[@]}"} ${LAYOUT[@]+"${LAYOUT[@]}"}
+    ${CONV[@]+"${CONV[@]}"} ${LAYOUT[@]+"${LAYOUT[@]}"} ${ENGINE[@]+"${ENGINE[@]}"}

@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import os
+
 import pytest
 import torch
 
@@ -11,3 +13,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def shared_ray():
+    """A Ray of two CPUs on this machine, started once; gives its address."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init("local", num_cpus=2, object_store_memory=128 << 20, **quiet)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

@@ -145,18 +145,28 @@ class Pool:
             del self._waiting[ref]
         place.asked.clear()
         if place.hello is None:
-            self._lost_loading += 1
-            if self._lost_loading == LOADS:
-                raise UserError(
-                    f"{LOADS} workers in a row died while they loaded the model; there may be too little memory for so many, "
-                    "ask for fewer by --workers."
-                ) from error
+            self._count_unready(error)
         self._ray.kill(place.worker)
+        number = sum(len(ask.questions) for ask in asked)
         self._tell(
-            f"A worker was lost; another takes its place, and {sum(len(ask.questions) for ask in asked)} questions are asked again."
+            f"A worker was lost; another takes its place{f', and {number} questions are asked again' if number else ''}."
         )
         self._fill_place(place)
         return [entry for ask in asked for entry in self._again(ask)]
+
+    def _count_unready(self, error: Exception) -> None:
+        """End the run if workers cannot begin."""
+        if getattr(error, "actor_init_failed", False):
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"A worker cannot begin ({reason}); what the run uses must be importable on every machine."
+            ) from error
+        self._lost_loading += 1
+        if self._lost_loading == LOADS:
+            raise UserError(
+                f"{LOADS} workers in a row died while they loaded the model; there may be too little memory for so many, "
+                "ask for fewer by --workers."
+            ) from error
 
     def _again(self, ask: _Ask) -> list[Entry]:
         """Line up questions over which a worker died, or an entry for one that is not asked any more."""

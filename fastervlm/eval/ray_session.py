@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
@@ -50,15 +51,23 @@ def _begin(ray: Any, address: str | None, workers: int | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is not None:
+            _knock(address)
             ray.init(address, **quiet)
         else:
-            cores = len(os.sched_getaffinity(0))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             ray.init("local", num_cpus=max(cores, workers or 1), include_dashboard=False, object_store_memory=STORE, **quiet)
     except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        said = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
         where = "Ray cannot be started here" if address is None else f"There is no Ray cluster to join at --address {address}"
         remedy = "; start one by `ray start --head`, or leave --address out" if address is not None else ""
         raise UserError(f"{where} ({said}){remedy}.") from error
+
+
+def _knock(address: str) -> None:
+    """An `OSError` if nothing listens at host:port, for which Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def share(ray: Any, workers: int | None, device: str | None) -> tuple[int, dict[str, float]]:

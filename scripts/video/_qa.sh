@@ -7,6 +7,7 @@
 #   DATA    folder with test_q.json, test_a.json and the videos (playground/data/eval/GPT_Zero_Shot_QA/<name of the release>)
 #   FRAMES  frames of each video that the model is shown (8)
 #   BATCH   questions at a time (8)
+#   WORKERS processes that answer (one for each GPU that CUDA_VISIBLE_DEVICES names)
 #   PYTHON  Python to use (.venv/bin/python of the checkout if it is there, else python3)
 # and for eval_qa alone:
 #   API_BASE, JUDGE  address of an OpenAI-compatible endpoint and the model there that judges too; key in OPENAI_API_KEY
@@ -21,6 +22,7 @@ if [[ $# -ne 1 || ! "$TOKEN" =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 source "$ROOT/scripts/_python.sh"
+source "$ROOT/scripts/_workers.sh"
 
 case "$TASK" in # the name of the release, its folder of videos, its pictures' origin
     msvd) NAME=MSVD VIDEOS=videos PAGE="https://www.cs.utexas.edu/~ml/clamp/videoDescription" ;;
@@ -72,4 +74,5 @@ CONV=()
 [[ -z "$CKPT" ]] || CONV=(--conv-mode llava_v1) # as the reference asks
 exec "$PYTHON" -m video.qa --model "$MODEL" --visual-token-num "$TOKEN" --method "$METHOD" --num-frames "${FRAMES:-8}" \
     --question-file "$DATA/test_q.json" --answer-file "$DATA/test_a.json" --video-dir "$DATA/$VIDEOS" \
-    --answers-file "$OUT.jsonl" --sheet "$OUT.png" --batch-size "${BATCH:-8}" ${CONV[@]+"${CONV[@]}"}
+    --answers-file "$OUT.jsonl" --sheet "$OUT.png" --batch-size "${BATCH:-8}" \
+    ${CONV[@]+"${CONV[@]}"} ${ENGINE[@]+"${ENGINE[@]}"}
