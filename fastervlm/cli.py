@@ -19,6 +19,7 @@ from fastervlm.commands.convert import convert
 from fastervlm.commands.data import data
 from fastervlm.commands.demo import demo
 from fastervlm.commands.evaluate import evaluate
+from fastervlm.commands.plan import plan
 from fastervlm.commands.report import report, reproduce
 from fastervlm.commands.score import score
 from fastervlm.commands.towers import towers
@@ -35,6 +36,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(reproduce)
 app.command()(bench)
+app.command()(plan)
 app.add_typer(analyze, name="analyze")
 app.command()(convert)
 app.command()(demo)

@@ -134,20 +134,22 @@ def check_numbers(**numbers: int) -> None:
             raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
 
 
+def program() -> dict[str, Any]:
+    """The command that runs and the versions it runs with, for the file its results go to."""
+    versions = {name: version(name) for name in ("torch", "transformers", "fastervlm")}
+    command = shlex.join(["fastervlm", *sys.argv[1:]])
+    return {"command": command, "versions": {"python": platform.python_version(), **versions}}
+
+
 def machine(device: torch.device) -> dict[str, Any]:
-    """The command that runs, and what it runs on and with, for the file its measurements go to."""
+    """What the program runs on besides: the device by its name, the processor, the threads."""
     name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
     return {
-        "command": shlex.join(["fastervlm", *sys.argv[1:]]),
         "device": name,
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "platform": platform.platform(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "fastervlm")},
-        },
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -20,7 +21,7 @@ from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TO
 from fastervlm.bench.variants import Variant
 from fastervlm.bench.workload import Workload
 from fastervlm.eval.runner import console
-from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, check_numbers, machine, peak_bytes
+from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, check_numbers, machine, peak_bytes, program
 
 
 def speed(workload: Workload, variants: Sequence[Variant], *, repeats: int = 5, new_tokens: int = 64) -> Speed:
@@ -75,6 +76,7 @@ def _about(workload: Workload) -> dict[str, Any]:
         "num_visual_tokens": workload.num_visual_tokens,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights_bytes": model.get_memory_footprint(),
+        **program(),
         **machine(workload.device),
     }
 
@@ -109,6 +111,7 @@ def _count(workload: Workload, variant: Variant) -> dict[str, Any]:
     macs = None if job is None else work(workload.model.config, job)
     return {
         "prompt_tokens": lengths[0],
+        "job": None if job is None else asdict(job),
         "macs": None if macs is None else macs.macs | {"total": macs.total_macs},
         "flops": {"formula": None if macs is None else macs.total_flops, "counted": counter.get_total_flops()},
         PEAK_MEMORY: peak,

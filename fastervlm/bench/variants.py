@@ -89,8 +89,6 @@ def variants(
     counts = check_counts(budgets, workload.num_visual_tokens)
     names = list(dict.fromkeys(_SAME.get(name, name) for name in methods))
     pruners = {name: _pruner(name, layer) for name in names if name != NONE}
-    if least := [batch for batch in batches if batch < 1]:
-        raise UserError(f"--batch holds {least[0]}; it must be at least 1.")
     total = workload.num_visual_tokens
     found = []
     for batch in dict.fromkeys(batches):

@@ -19,8 +19,10 @@ from fastervlm.commands.common import (
     OptionalQuestionFile,
     budgets_of,
     model_and_data,
+    names_of,
     report_failures,
     resumable,
+    whole_numbers,
 )
 
 METHODS = "none,cls,reference-route"
@@ -110,8 +112,8 @@ def bench(
         _refuse({"model": model, "load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}, "cannot go with --shape")
     elif random_weights:
         raise UserError("--random-weights goes with --shape; name one, such as llava-1.5-7b.")
-    compared = {"methods": _names(methods or METHODS), "budgets": budgets_of(visual_token_num or SHARES), "layer": layer}
-    compared["batches"] = _batches(batch or "1")
+    compared = {"methods": names_of(methods or METHODS), "budgets": budgets_of(visual_token_num or SHARES), "layer": layer}
+    compared["batches"] = whole_numbers("batch", batch or "1")
     _speed(shape, model, (dtype, device, quantize), 64 if text_tokens is None else text_tokens, compared, out, shared)
 
 
@@ -193,17 +195,6 @@ def _refuse(given: dict[str, Any], reason: str) -> None:
     for name, value in given.items():
         if value not in (None, False):
             raise UserError(f"--{name.replace('_', '-')} {reason}.")
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
-
-
-def _batches(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--batch is {text!r}; give whole numbers separated by commas, such as 1,8.") from None
 
 
 def _quantize(four: bool, eight: bool) -> Literal["4bit", "8bit"] | None:

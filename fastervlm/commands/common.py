@@ -109,6 +109,22 @@ def number(text: str) -> int | float:
     raise UserError(f"--visual-token-num is {text!r}; give a count such as 58 or a fraction such as 0.1.")
 
 
+def names_of(text: str) -> list[str]:
+    """Names as typed, separated by commas."""
+    return [name.strip() for name in text.split(",")]
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """The values of an option as typed, separated by commas; they must be at least 1."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise UserError(f"--{option} is {text!r}; give whole numbers of at least 1 separated by commas, such as 1,8.")
+    return found
+
+
 @contextmanager
 def resumable() -> Iterator[None]:
     """Ctrl-C ends with one sentence."""

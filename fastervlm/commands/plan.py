@@ -1,0 +1,77 @@
+"""`fastervlm plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from encoders.errors import UserError
+from fastervlm.commands.common import Dtype, budgets_of, names_of, whole_numbers
+
+ShapeName = Annotated[str, typer.Option("--shape", help="The model's shape, such as llava-1.5-7b.")]
+SpecName = Annotated[
+    str,
+    typer.Option("--device-spec", help="h100, a100, l4, rtx4090, or cpu-measured: this machine, measured for a second."),
+]
+Budgets = Annotated[
+    str, typer.Option(help="Counts or fractions of the tokens of a picture, crop or frame, separated by commas.")
+]
+Methods = Annotated[str, typer.Option(help="none, cls, fastv, reference-route, separated by commas.")]
+Batches = Annotated[str, typer.Option("--batch", help="Prompts at a time, separated by commas.")]
+TextTokens = Annotated[int, typer.Option(help="Words of a prompt.")]
+Layer = Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.")]
+Calibrate = Annotated[
+    Path | None,
+    typer.Option(help="What `fastervlm bench --shape` wrote on such a device; fits the prediction to it and tells its errors."),
+]
+Out = Annotated[Path | None, typer.Option(help="Write the numbers here (.json), and the tables beside it.")]
+
+
+def plan(
+    shape: ShapeName,
+    device_spec: SpecName,
+    visual_token_num: Budgets = "0.5,0.25,0.1,0.05",
+    methods: Methods = "none,cls",
+    batch: Batches = "1",
+    text_tokens: TextTokens = 64,
+    layer: Layer = 2,
+    dtype: Dtype = None,
+    calibrate: Calibrate = None,
+    out: Out = None,
+) -> None:
+    """Predict the time to the first token from operations and bytes, and where fewer tokens buy nothing.
+
+    Without --calibrate, image processing and what lies between the stages is not in it, and efficiencies are guesses.
+    """
+    from fastervlm.bench.calibrate import calibrate as fit
+    from fastervlm.bench.calibrate import check, read_bench
+    from fastervlm.bench.devices import CPU, get_spec
+    from fastervlm.bench.plan import plan as predict
+    from fastervlm.bench.plan_table import advice, check_table, plan_table, worst, write_plan
+    from fastervlm.bench.shapes import get_shape
+    from fastervlm.bench.variants import check_counts
+    from fastervlm.measure import check_numbers, program
+    from fastervlm.report import print_table
+
+    check_numbers(text_tokens=text_tokens)
+    if out is not None and out.suffix != ".json":
+        raise UserError(f"The file {out} must end in .json.")
+    chosen, batches = get_shape(shape), whole_numbers("batch", batch)
+    counts = check_counts(budgets_of(visual_token_num), chosen.num_visual_tokens)
+    measured = None if calibrate is None else read_bench(calibrate)
+    kind = dtype or (measured.dtype if measured else "bfloat16" if device_spec == CPU else "float16")
+    device = get_spec(device_spec, kind)
+    checks = check(device, measured) if measured else []
+    device = fit(device, measured) if measured else device
+    result = predict(chosen, device, kind, names_of(methods), counts, batches, text_tokens, layer)
+    print_table(*plan_table(result))
+    for sentence in advice(result):
+        print(sentence)
+    if checks:
+        print_table(*check_table(checks))
+        print(worst(checks))
+    if out is not None:
+        write_plan(result, checks, out, program())
+        print(f"Tables and numbers: {out.with_suffix('.md')}, {out}")
