@@ -30,6 +30,11 @@ class HfClipEncoder(TowerEncoder):
         return int(hasattr(self.tower.embeddings, "class_embedding"))
 
     @property
+    def thins(self) -> bool:
+        """True for CLIP as transformers has it."""
+        return type(self) is HfClipEncoder and self.score == "cls"
+
+    @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
         return self.tower.config.patch_size, self.tower.config.patch_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from encoders.base import ScoredPatches, image_key, token_rows
 from encoders.block import HalfBlock
 from encoders.errors import UserError, UserTypeError
+from encoders.thinning import Survivors, best, without_the_rest
 
 SCORES = ("cls", "pool")
 
@@ -55,6 +56,50 @@ class TowerEncoder(ABC):
         finish = partial(_join, [parts[depth] for depth in self.depths])
         return ScoredPatches(attention, (rows, columns), image_key(self._pictures(pixel_values)), finish, keys)
 
+    def thinned(self, pixel_values: Tensor, stay: Callable[[int], Mapping[int, int]]) -> ScoredPatches:
+        """Score the patches of pixel_values (B, 3, H, W) that survive until the feature block, some of them leaving on the way.
+
+        Positions stay those of all N patches. What has left has no features, and an attention of -1, below all others.
+
+        Args:
+            pixel_values: preprocessed for the tower.
+            stay: given N, says for some blocks, counted from 1, how many patches stay behind them: those with most attention
+                of [CLS] in that block.
+
+        Raises:
+            UserError: see `check_thinning`.
+        """
+        rows, columns = self._grid(pixel_values, False)
+        hidden, extra = self._embed(pixel_values, False)
+        counts, survivors = stay(rows * columns), Survivors.all(len(hidden), rows * columns, hidden.device)
+        self.check_thinning(tuple(counts))
+        deepest = max(self.depths)
+        for depth, block in enumerate(self.blocks[: deepest - 1], start=1):
+            if counts.get(depth, survivors.count) >= survivors.count:
+                hidden = self._run(block, hidden, self._extra(extra, depth - 1))
+            else:
+                half = self._feature_block(depth - 1, hidden, extra)
+                index = best(half.cls_attention().mean(dim=1), counts[depth])
+                hidden, survivors = half.finish(index, True), survivors.take(index)
+        half = self._feature_block(deepest - 1, hidden, extra)
+        patches = ScoredPatches(
+            half.cls_attention(), (rows, columns), image_key(pixel_values), partial(_join, [half.finish]), half.keys
+        )
+        return without_the_rest(patches, survivors)
+
+    def check_thinning(self, blocks: Sequence[int]) -> None:
+        """Refuse a tower from which patches cannot leave, or blocks in which they cannot."""
+        if not self.thins or len(self.depths) > 1:
+            raise UserError(
+                "Patches can leave only inside a CLIP tower of transformers that gives one layer of features; leave "
+                "encoder_keep out."
+            )
+        if max(blocks) >= max(self.depths):
+            raise UserError(
+                f"Patches cannot leave in block {max(blocks)}, because features are taken from block {max(self.depths)}; choose "
+                "blocks before it."
+            )
+
     def _states(self, hidden: Tensor, extra: Any, last: int) -> dict[int, Tensor]:
         """Hidden states (B, P + N, C) by their index: those selected, and that after `last` blocks."""
         states = {0: hidden}
@@ -78,6 +123,11 @@ class TowerEncoder(ABC):
     def _pictures(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W), a picture for each row of the output."""
         return pixel_values
+
+    @property
+    def thins(self) -> bool:
+        """Whether patches may leave inside this tower: [CLS] is its only other token, and blocks know no positions."""
+        return False
 
     @property
     def takes_clips(self) -> bool:

@@ -29,6 +29,7 @@ from fastervlm.methods import (
 from fastervlm.overlay import overlay
 from fastervlm.patches import KeptPatches, prune_patches
 from fastervlm.prune import PruneHandle, prune
+from fastervlm.schedule import EncoderSchedule
 from fastervlm.trace import ClipTrace, CropsTrace, ImageTrace, TokenTrace
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "ClsAttention",
     "CropsTrace",
     "DivPrune",
+    "EncoderSchedule",
     "FastV",
     "Handle",
     "ImageTrace",

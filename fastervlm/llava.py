@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from encoders import ScoredPatches, UserError, VisionEncoder, wrap
+from fastervlm.budget import TokenBudget
 from fastervlm.choice import Choice, asked, choose, counts_for
 from fastervlm.trace import ImageTrace
 
@@ -54,6 +55,7 @@ class Llava:
         "questions",
     )
     budgets = ("crop", "image")
+    one_graph = True  # nothing that depends on values decides how pictures are encoded
 
     @staticmethod
     def check(model: Any) -> None:
@@ -74,18 +76,27 @@ class Llava:
     @staticmethod
     def encode(handle: PruneHandle, call: dict[str, Any]) -> Encoded:
         """Score, choose, and only then finish and project the kept patches of `call["pixel_values"]` (B, 3, H, W)."""
-        patches = asked(scored(handle.model, call, call["pixel_values"]), call.get("questions"))
+        patches = asked(_left(handle, call), call.get("questions"))
         choice = choose(patches, counts_for(handle.budget, patches.scores), handle.method)
-        encoded = flat(choice, handle.model.model.multi_modal_projector)
-        return encoded if call.get("image_index") is None else encoded.shown(call["image_index"])
+        return flat(choice, handle.model.model.multi_modal_projector)
 
 
 def flat(choice: Choice, projector: Callable[[Tensor], Tensor]) -> Encoded:
     """Each row of a choice as a picture whose kept tokens stand in raster order, nothing between."""
     tokens, _ = choice.project(projector)
-    kept = zip(choice.patches.scores.detach(), choice.index, choice.counts, strict=True)
+    # What left inside the tower is below all others there.
+    kept = zip(choice.patches.scores.detach().clamp(min=0), choice.index, choice.counts, strict=True)
     trace = [ImageTrace(scores, index[:count], choice.patches.grid) for scores, index, count in kept]
     return Encoded(list(tokens.split(choice.counts)), list(choice.mask), trace)
+
+
+def _left(handle: PruneHandle, call: dict[str, Any]) -> ScoredPatches:
+    """The patches of `call["pixel_values"]` (B, 3, H, W), scored; those that leave inside the tower are gone already."""
+    schedule, budget = handle.encoder_keep, handle.budget
+    if schedule is None or not isinstance(budget, TokenBudget):
+        return scored(handle.model, call, call["pixel_values"])
+    encoder: Any = encoder_of(handle.model, call, handle.model.model.vision_tower)
+    return encoder.thinned(call["pixel_values"], lambda patches: schedule.counts(patches, budget.resolve(patches)))
 
 
 def scored(model: Any, call: dict[str, Any], pixel_values: Tensor) -> ScoredPatches:

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 
 class LlavaNext(Llava):
-    """How a LLaVA-NeXT model encodes pictures under pruning."""
+    """How a LLaVA-NeXT model encodes pictures under pruning.
+
+    Which tokens stay of a picture, newlines among them, depends on which patches are kept of each crop and on un-padding: the
+    host reads that from the device.
+    """
+
+    one_graph = False
 
     @staticmethod
     def encode(handle: PruneHandle, call: dict[str, Any]) -> Encoded:
@@ -50,8 +56,7 @@ class LlavaNext(Llava):
             keep.append(stays)
             trace.append(CropsTrace(patches.scores[crops].detach(), mask[crops], tokens, cut, handle.anyres.anyres))
             first = crops.stop
-        encoded = Encoded(features, keep, trace)
-        return encoded if call.get("image_index") is None else encoded.shown(call["image_index"])
+        return Encoded(features, keep, trace)
 
 
 def _cuts(handle: PruneHandle, call: dict[str, Any]) -> list[CropLayout]:

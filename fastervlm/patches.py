@@ -58,7 +58,9 @@ def prune_patches(
     """Compute the best patches of each picture and no others; the tower is neither copied nor changed.
 
     Scoring stops inside the feature block, and only the kept rows are finished; they equal the whole tower's, indexed
-    afterwards. Put them through a projector and into a language model. Source: FasterVLM, arXiv 2412.01818.
+    afterwards. Put them through a projector and into a language model. With a count or fraction to keep it compiles into one
+    graph: `torch.compile(lambda pixels: prune_patches(tower, pixels, 58)[0], fullgraph=True)`. Source: FasterVLM, arXiv
+    2412.01818.
 
     Args:
         tower: any tower of `encoders.TOWERS`: transformers' CLIP or SigLIP, an open_clip model, a timm vision transformer.

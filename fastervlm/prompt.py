@@ -51,7 +51,7 @@ def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> tuple[Splice, 
     if not unread:
         refuse_lonely_placeholders(handle.model, seen, kinds)
     numbers = _numbers(call, mask, by_mask=by_mask)
-    encoded = handle.family.encode_all(handle, call)
+    encoded = _encoded(handle, call)
     needs = {kind: [len(keep) for keep in found.keep] for kind, found in encoded.items()}
     check = partial(check_placeholders, handle.model, seen, needs, handle.anyres.anyres)
     if not unread:
@@ -73,6 +73,16 @@ def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> tuple[Splice, 
         call["labels"] = splice.take_labels(call["labels"])
     handle.trace = _traces(handle.model, seen, encoded)
     return splice, check
+
+
+def _encoded(handle: PruneHandle, call: Call) -> dict[str, Encoded]:
+    """What is shown at each run of placeholders, by their kind."""
+    taken = {name: call[name] for name in handle.family.inputs if call.get(name) is not None}
+    indices = {kind: taken.pop(f"{kind}_index", None) for kind in PIXELS}
+    return {
+        kind: found if indices[kind] is None else found.shown(indices[kind], kind)
+        for kind, found in handle.encode(handle, taken).items()
+    }
 
 
 def pictures_in(call: Call) -> list[str]:

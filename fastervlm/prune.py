@@ -8,18 +8,20 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from encoders import UserError, UserTypeError
+from encoders import UserError, UserTypeError, wrap
 from fastervlm import generation
 from fastervlm.anyres import Anyres
-from fastervlm.budget import Budget
+from fastervlm.budget import Budget, TokenBudget
 from fastervlm.handle import Handle
 from fastervlm.inllm import InLLM
 from fastervlm.inllm.handle import InLLMHandle
-from fastervlm.llava import Llava
+from fastervlm.llava import Encoded, Llava
 from fastervlm.llava_next import LlavaNext
-from fastervlm.methods import Method, get_method
+from fastervlm.methods import OWN, ClsAttention, Method, get_method
+from fastervlm.schedule import EncoderSchedule
 from fastervlm.video_llava import Clips, VideoLlava
 
 # How each kind of model encodes its pictures, by the name of its class or of a class it derives from.
@@ -43,12 +45,14 @@ def prune(
     keep_cls: bool = False,
     images: bool = True,
     positions: Literal["compact", "original"] = "compact",
+    encoder_keep: EncoderSchedule | None = None,
 ) -> PruneHandle | InLLMHandle:
     """Let only the best visual tokens of each picture reach the projector and the language model of `model`.
 
     It acts at once and on this instance alone. `model.generate(**processor(...))` and `model(...)` then work as before, in
     every mode of generation; sequences come back with the unpruned prompt in front. Logits, hidden states and KV cache have
-    the pruned length. Source: FasterVLM, arXiv 2412.01818.
+    the pruned length. `handle.compile()` compiles what stands in front of the language model. Source: FasterVLM, arXiv
+    2412.01818.
 
     A method such as `FastV` prunes inside the language model: all visual tokens get there, the worse ones leave before one of
     its layers. Sequences, logits and hidden states keep their length (of dropped tokens they mean nothing), and the KV cache
@@ -73,6 +77,8 @@ def prune(
         keep_cls: [CLS] of each frame stays too, in front of its patches and beside their budget, as in transformers.
         images: prune pictures beside clips too; the reference implementation does not.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
+        encoder_keep: let patches leave inside the tower already, an approximation; for LLaVA-1.5 with method "cls" and a count
+            or fraction to keep, all other methods being refused, since they look at patches that may have left.
 
     Returns:
         A handle; `handle.remove()` undoes it exactly, and so does leaving `with prune(...)`.
@@ -85,13 +91,15 @@ def prune(
     layout, clips = _settings(anyres, newline, budget, keep_cls, images, positions)
     if isinstance(chosen, InLLM):
         _check_clips(clips, takes_clips=False)
+        _check_schedule(model, None, encoder_keep, tokens, chosen)
         return InLLMHandle(model, tokens, chosen)
     family = _family(model)
     if _HANDLE in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
     _check_meaning(model, family, budget, clips)
     family.check(model)
-    return PruneHandle(model, family, tokens, chosen, layout, clips, positions)
+    _check_schedule(model, family, encoder_keep, tokens, chosen)
+    return PruneHandle(model, family, tokens, chosen, layout, clips, positions, encoder_keep)
 
 
 class PruneHandle(Handle):
@@ -103,6 +111,8 @@ class PruneHandle(Handle):
         anyres: how pictures cut into crops are pruned and laid out.
         clips: how clips are pruned, and pictures beside them.
         positions: "compact" or "original".
+        encoder_keep: which patches leave inside the tower, if any.
+        encode: what turns the pixels of a call into kept and projected tokens; see `compile`.
         trace: one `ImageTrace`, or one `CropsTrace` of LLaVA-NeXT, for each <image> of the last call with pictures, and one
             `ClipTrace` for each <video>, in the order of the prompts.
     """
@@ -116,6 +126,7 @@ class PruneHandle(Handle):
         anyres: Anyres,
         clips: Clips,
         positions: str,
+        encoder_keep: EncoderSchedule | None = None,
     ) -> None:
         self.model: Any = model
         self.family = family
@@ -124,11 +135,36 @@ class PruneHandle(Handle):
         self.anyres = anyres
         self.clips = clips
         self.positions = positions
+        self.encoder_keep = encoder_keep
+        self.encode: Callable[..., dict[str, Encoded]] = family.encode_all
         self.trace: list[Any] = []
         self.originals = {name: model.__dict__.get(name) for name in ("generate", "forward")}
         model.__dict__[_HANDLE] = self
         model.__dict__["generate"] = _bound(model, "generate", generation.generate)
         model.__dict__["forward"] = _bound(model, "forward", generation.forward)
+
+    def compile(self, **options: Any) -> None:
+        """Compile all that stands in front of the language model, from pixels to projected tokens, as one graph.
+
+        It is traced at the next call, and again for pictures or clips of new shapes alone. The tower is never called as a
+        whole, so compiling it by itself (`model.model.vision_tower.compile()`) has no effect; the language model is compiled
+        as without pruning. Rounding may differ from what runs uncompiled, and so may the choice among patches that tie.
+
+        Args:
+            options: those of `torch.compile`, such as `mode` or `backend`; `fullgraph` is set.
+
+        Raises:
+            UserError: how many tokens stay depends on what the pictures show (an adaptive budget, pictures in crops), or the
+                method comes from outside fastervlm, so that what it returns has to be read.
+        """
+        if not self.family.one_graph or type(self.budget) is not TokenBudget or type(self.method) not in OWN:
+            raise UserError(
+                "Only a count or fraction of tokens for each picture or frame, chosen by one of fastervlm's own methods, can "
+                "be compiled, and no pictures in crops; leave handle.compile() out."
+            )
+        if self.clips.budget == "clip":
+            raise UserError("budget='clip' shares tokens by score, which cannot be compiled; use budget='frame'.")
+        self.encode = torch.compile(self.family.encode_all, fullgraph=True, **options)
 
     def original(self, name: str) -> Callable[..., Any]:
         """The model's own method of that name."""
@@ -188,6 +224,23 @@ def _check_meaning(model: nn.Module, family: type[Llava], budget: str, clips: Cl
             f"budget={budget!r} means nothing to a {type(model).__name__}; choose one of {', '.join(family.budgets)}."
         )
     _check_clips(clips, takes_clips=family is VideoLlava)
+
+
+def _check_schedule(
+    model: Any, family: type[Llava] | None, schedule: EncoderSchedule | None, budget: Budget, method: Method
+) -> None:
+    """Refuse patches that leave inside the tower where that is not possible."""
+    if schedule is None:
+        return
+    if not isinstance(schedule, EncoderSchedule):
+        raise UserTypeError(f"encoder_keep={schedule!r} is no EncoderSchedule; write EncoderSchedule(blocks=[8], keep=[288]).")
+    if family is not Llava or method != ClsAttention() or not isinstance(budget, TokenBudget):
+        raise UserError(
+            "encoder_keep is for a LLaVA-1.5 pruned in front of its language model by method='cls' to a count or fraction of "
+            "tokens; leave it out, or change these."
+        )
+    wrapped: Any = wrap(model.model.vision_tower, select_layer=model.config.vision_feature_layer)
+    wrapped.check_thinning(schedule.blocks)
 
 
 def _check_clips(clips: Clips, *, takes_clips: bool) -> None:

@@ -64,10 +64,7 @@ class VideoLlava(Llava):
             encoded["image"] = _encode_pictures(handle, call, pictures)
         if videos is not None:
             encoded["video"] = _encode_clips(handle, call, videos)
-        return {
-            kind: found if call.get(f"{kind}_index") is None else found.shown(call[f"{kind}_index"], kind)
-            for kind, found in encoded.items()
-        }
+        return encoded
 
     @staticmethod
     def outputs(features: list[Tensor]) -> Tensor:

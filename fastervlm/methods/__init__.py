@@ -26,6 +26,7 @@ from fastervlm.methods.vispruner import VisPruner
 __all__ = [
     "DART",
     "METHODS",
+    "OWN",
     "CDPruner",
     "ClipRelevance",
     "ClsAttention",

@@ -1,0 +1,71 @@
+"""Patches that leave inside a tower: which are left, and how all others look from outside.
+
+Dims: B pictures, M heads, N patches, S of them left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from encoders.base import ScoredPatches
+from encoders.errors import UserError
+
+GONE = -1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Survivors:
+    """The patches that are left of each picture.
+
+    Attributes:
+        places: (B, S) int64, their positions among all N, ascending.
+        num_patches: N.
+    """
+
+    places: Tensor
+    num_patches: int
+
+    @classmethod
+    def all(cls, pictures: int, num_patches: int, device: torch.device) -> Survivors:
+        """Those of pictures which no patch has left yet."""
+        return cls(torch.arange(num_patches, device=device).expand(pictures, -1), num_patches)
+
+    @property
+    def count(self) -> int:
+        """S."""
+        return self.places.shape[1]
+
+    def take(self, index: Tensor) -> Survivors:
+        """Those at an index (B, S') among those that are left."""
+        return Survivors(self.places.gather(1, index), self.num_patches)
+
+    def local(self, index: Tensor) -> Tensor:
+        """Positions among the survivors (B, K) of patches at an index (B, K) among all N, which must be survivors."""
+        order = torch.arange(self.count, device=self.places.device).expand_as(self.places)
+        back = torch.zeros(len(self.places), self.num_patches, dtype=torch.long, device=self.places.device)
+        return back.scatter(1, self.places, order).gather(1, index.to(self.places.device))
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """(B, S) positions of the highest of scores (B, N), ascending; of equal scores the earlier."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
+
+
+def without_the_rest(patches: ScoredPatches, survivors: Survivors) -> ScoredPatches:
+    """Patches of survivors alone, as patches among all N; where nothing has left they are given back as they are."""
+    if survivors.count == survivors.num_patches:
+        return patches
+    attention, finish = patches.cls_attention, patches.finish
+    places = survivors.places.to(attention.device)
+    every = attention.new_full((*attention.shape[:2], survivors.num_patches), GONE)
+
+    def finished(index: Tensor | None, cls: bool = False) -> Tensor:
+        if index is None:
+            raise UserError("Patches that left inside the tower have no features; ask for those that are left, or keep all.")
+        return finish(survivors.local(index), cls)
+
+    every = every.scatter(2, places[:, None].expand(-1, attention.shape[1], -1), attention)
+    return replace(patches, cls_attention=every, finish=finished, block_keys=None)

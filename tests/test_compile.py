@@ -1,0 +1,135 @@
+"""torch.compile: one graph from the pixels to the tokens of the language model, made anew for new shapes alone."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+import fastervlm
+from fastervlm import Mass, UserError, prune_patches
+from tests import plain, tiny
+from tests.encoders import towers
+from tests.encoders.towers import TOWERS
+
+
+class Graphs:
+    """A backend that counts the graphs it is given and runs them as they are."""
+
+    count = 0
+
+    def __call__(self, graph, example_inputs):
+        self.count += 1
+        return graph.forward
+
+
+@pytest.fixture(autouse=True)
+def afresh():
+    torch._dynamo.reset()
+
+
+def prune(*arguments, **settings) -> Any:
+    return fastervlm.prune(*arguments, **settings)
+
+
+def picture(seed, batch=1):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.tensor([[1, 50, *[plain.IMAGE_ID] * tiny.PATCHES, 60, 61]]).repeat(batch, 1)
+    return {"input_ids": ids, "pixel_values": torch.randn(batch, 3, tiny.IMAGE, tiny.IMAGE, generator=generator)}
+
+
+def clip(seed, frames=3):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.tensor([[1, 40, *[tiny.VIDEO_ID] * (frames * (tiny.PATCHES + 1)), 41]])
+    return {"input_ids": ids, "pixel_values_videos": torch.randn(1, frames, 3, tiny.IMAGE, tiny.IMAGE, generator=generator)}
+
+
+MODELS = {
+    "llava": (tiny.llava, picture, {}),
+    "video": (tiny.video_llava, clip, {"keep_cls": True}),
+    "llava, merged": (tiny.llava, picture, {"method": "visionzip", "positions": "original"}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_one_graph_for_all_pictures_of_a_shape(name):
+    make, call, settings = MODELS[name]
+    model, graphs = make(), Graphs()
+    with prune(model, 5, **settings) as handle:
+        expected = [model(**call(seed)).logits for seed in range(3)]
+        answers = model.generate(**call(0), max_new_tokens=3, do_sample=False)
+        handle.compile(backend=graphs)
+        assert graphs.count == 0
+        for seed, logits in enumerate(expected):
+            assert torch.equal(model(**call(seed)).logits, logits)
+            assert len(handle.trace) == 1
+        assert torch.equal(model.generate(**call(0), max_new_tokens=3, do_sample=False), answers)
+        assert graphs.count == 1
+        model(**call(4, 2))
+        model(**call(5, 2))
+        assert graphs.count == 2
+    assert "forward" not in vars(model)
+
+
+@torch.no_grad()
+def test_what_is_shown_where_makes_no_new_graph():
+    """Prompts of other lengths and pictures that several prompts share."""
+    model, graphs, pixels = tiny.llava(), Graphs(), picture(0, 2)["pixel_values"]
+    with prune(model, 5) as handle:
+        handle.compile(backend=graphs)
+        for index in ([0, 1], [1, 1, 0], [1]):
+            batch = plain.inputs(["<image>, what?"] * len(index)) | {"pixel_values": pixels, "image_index": index}
+            together = model(**batch).logits
+            alone = model(**plain.inputs(["<image>, what?"]) | {"pixel_values": pixels, "image_index": index[:1]}).logits
+            plain.close(together[:1], alone)
+    assert graphs.count == 1
+
+
+@torch.no_grad()
+def test_a_copy_of_a_compiled_model_computes_with_its_own_weights():
+    model = tiny.llava()
+    handle = prune(model, 5)
+    handle.compile(backend="eager")
+    model(**picture(0))
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        parameter.mul_(0.5)
+    compiled = twin(**picture(0)).logits
+    twin.__dict__["_fastervlm_handle"].encode = handle.family.encode_all
+    assert torch.equal(compiled, twin(**picture(0)).logits)
+
+
+@pytest.mark.parametrize("name", ["hf clip", "hf siglip", "open_clip", "timm clip"])
+@torch.no_grad()
+def test_patches_of_any_tower_are_one_graph(name):
+    case, graphs = TOWERS[name], Graphs()
+    tower = towers.make(case)
+
+    def kept(pixel_values):
+        patches, kept = prune_patches(tower, pixel_values, 5, score=case.score)
+        return patches, kept.index
+
+    compiled = torch.compile(kept, fullgraph=True, backend=graphs)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        pixel_values = towers.pixels(case)
+        ours, theirs = compiled(pixel_values), kept(pixel_values)
+        assert torch.equal(ours[1], theirs[1])
+        plain.close(ours[0], theirs[0])  # traced, attention of torch's own layers takes its long way
+    assert graphs.count == 1
+
+
+REFUSED: list[tuple[Any, dict[str, Any]]] = [
+    (tiny.llava, {"keep": Mass(0.5)}),
+    (tiny.llava, {"keep": 5, "method": lambda patches, k: None}),
+    (tiny.llava_next, {"keep": 5}),
+    (tiny.video_llava, {"keep": 5, "budget": "clip"}),
+]
+
+
+@pytest.mark.parametrize(("make", "settings"), REFUSED)
+def test_what_reads_values_is_not_compiled(make, settings):
+    with prune(make(), **settings) as handle, pytest.raises(UserError, match="compile") as caught:
+        handle.compile()
+    plain.one_sentence(caught.value)
