@@ -96,8 +96,8 @@ class TowerEncoder(ABC):
             )
         if max(blocks) >= max(self.depths):
             raise UserError(
-                f"Patches cannot leave in block {max(blocks)}, because features are taken from block {max(self.depths)}; choose "
-                "blocks before it."
+                f"Patches cannot leave in block {max(blocks)}, because features are taken from block {max(self.depths)}; "
+                "choose blocks before it."
             )
 
     def _states(self, hidden: Tensor, extra: Any, last: int) -> dict[int, Tensor]:
