@@ -31,7 +31,7 @@ class Clip:
 class Asked:
     """A prompt with one `<image>` or `<video>` for each of `pictures` and `clips`.
 
-    `text` is the question alone, and `where` says in words whose it is.
+    `text` is the question alone, without them, and `where` says in words whose it is.
     """
 
     prompt: str
@@ -44,8 +44,6 @@ class Asked:
         """Itself, if its placeholders are as many as what is to stand at them."""
         for kind, shown in (("image", self.pictures), ("video", self.clips)):
             token = getattr(processor, f"{kind}_token", None)
-            if token is None and shown:
-                raise UserError(f"{self.where} shows a video, for which this model is not made; use fastervlm_video_llava.")
             if token is not None and self.prompt.count(token) != len(shown):
                 raise UserError(
                     f"{self.where} shows {len(shown)} {kind}s, but its prompt has {self.prompt.count(token)} {token}; "
@@ -60,14 +58,15 @@ def simple(lm: PrunedModel, arguments: Sequence[Any]) -> Asked:
     Pictures that the text does not place itself stand in front of it, each on a line of its own.
     """
     text, (doc_to_visual, *place) = arguments[0], arguments[2:]
-    asked = Asked("", text, _where(place), *_sorted(doc_to_visual(_doc(lm, place)) or [], _where(place)))
+    asked = Asked("", text, _where(place), *_sorted(lm, doc_to_visual(_doc(lm, place)) or [], _where(place)))
     kinds = ["image"] * len(asked.pictures) + ["video"] * len(asked.clips)
     ask = conversation(lm.subject.processor, lm.settings.conv_mode, kinds[0] if kinds else "image")
     if any(f"<{kind}>" in text for kind in kinds):
         prompt = ask(text, False)
     else:
         prompt = ask("".join(f"<{kind}>\n" for kind in kinds[1:]) + text, bool(kinds))
-    return Asked(prompt, text, asked.where, asked.pictures, asked.clips).check(lm.subject.processor)
+    bare = text.replace("<image>", "").replace("<video>", "")
+    return Asked(prompt, bare, asked.where, asked.pictures, asked.clips).check(lm.subject.processor)
 
 
 def chat(lm: PrunedModel, arguments: Sequence[Any]) -> Asked:
@@ -80,7 +79,7 @@ def chat(lm: PrunedModel, arguments: Sequence[Any]) -> Asked:
     shown = [_clip(part) if part.type == "video" else part.url for part in parts if part.type != "text"]
     prompt = lm.subject.processor.apply_chat_template(written, add_generation_prompt=True)
     text = "\n".join(part.text for part in parts if part.type == "text")
-    return Asked(prompt, text, where, *_sorted(shown, where)).check(lm.subject.processor)
+    return Asked(prompt, text, where, *_sorted(lm, shown, where)).check(lm.subject.processor)
 
 
 def _written(part: Any) -> dict[str, str]:
@@ -100,7 +99,7 @@ def _where(place: Sequence[Any]) -> str:
     return f"Question {place[0]} of {place[1]}"
 
 
-def _sorted(shown: Sequence[Any], where: str) -> tuple[list[Image.Image], list[Clip]]:
+def _sorted(lm: PrunedModel, shown: Sequence[Any], where: str) -> tuple[list[Image.Image], list[Clip]]:
     """The pictures and the clips among what a document shows."""
     pictures, clips = [], []
     for each in shown:
@@ -112,4 +111,6 @@ def _sorted(shown: Sequence[Any], where: str) -> tuple[list[Image.Image], list[C
             clips.append(Clip(Path(each)))
         else:
             raise UserError(f"{where} shows a {type(each).__name__}; pictures (PIL) and video files (paths) are known.")
+    if clips and not hasattr(lm.subject.processor, "video_token"):
+        raise UserError(f"{where} shows a video, for which this model is not made; use fastervlm_video_llava.")
     return pictures, clips

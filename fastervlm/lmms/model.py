@@ -110,6 +110,8 @@ class PrunedModel(lmms, abc.ABC):
         return [wanted.cut(text).strip() for text in texts]
 
     def _likelihoods(self, batch: list[Sequence[Any]]) -> list[tuple[float, bool]]:
+        if any(len(arguments) < 6 for arguments in batch):
+            raise UserError("Likelihoods without a document (acc_mutual_info) are not supported; leave that metric out.")
         asked = [simple(self, arguments) for arguments in batch]
         written = [continuation_of(self, each, arguments) for each, arguments in zip(asked, batch, strict=True)]
         return likelihoods(self.subject, self._ready([whole for whole, _ in written]), [count for _, count in written])
