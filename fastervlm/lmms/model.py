@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 from transformers import BatchFeature
@@ -62,17 +63,18 @@ class PrunedModel(lmms, abc.ABC):
         where = 1 if self.is_simple else 2
         return self._in_batches(requests, lambda arguments: key_of(arguments[where]), self._answers)
 
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
         """For each request the mean loss of its continuation's tokens, and whether greedy generation would write it.
 
         A loss and no likelihood, because of several choices lmms-eval takes the one with the least, as its own models expect.
+        A bare pair lmms-eval 0.7 would turn into text; as the `text` of a `GenerationResult` it gets through.
         """
         if self.settings.in_llm:
             raise UserError(
                 f"{self.settings.method_name} chooses by the end of the prompt, which a continuation moves; "
                 "for tasks of likelihoods use a method that prunes in front of the language model."
             )
-        return self._in_batches(requests, lambda _: "", self._likelihoods)
+        return [GenerationResult(pair) for pair in self._in_batches(requests, lambda _: "", self._likelihoods)]  # type: ignore[arg-type]
 
     def generate_until_multi_round(self, requests: list[Any]) -> NoReturn:
         """Refuse tasks of several rounds."""

@@ -41,8 +41,9 @@ def generated(lm, docs):
 
 
 def losses(lm, docs):
-    """The losses of the docs' targets."""
-    return lm.loglikelihood(requests(lm, docs, lambda found: (found["text"], found["target"], lambda found: found["shown"])))
+    """The losses of the docs' targets, and whether greedy generation writes them."""
+    found = lm.loglikelihood(requests(lm, docs, lambda found: (found["text"], found["target"], lambda found: found["shown"])))
+    return [each.text for each in found]
 
 
 def alone(model, processor, prompt, *pictures, **options):
