@@ -1,0 +1,80 @@
+"""Stages by a clock that counts work instead of time: each stage then lasts as long as its own work, to the operation."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastervlm.bench.flops import work
+from fastervlm.bench.stages import STAGES, StageClock
+from fastervlm.bench.variants import variants
+
+KINDS = ["tiny", "tiny-next", "tiny-video"]
+
+
+@torch.no_grad()
+def staged(workload, variant, monkeypatch):
+    """Work in each stage, and the KV cache."""
+    with FlopCounterMode(display=False) as counter, variant.entered(workload) as call, StageClock(workload.model) as clock:
+        monkeypatch.setattr("fastervlm.bench.stages.time.perf_counter", counter.get_total_flops)
+        clock.mark("image_processing")
+        inputs = workload.process(variant.batch)
+        clock.mark("splice")
+        output = workload.model.generate(
+            **call(inputs), max_new_tokens=3, stopping_criteria=[clock], return_dict_in_generate=True, pad_token_id=0
+        )
+    return clock.seconds, output.past_key_values
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("method", ["none", "cls", "reference-route", "fastv"])
+@pytest.mark.parametrize("name", KINDS)
+def test_each_stage_lasts_as_long_as_its_own_work(workloads, name, method, batch, monkeypatch):
+    """By formula. The query of [CLS] and its row of the map are scoring; of the reference that is no product."""
+    workload = workloads[name]
+    variant = variants(workload, [method], [4], [batch], layer=1)[0 if method == "none" else 1]
+    found, cache = staged(workload, variant, monkeypatch)
+    assert list(found) == list(STAGES)
+    lengths = [layer.keys.shape[2] - 2 for layer in cache.layers]
+    job = variant.job(workload, lengths[0], lengths[-1])
+    macs = work(workload.model.config, job).macs  # type: ignore[arg-type]
+    scoring = batch * workload.parts * (32 * 32 + 17 * 32) if method == "cls" else 0
+    assert found["selection"] == 2 * scoring
+    assert found["encoder"] == 2 * (macs["encoder"] - scoring)
+    assert (found["projector"], found["prefill"]) == (2 * macs["projector"], 2 * macs["prefill"])
+    assert found["image_processing"] == found["splice"] == 0
+
+
+def test_methods_that_read_features_finish_the_block_in_the_encoders_time(workloads, monkeypatch):
+    workload = workloads["tiny"]
+    cls, visionzip = (variants(workload, [method], [4], [1])[1] for method in ("cls", "visionzip"))
+    assert staged(workload, visionzip, monkeypatch)[0]["encoder"] > staged(workload, cls, monkeypatch)[0]["encoder"]
+
+
+def test_stages_are_all_the_time_there_is(workloads, monkeypatch):
+    """From the first mark to the first token, each moment once; what comes behind is not in it."""
+    workload = workloads["tiny"]
+    ticks = iter(range(100_000))
+    with StageClock(workload.model) as clock:
+        monkeypatch.setattr("fastervlm.bench.stages.time.perf_counter", lambda: next(ticks))
+        clock.mark("image_processing")
+        inputs = workload.process(1)
+        clock.mark("splice")
+        workload.model.generate(**inputs, max_new_tokens=1, stopping_criteria=[clock], pad_token_id=0)
+        end = next(ticks)
+        clock.mark("splice")
+        workload.model(**inputs)
+    assert sum(clock.seconds.values()) == end - 1
+    assert next(ticks) == end + 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_hooks_are_gone_afterwards(workloads, name):
+    model = workloads[name].model
+
+    def hooks():
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+    before = hooks()
+    with StageClock(model):
+        assert hooks() > before
+    assert hooks() == before
