@@ -12,7 +12,7 @@ from torch import Tensor
 # 2 ** 52, which float64 holds exactly, so that no order of summation rounds.
 _LENGTH = 2.0**26
 _LEVELS = 2.0**20
-_BLOCK = 96
+_BLOCK = 48
 
 
 def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -46,15 +46,14 @@ class VisPruner:
 
 
 def _distinct(similar: Tensor, k: int) -> Tensor:
-    """(B, k) of R rows, duplicates removed by similarity (B, R, R)."""
+    """(B, k) of R rows, duplicates removed by similarity (B, R, R), which is symmetric."""
     batch, count = similar.shape[:2]
-    rows, pictures = similar.flatten(0, 1), torch.arange(batch, device=similar.device)[:, None]
+    rows, before = similar.flatten(0, 1), count * torch.arange(batch, device=similar.device)[:, None]
     rest = torch.arange(count, device=similar.device).expand(batch, -1)
     while rest.shape[1] > k:
         first, second = rest[:, ::2], rest[:, 1::2]
-        others = similar.new_full((batch, 1, count), -torch.inf).scatter_(2, second[:, None], 0)
-        # Whole rows and a mask are several times faster than only the pairs that are wanted.
-        likest = rows.index_select(0, (pictures * count + first).flatten()).view(batch, -1, count).add_(others).amax(dim=2)
+        # Whole rows are several times faster than only the pairs that are wanted.
+        likest = rows.index_select(0, (before + second).flatten()).view(batch, -1, count).amax(dim=1).gather(1, first)
         leave = min(_ROUND, rest.shape[1] - k, first.shape[1])
         stay = likest.argsort(dim=1, descending=True, stable=True)[:, leave:]
         rest = torch.cat((first.gather(1, stay), second), dim=1)
