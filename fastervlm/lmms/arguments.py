@@ -49,8 +49,10 @@ class Arguments:
             raise UserError(f"There is no model argument {', '.join(strange)}; known are {', '.join(known)}.")
         if "pretrained" not in given:
             raise UserError("Name the checkpoint: --model_args pretrained=<its folder, or its name on the hub>.")
-        size = given.get("batch_size")  # a text, if it comes from the command line
-        return cls(**given | ({"batch_size": int(size)} if isinstance(size, str) and size.isdecimal() else {}))
+        size = given.get("batch_size")
+        if isinstance(size, str) and size.isdecimal():  # lmms-eval does not parse its own --batch_size
+            given = {**given, "batch_size": int(size)}
+        return cls(**given)
 
     def __post_init__(self) -> None:
         for name in ("seed", "batch_size"):

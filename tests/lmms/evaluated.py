@@ -7,6 +7,7 @@ answers by task, the results by task, or the error.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
@@ -15,7 +16,7 @@ from lmms_eval.tasks import TaskManager
 def run(include, **given):
     manager = TaskManager("ERROR", include_path=include, include_defaults=False, model_name=given["model"])
     try:
-        found = simple_evaluate(task_manager=manager, bootstrap_iters=0, **given)
+        found: Any = simple_evaluate(task_manager=manager, bootstrap_iters=0, **given)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     samples = {task: [sample["filtered_resps"] for sample in samples] for task, samples in found["samples"].items()}
