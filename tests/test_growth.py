@@ -1,0 +1,77 @@
+"""A thousand pruned calls leave nothing behind."""
+
+import gc
+import resource
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+import fastervlm
+from tests import plain, tiny
+
+CALLS, WARM = 1000, 50
+
+
+def prune(model, *arguments, **settings) -> Any:
+    """The model pruned, what its stock methods do left out: they are not ours."""
+    handle: Any = fastervlm.prune(model, *arguments, **settings)
+    handle.originals = {"forward": lambda **call: {}, "generate": lambda **call: call["input_ids"]}
+    return handle
+
+
+def objects():
+    """How many objects of each kind the collector knows, tensors among them."""
+    gc.collect()
+    return Counter(type(each).__name__ for each in gc.get_objects())
+
+
+def peak():
+    """The most memory the process ever held, in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def grown(call):
+    """What `call`, done CALLS times after WARM times that do not count, leaves behind: objects by kind, and bytes."""
+    for _ in range(WARM):
+        call()
+    before, held = objects(), peak()
+    for _ in range(CALLS):
+        call()
+    return {kind: count for kind, count in (objects() - before).items() if count > CALLS // 10}, peak() - held
+
+
+@pytest.mark.parametrize(("method", "what"), [("cls", "generate"), ("visionzip", "forward")])
+@torch.no_grad()
+def test_calls_leave_nothing_behind(method, what):
+    """A tensor kept of each call would be a thousand objects, and its pixels 12 MB."""
+    model, batch = tiny.llava(), plain.inputs(plain.PROMPTS["one"])
+    handle = prune(model, 5, method=method)
+    objects_left, bytes_left = grown(lambda: getattr(model, what)(**batch))
+    assert len(handle.trace) == 1
+    assert objects_left == {}
+    assert bytes_left < 8 << 20
+
+
+@torch.no_grad()
+def test_handles_leave_nothing_behind():
+    model, batch = tiny.llava(), plain.inputs(plain.PROMPTS["one"])
+    before = dict(vars(model))
+
+    def call():
+        handle: Any = fastervlm.prune(model, 5)
+        handle.encode(handle, {"pixel_values": batch["pixel_values"]})
+        handle.remove()
+
+    objects_left, bytes_left = grown(call)
+    assert objects_left == {}
+    assert bytes_left < 8 << 20
+    assert vars(model) == before
+
+
+def test_a_leak_would_be_seen():
+    kept, pixels = [], torch.zeros(3, 32, 32)
+    objects_left, bytes_left = grown(lambda: kept.append(pixels.clone()))
+    assert objects_left["Tensor"] == CALLS
+    assert bytes_left > 8 << 20
