@@ -20,7 +20,9 @@ def shared_ray():
     """A Ray of two CPUs on this machine, started once; gives its address."""
     import ray
 
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from fastervlm.eval.ray_session import SETTINGS
+
+    os.environ.update(SETTINGS)
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
     ray.init("local", num_cpus=2, object_store_memory=128 << 20, **quiet)
     yield ray.get_runtime_context().gcs_address

@@ -13,6 +13,8 @@ from typing import Any
 
 from encoders.errors import UserError
 
+# Ray tells nobody that it runs; its workers, which are the run, do not stand back behind other processes.
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 STORE = 128 << 20  # bytes for objects in flight: questions and answers, no pictures but those inside question files
 
 
@@ -47,7 +49,8 @@ def session(address: str | None, workers: int | None) -> Iterator[Any]:
 
 
 def _begin(ray: Any, address: str | None, workers: int | None) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is not None:

@@ -22,7 +22,7 @@ class TaskFailed(Exception):
 
 
 class FakeRay:
-    """`poison` are lines that kill; `deaths` is how many more workers die at random, `loads` how many while they load."""
+    """`poison` are lines that kill, `deaths` how many more workers die at random, `loads` those that die as they load."""
 
     exceptions = SimpleNamespace(
         RayActorError=ActorDied,
@@ -30,9 +30,10 @@ class FakeRay:
         **dict.fromkeys(("OutOfMemoryError", "WorkerCrashedError", "NodeDiedError", "ObjectLostError"), ActorDied),
     )
 
-    def __init__(self, seed, poison=(), deaths=0, loads=0, hellos=()):
+    def __init__(self, seed, poison=(), deaths=0, loads=(), hellos=()):
         self.rng, self.poison, self.deaths, self.loads = random.Random(seed), set(poison), deaths, loads
         self.hellos, self.hired, self.killed, self.asked, self.most = list(hellos), [], [], [], 0
+        self.suspect = set()
 
     def hire(self):
         self.hired.append(FakeWorker(self))
@@ -46,25 +47,26 @@ class FakeRay:
         self.most = max(self.most, *(len(worker.calls) for worker in self.hired))
         if not ref.worker.dead:
             ref.worker.dead = self._dies(ref)
-            if not ref.worker.dead:
+            if ref.worker.dead:
+                self.suspect.update(*(call.lines for call in ref.worker.calls))
+            else:
                 ref.worker.calls.remove(ref)
         return [ref], [other for other in refs if other is not ref]
 
     def _dies(self, ref):
         if ref.questions is None:
-            self.loads -= 1
-            return self.loads >= 0
+            return self.hired.index(ref.worker) in self.loads
         if self.deaths and self.rng.random() < 0.2:
             self.deaths -= 1
             return True
-        return not self.poison.isdisjoint(question.line for question in ref.questions)
+        return not self.poison.isdisjoint(ref.lines)
 
     def get(self, ref):
         if ref.worker.dead:
             raise ActorDied
         if ref.questions is None:
             return self.hellos.pop(0) if self.hellos else Hello({"model": "m"}, "cpu", "here")
-        self.asked.append([question.line for question in ref.questions])
+        self.asked.append(ref.lines)
         return [Entry(question.line, text="a", seconds=6.0) for question in ref.questions]
 
     def kill(self, worker):
@@ -79,17 +81,18 @@ class FakeWorker:
 
     def call(self, questions):
         assert not self.dead
-        if questions is not None and len(self.calls):
-            loads = [call for call in self.calls if call.questions is None]
-            assert not loads
+        assert all(call.questions is not None for call in self.calls), "it is not ready"
         ref = SimpleRef(self, questions)
         self.calls.append(ref)
+        held = [line for call in self.calls for line in call.lines]
+        assert len(self.calls) == 1 or self.ray.suspect.isdisjoint(held), "over which a worker died is asked alone"
         return ref
 
 
 class SimpleRef:
     def __init__(self, worker, questions):
         self.worker, self.questions = worker, questions
+        self.lines = [question.line for question in questions or ()]
 
 
 def batches(count, size):
@@ -147,6 +150,13 @@ def test_only_what_kills_is_set_aside(seed):
     assert sorted(ray.asked) == sorted(whole + [each for each in alone if each[0] not in poison])
 
 
+def test_a_batch_and_then_a_question_kill_two_workers_each():
+    ray = FakeRay(0, poison=[6])
+    run(ray, 1, batches(8, 4))
+    lost = [worker for worker in ray.hired if worker.dead]
+    assert [[call.lines for call in worker.calls][-1] for worker in lost] == [[5, 6, 7, 8], [5, 6, 7, 8], [6], [6]]
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_workers_that_die_for_nothing_cost_no_question(seed):
     """One death, wherever it falls, is never held against a question."""
@@ -158,14 +168,25 @@ def test_workers_that_die_for_nothing_cost_no_question(seed):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_each_question_comes_once_however_many_workers_die(seed):
-    run(FakeRay(seed, poison=[3, 30], deaths=25, loads=2), 3, batches(40, 4))
+    run(FakeRay(seed, poison=[3, 30], deaths=25, loads={0, 1, 20, 21}), 3, batches(40, 4))
 
 
 def test_workers_that_die_while_they_load_end_the_run():
-    ray = FakeRay(0, loads=3)
-    pool = Pool(ray, ray.hire, 2, print)
+    ray = FakeRay(0, loads={0, 1, 2})
+    pool = Pool(ray, ray.hire, 1, print)
     with pytest.raises(UserError, match=r"3 workers in a row died while they loaded the model; .* fewer by --workers\.$"):
         pool.wait()
+
+
+def test_a_worker_that_cannot_begin_ends_the_run_with_the_reason(monkeypatch):
+    ray = FakeRay(0, loads={0})
+    error = ActorDied("a traceback\nModuleNotFoundError: No module named 'mine'\n")
+    monkeypatch.setattr(error, "actor_init_failed", True, raising=False)
+    monkeypatch.setattr(ray, "get", lambda ref: (_ for _ in ()).throw(error))
+    with pytest.raises(
+        UserError, match=r"cannot begin \(ModuleNotFoundError: No module named 'mine'\); what the run uses must be"
+    ):
+        Pool(ray, ray.hire, 1, print).wait()
 
 
 def test_machines_with_other_files_are_refused():
