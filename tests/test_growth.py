@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import fastervlm
+from fastervlm.bench.build import random_model
+from fastervlm.bench.shapes import SHAPES, Shape
+from playground.bench_floor import TARGETS, memory
 from tests import plain, tiny
 
 CALLS, WARM = 1000, 50
@@ -75,3 +78,11 @@ def test_a_leak_would_be_seen():
     objects_left, bytes_left = grown(lambda: kept.append(pixels.clone()))
     assert objects_left["Tensor"] == CALLS
     assert bytes_left > 8 << 20
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_a_large_tower_takes_no_more_memory_for_five_crops_than_the_stock_one():
+    shape = Shape("large tower", "llava", SHAPES["llava-1.5-1b"].tower, SHAPES["tiny"].decoder)
+    held = memory(random_model(shape, torch.bfloat16, torch.device("cpu")), 58)
+    assert 0 < held["pruned"] <= TARGETS["memory_ratio"] * held["stock"]
