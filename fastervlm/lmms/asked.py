@@ -58,36 +58,38 @@ def simple(lm: PrunedModel, arguments: Sequence[Any]) -> Asked:
     Pictures that the text does not place itself stand in front of it, each on a line of its own.
     """
     text, (doc_to_visual, *place) = arguments[0], arguments[2:]
-    asked = Asked("", text, _where(place), *_sorted(lm, doc_to_visual(_doc(lm, place)) or [], _where(place)))
-    kinds = ["image"] * len(asked.pictures) + ["video"] * len(asked.clips)
+    pictures, clips = _sorted(lm, doc_to_visual(_doc(lm, place)) or [], _where(place))
+    kinds = ["image"] * len(pictures) + ["video"] * len(clips)
     ask = conversation(lm.subject.processor, lm.settings.conv_mode, kinds[0] if kinds else "image")
     if any(f"<{kind}>" in text for kind in kinds):
         prompt = ask(text, False)
     else:
         prompt = ask("".join(f"<{kind}>\n" for kind in kinds[1:]) + text, bool(kinds))
     bare = text.replace("<image>", "").replace("<video>", "")
-    return Asked(prompt, bare, asked.where, asked.pictures, asked.clips).check(lm.subject.processor)
+    return Asked(prompt, bare, _where(place), pictures, clips).check(lm.subject.processor)
 
 
 def chat(lm: PrunedModel, arguments: Sequence[Any]) -> Asked:
     """A request of a chat model, (text, doc_to_messages, ..., doc_id, task, split), by the processor's chat template."""
     doc_to_messages, place = arguments[1], arguments[3:]
-    where = _where(place)
     turns = ChatMessages(messages=doc_to_messages(_doc(lm, place))).messages
-    parts = [part for turn in turns for part in turn.content]
     written = [{"role": turn.role, "content": [_written(part) for part in turn.content]} for turn in turns]
-    shown = [_clip(part) if part.type == "video" else part.url for part in parts if part.type != "text"]
     prompt = lm.subject.processor.apply_chat_template(written, add_generation_prompt=True)
+    parts = [part for turn in turns for part in turn.content]
     text = "\n".join(part.text for part in parts if part.type == "text")
-    return Asked(prompt, text, where, *_sorted(lm, shown, where)).check(lm.subject.processor)
+    shown = [_shown(part) for part in parts if part.type != "text"]
+    return Asked(prompt, text, _where(place), *_sorted(lm, shown, _where(place))).check(lm.subject.processor)
 
 
 def _written(part: Any) -> dict[str, str]:
     return {"type": "text", "text": part.text} if part.type == "text" else {"type": part.type}
 
 
-def _clip(part: Any) -> Any:
-    return Clip(Path(part.url), part.start_time, part.end_time) if isinstance(part.url, str | os.PathLike) else part.url
+def _shown(part: Any) -> Any:
+    """The picture or the clip that a part of a conversation shows; any other part as it is."""
+    if part.type == "video" and isinstance(part.url, str | os.PathLike):
+        return Clip(Path(part.url), part.start_time, part.end_time)
+    return part.url if part.type == "image" and isinstance(part.url, Image.Image) else part
 
 
 def _doc(lm: PrunedModel, place: Sequence[Any]) -> Any:
