@@ -77,11 +77,9 @@ def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> tuple[Splice, 
 
 def _encoded(handle: PruneHandle, call: Call) -> dict[str, Encoded]:
     """What is shown at each run of placeholders, by their kind."""
-    taken = {name: call[name] for name in handle.family.inputs if call.get(name) is not None}
-    indices = {kind: taken.pop(f"{kind}_index", None) for kind in PIXELS}
     return {
-        kind: found if indices[kind] is None else found.shown(indices[kind], kind)
-        for kind, found in handle.encode(handle, taken).items()
+        kind: found if call.get(f"{kind}_index") is None else found.shown(call[f"{kind}_index"], kind)
+        for kind, found in handle.encode(handle, call).items()
     }
 
 

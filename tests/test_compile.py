@@ -86,6 +86,13 @@ def test_what_is_shown_where_makes_no_new_graph():
     assert graphs.count == 1
 
 
+def test_a_break_in_the_graph_is_an_error_and_options_are_passed_on(monkeypatch):
+    options = []
+    monkeypatch.setattr(torch, "compile", lambda function, **given: options.append(given) or function)
+    prune(tiny.llava(), 5).compile(mode="max-autotune")
+    assert options == [{"fullgraph": True, "mode": "max-autotune"}]
+
+
 @torch.no_grad()
 def test_a_copy_of_a_compiled_model_computes_with_its_own_weights():
     model = tiny.llava()
