@@ -130,7 +130,7 @@ def test_what_the_task_wants_of_generation_is_done(folder, loaded):
     ("want", "sampled"),
     [
         ({"temperature": 0.7, "top_p": 0.9, "top_k": 7}, {"temperature": 0.7, "top_p": 0.9, "top_k": 7}),
-        ({"temperature": 1.5, "top_p": 0.2}, {"temperature": 1.5, "top_p": 0.2}),
+        ({"temperature": 1.5, "top_p": 0.2}, {"temperature": 1.5, "top_p": 0.2, "top_k": None}),
         ({"temperature": 1.5, "top_k": 2}, {"temperature": 1.5, "top_k": 2}),
         ({"do_sample": True}, {"temperature": 1.0, "top_p": None, "top_k": None}),
         ({"do_sample": False, "temperature": 0.7, "top_p": 0.9}, None),
