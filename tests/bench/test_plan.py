@@ -160,6 +160,20 @@ def test_each_row_is_predicted_by_the_others(tmp_path):
     assert "50.0% calibrated" in worst(checks)
 
 
+def test_of_two_rows_each_is_predicted_by_the_other(tmp_path):
+    path = bench_of(spec(300, 2000), tmp_path / "b.json", batches=[1])
+    told = json.loads(path.read_text())
+    told["rows"] = told["rows"][:2]
+    first, second = (row["stages_s"]["encoder"] for row in told["rows"])
+    first["median"] *= 2
+    path.write_text(json.dumps(told))
+    bench = read_bench(path)
+    checks = check(spec(300, 2000), bench)
+    right = predict(spec(300, 2000), SHAPE.config, bench.rows[0].job, "float16").first_token + 2.25
+    assert checks[0].after == pytest.approx(right)
+    assert checks[1].after == pytest.approx(bench.rows[1].first_token + second["median"])
+
+
 def test_calibration_needs_a_device_of_the_same_kind(tmp_path):
     bench = read_bench(bench_of(spec(1, 1), tmp_path / "b.json", device="cpu"))
     with pytest.raises(UserError, match="ran on cpu, which is not like a100"):
