@@ -46,7 +46,7 @@ fi
 TASKS="${1:-$MINI}"
 if [[ "$TASKS" == "$MINI" && -z "${TASKDIR:-}" ]]; then
     TASKDIR="$ROOT/playground/data/lmms"
-    [[ -f "$TASKDIR/$MINI.yaml" ]] || "$PYTHON" -m playground.lmms_task "$KIND" --out "$TASKDIR"
+    "$PYTHON" -m playground.lmms_task "$KIND" --out "$TASKDIR"
 fi
 CHOSEN=()
 [[ -n "${TASKDIR:-}" ]] && CHOSEN+=(--include_path "$TASKDIR")
