@@ -2,8 +2,7 @@
 
 `python -m playground.long_run` has the tiny model answer the mini benchmark's questions over and over and samples the
 resident memory of the run, and of its workers with `--workers`, as the journal grows. results/long-run.json holds the samples
-and how much more is held at most after the first thousand questions than then; a run with workers goes beside it as
-long-run-ray.json.
+and their trend after the first thousand questions; a run with workers goes beside it as long-run-ray.json.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from rich.progress import Progress
 
 from fastervlm.embedded import embedded_benchmark
@@ -44,21 +44,32 @@ def main() -> None:
         run = command(answers, *options, question_file=_questions(Path(folder), arguments.questions))
         samples = _sampled(run, answers, arguments)
         protocol = json.loads((Path(folder) / "a.protocol.json").read_text())
-    later = [sample for sample in samples if sample["questions"] >= FIRST]
     result = {
         "command": shlex.join(["python", "-m", "playground.long_run", *sys.argv[1:]]),
         "answered": protocol["answered"],
         "samples_per_second": protocol["samples_per_second"],
-        "run_mb_at_first": later[0]["run_mb"],
-        "run_mb_more_later": max(sample["run_mb"] for sample in later) - later[0]["run_mb"],
-        "workers_mb_at_first": later[0]["workers_mb"],
-        "workers_mb_more_later": max(sample["workers_mb"] for sample in later) - later[0]["workers_mb"],
+        **{name: trend(samples, f"{name}_mb") for name in ("run", "workers")},
         "samples": samples,
     }
     for name in ("run", "workers"):
-        first, more = result[f"{name}_mb_at_first"], result[f"{name}_mb_more_later"]
-        print(f"{name}: {first:.0f} MB after {FIRST} questions, at most {more:+.0f} MB later")
+        print(f"{name}, in MB: {', '.join(f'{key} {value:.1f}' for key, value in result[name].items())}")
     write_json(arguments.out or RESULTS / ("long-run-ray.json" if arguments.workers else "long-run.json"), result)
+
+
+def trend(samples: list[dict[str, float]], key: str) -> dict[str, float]:
+    """Memory after the first thousand questions: medians over the first and last fifth, most, and growth by a line through all.
+
+    Pictures on their way to the model make single samples differ by what a few batches hold.
+    """
+    later = [sample for sample in samples if sample["questions"] >= FIRST]
+    held, asked = [sample[key] for sample in later], [sample["questions"] / 1000 for sample in later]
+    part = max(1, len(held) // 5)
+    return {
+        "median_of_first_fifth": float(np.median(held[:part])),
+        "median_of_last_fifth": float(np.median(held[-part:])),
+        "most": max(held),
+        "growth_a_thousand_questions": float(np.polyfit(asked, held, 1)[0]),
+    }
 
 
 def _questions(folder: Path, count: int) -> Path:

@@ -21,7 +21,7 @@ from fastervlm.eval.task import Answer
 from fastervlm.report import write_json, write_text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One question in the journal: its answer or why it failed.
 
