@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -136,21 +136,32 @@ def check_numbers(**numbers: int) -> None:
 
 def program() -> dict[str, Any]:
     """The command that runs and the versions it runs with, for the file its results go to."""
-    versions = {name: version(name) for name in ("torch", "transformers", "fastervlm")}
+    versions = {name: _version(name) for name in ("torch", "transformers", "fastervlm")}
     command = shlex.join(["fastervlm", *sys.argv[1:]])
     return {"command": command, "versions": {"python": platform.python_version(), **versions}}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the program runs on besides: the device by its name, the processor, the threads."""
-    name = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
     return {
-        "device": name,
+        "device": device_name(device),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "platform": platform.platform(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The device, a GPU with what it is called."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
-
-import torch
 
 from fastervlm.eval.answers import Journal
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
+from fastervlm.measure import device_name, program
 from fastervlm.methods import METHODS
 
 
@@ -25,16 +20,14 @@ def circumstances(subject: Subject, settings: Settings, device: str | None = Non
 
     `device` names where the answers were made if the model itself is not loaded here.
     """
-    packages = {name: _version(name) for name in ("torch", "transformers", "fastervlm")}
     return {
-        "command": shlex.join(["fastervlm", *sys.argv[1:]]),
+        **program(),
         "model_path": subject.path,
         "budget": settings.keep,
         "method_settings": method_settings(settings),
         "conv_mode": settings.conv_mode,
         "device": device or device_name(subject.model.device),
         "batch_size": settings.batch_size,
-        "versions": {"python": platform.python_version(), **packages},
         "question_file": str(settings.question_file),
     }
 
@@ -83,15 +76,3 @@ def _mean(values: Sequence[float]) -> float | None:
 def failure_of(question: Question, reason: str) -> dict[str, Any]:
     """What is written down about a question whose picture failed."""
     return {"line": question.line, "question_id": question.question_id, "image": str(question.image), "reason": reason}
-
-
-def device_name(device: torch.device) -> str:
-    """The device, a GPU with what it is called."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
