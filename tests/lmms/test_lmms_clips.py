@@ -48,7 +48,7 @@ def docs(clips):
         doc("What is it?", picture(0)),
         doc("Nothing to see here."),
         doc("And both?", picture(1), clips[1]),
-        doc("Two?", clips[0], clips[1]),
+        doc("Two?", clips[1], clips[0]),
     ]
 
 
