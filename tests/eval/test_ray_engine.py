@@ -42,17 +42,17 @@ def whole(subject, settings, tmp_path):
 
 
 @pytest.mark.usefixtures("pool")
-@pytest.mark.parametrize("changes", [{"keep": None, "batch_size": 3}, {"method": "random"}])
-def test_two_workers_answer_as_one_process_to_the_byte(model, settings, bench, whole, changes):
+@pytest.mark.parametrize(("workers", "changes"), [(2, {"keep": None, "batch_size": 3}), (1, {"method": "random"})])
+def test_workers_answer_as_one_process_to_the_byte(model, settings, bench, whole, workers, changes):
     (bench["image_folder"] / "p1.png").write_bytes(b"")
     expected, answers = whole(**changes)
-    chosen = settings(engine=RayEngine(2), **changes)
+    chosen = settings(engine=RayEngine(workers), **changes)
     protocol, score = evaluate(Subject(str(model)), chosen)
     assert chosen.answers_file.read_bytes() == answers
     assert score is not None
     assert score.summary() == expected["score"]
     assert [failure["line"] for failure in protocol["failures"]] == [3, 4]
-    told = {"engine": "ray", "workers": 2, "machines": 1}
+    told = {"engine": "ray", "workers": workers, "machines": 1}
     assert {key: protocol.pop(key) for key in told} == told
     assert expected.pop("engine") == "local"
     for timed in ("samples_per_second", "mean_time_to_first_token_s"):
