@@ -21,7 +21,7 @@ from typing import Any
 
 from fastervlm.eval.answers import journal_file
 from fastervlm.report import write_json
-from playground.embedded_run import command, descendants, engine, wait, written_lines
+from playground.embedded_run import command, descendants, engine, is_worker, wait, written_lines
 
 RESULT = Path(__file__).parent / "results" / "kills.json"
 
@@ -60,12 +60,12 @@ def _killed(run: list[str], answers: Path, arguments: argparse.Namespace) -> lis
         with subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             wait(lambda at=moment, alive=process: written_lines(journal) > at or alive.poll() is not None)
             time.sleep(rng.random() / 10)
-            others = list(descendants(process.pid))
+            workers = [each for each in descendants(process.pid) if is_worker(each)]
             process.kill()
         start = time.monotonic()
-        wait(lambda those=others: not any(Path(f"/proc/{each}").exists() for each in those), 60)
+        wait(lambda those=workers: not any(Path(f"/proc/{each}").exists() for each in those), 60)
         answered = _answered(journal)
-        left.append({"after": moment, "answered": answered, "processes": len(others), "gone_after_s": time.monotonic() - start})
+        left.append({"after": moment, "answered": answered, "workers": len(workers), "gone_after_s": time.monotonic() - start})
         print(f"{answers.stem}: killed with {answered} of {arguments.limit} questions answered")
     subprocess.run(run, check=True, capture_output=True)
     return left
