@@ -21,7 +21,7 @@ from typing import Any
 
 from fastervlm.eval.answers import journal_file
 from fastervlm.report import write_json
-from playground.embedded_run import command, descendants, engine, is_worker, wait, written_lines
+from playground.embedded_run import command, descendants, engine, is_worker, resident_bytes, wait, written_lines
 
 RESULT = Path(__file__).parent / "results" / "kills.json"
 
@@ -63,7 +63,7 @@ def _killed(run: list[str], answers: Path, arguments: argparse.Namespace) -> lis
             workers = [each for each in descendants(process.pid) if is_worker(each)]
             process.kill()
         start = time.monotonic()
-        wait(lambda those=workers: not any(Path(f"/proc/{each}").exists() for each in those), 60)
+        wait(lambda those=workers: not any(map(resident_bytes, those)), 60)
         answered = _answered(journal)
         left.append({"after": moment, "answered": answered, "workers": len(workers), "gone_after_s": time.monotonic() - start})
         print(f"{answers.stem}: killed with {answered} of {arguments.limit} questions answered")
