@@ -1,7 +1,7 @@
 """A thousand pruned calls leave nothing behind."""
 
+import ctypes
 import gc
-import resource
 from collections import Counter
 from typing import Any
 
@@ -30,19 +30,31 @@ def objects():
     return Counter(type(each).__name__ for each in gc.get_objects())
 
 
-def peak():
-    """The most memory the process ever held, in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+class Allocated(ctypes.Structure):
+    """What glibc's mallinfo2 gives."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
+    ]
+
+
+def allocated():
+    """Bytes that are allocated and not freed, whatever the process held before."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = Allocated
+    found = ask()
+    return found.uordblks + found.hblkhd
 
 
 def grown(call):
     """What `call`, done CALLS times after WARM times that do not count, leaves behind: objects by kind, and bytes."""
     for _ in range(WARM):
         call()
-    before, held = objects(), peak()
+    before, held = objects(), allocated()
     for _ in range(CALLS):
         call()
-    return {kind: count for kind, count in (objects() - before).items() if count > CALLS // 10}, peak() - held
+    return {kind: count for kind, count in (objects() - before).items() if count > CALLS // 10}, allocated() - held
 
 
 @pytest.mark.parametrize(("method", "what"), [("cls", "generate"), ("visionzip", "forward")])
