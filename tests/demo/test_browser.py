@@ -31,8 +31,9 @@ def log(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(log):
-    """One browser and one server for all tests of this file."""
+def page(log, examples):
+    """One browser and one server for all tests of this file; the examples are drawn, which the server would say."""
+    assert examples
     with demo_server(log) as address, chromium() as driver:
         yield Page(driver, address)
 
