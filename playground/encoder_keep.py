@@ -129,11 +129,14 @@ def report(found: list[Score], spreads: list[Spread]) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], found: list[Score], keep: int, path: Path) -> None:
-    """Accuracy over time, a line for the schedules with one block and one for those with two."""
-    kinds = {"one block": [i for i, row in enumerate(rows) if None in row["stay"]]}
-    kinds["two blocks"] = [0, *(i for i in range(len(rows)) if i not in kinds["one block"])]
+    """Accuracy over time, a line for the schedules of each block alone and one for those of both."""
+    kinds = {"behind two thirds of the tower": (False, True), "behind one third": (True, False), "behind both": (True, True)}
+    chosen = {
+        label: [0, *(i for i, row in enumerate(rows) if tuple(stay is not None for stay in row["stay"]) == which)]
+        for label, which in kinds.items()
+    }
     curves = []
-    for label, numbers in kinds.items():
+    for label, numbers in chosen.items():
         numbers = sorted(numbers, key=lambda i: rows[i]["time_ratio"])
         x, y = [100 * rows[i]["time_ratio"] for i in numbers], [found[i].value for i in numbers]
         curves.append(Curve(label, x, y, [found[i].low for i in numbers], [found[i].high for i in numbers]))
