@@ -51,8 +51,7 @@ def prune(
 
     It acts at once and on this instance alone. `model.generate(**processor(...))` and `model(...)` then work as before, in
     every mode of generation; sequences come back with the unpruned prompt in front. Logits, hidden states and KV cache have
-    the pruned length. `handle.compile()` compiles what stands in front of the language model. Source: FasterVLM, arXiv
-    2412.01818.
+    the pruned length. Source: FasterVLM, arXiv 2412.01818.
 
     A method such as `FastV` prunes inside the language model: all visual tokens get there, the worse ones leave before one of
     its layers. Sequences, logits and hidden states keep their length (of dropped tokens they mean nothing), and the KV cache
@@ -77,14 +76,13 @@ def prune(
         keep_cls: [CLS] of each frame stays too, in front of its patches and beside their budget, as in transformers.
         images: prune pictures beside clips too; the reference implementation does not.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
-        encoder_keep: let patches leave inside the tower already, an approximation; for LLaVA-1.5 with method "cls" and a count
-            or fraction to keep, all other methods being refused, since they look at patches that may have left.
+        encoder_keep: let patches leave inside the tower already, an approximation; only where `EncoderSchedule` says.
 
     Returns:
-        A handle; `handle.remove()` undoes it exactly, and so does leaving `with prune(...)`.
+        A handle; `handle.remove()` or leaving `with prune(...)` undoes it exactly.
 
     Raises:
-        UserError: a setting cannot be used with this model, its tower has no [CLS] token, or it is pruned already.
+        UserError: a setting does not fit this model, its tower has no [CLS] token, or it is pruned already.
         UserTypeError: the model is of a kind that is not supported.
     """
     tokens, chosen = Budget.of(keep), get_method(method)
@@ -93,11 +91,7 @@ def prune(
         _check_clips(clips, takes_clips=False)
         _check_schedule(model, None, encoder_keep, tokens, chosen)
         return InLLMHandle(model, tokens, chosen)
-    family = _family(model)
-    if _HANDLE in model.__dict__:
-        raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
-    _check_meaning(model, family, budget, clips)
-    family.check(model)
+    family = _prunable(model, budget, clips)
     _check_schedule(model, family, encoder_keep, tokens, chosen)
     return PruneHandle(model, family, tokens, chosen, layout, clips, positions, encoder_keep)
 
@@ -200,6 +194,16 @@ def _bound(model: nn.Module, name: str, function: Callable[..., Any]) -> MethodT
         return function(self.__dict__[_HANDLE], {**dict(zip(names, args, strict=False)), **kwargs})
 
     return MethodType(method, model)
+
+
+def _prunable(model: nn.Module, budget: str, clips: Clips) -> type[Llava]:
+    """The family of a model that is not pruned yet and that the settings fit."""
+    family = _family(model)
+    if _HANDLE in model.__dict__:
+        raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
+    _check_meaning(model, family, budget, clips)
+    family.check(model)
+    return family
 
 
 def _family(model: object) -> type[Llava]:

@@ -18,6 +18,9 @@ class EncoderSchedule:
     others in that block, and by nobody after it. This is an approximation: what is kept in the end was computed without those
     that left, and so differs from the whole tower's features; and a patch that only later blocks would look at is lost.
 
+    For LLaVA-1.5 with a CLIP tower of transformers, method "cls" and a count or fraction to keep: all other methods are
+    refused, since they look at patches that may have left.
+
     Args:
         blocks: numbers of blocks, counted from 1, rising; all before the feature block.
         keep: for each of them how many patches stay, falling: counts, or fractions of all N. Never fewer stay than are kept in

@@ -97,22 +97,19 @@ def video_qa(
         model, files = benchmark(model, data)
         files["answers_file"] = answers_file or default_answers(files["question_file"], model, method, visual_token_num)
     else:
-        if engine != "local":
-            raise UserError(f"--engine {engine} answers a benchmark; leave it out for one video.")
-        model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file])
+        model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file], engine)
+    pruning: dict[str, Any] = {
+        "keep": None if visual_token_num is None else number(visual_token_num),
+        "method": seeded(method, seed),
+    }
+    asking = {"conv_mode": conv_mode, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     settings = Settings(
         VIDEO_QA,
-        keep=None if visual_token_num is None else number(visual_token_num),
-        method=seeded(method, seed),
         batch_size=batch_size,
         limit=limit,
-        conv_mode=conv_mode,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
         medium=Videos(num_frames, strategy, start, end, keep_cls, budget),
         engine=engine_of(engine, workers, address),
-        **files,
+        **(files | pruning | asking),
     )
     subject = Subject(model, dtype, device)
     answer_all(subject, settings, sheet) if question is None else answer_one(subject, settings, question, sheet)
@@ -134,8 +131,10 @@ def benchmark(model: str | None, data: dict[str, Path | None]) -> tuple[str, dic
     )
 
 
-def one_file(video: Path | None, question: str | None, others: list[Path | None]) -> dict[str, Any]:
+def one_file(video: Path | None, question: str | None, others: list[Path | None], engine: str) -> dict[str, Any]:
     """Where one video is, in the settings' words."""
+    if engine != "local":
+        raise UserError(f"--engine {engine} answers a benchmark; leave it out for one video.")
     if video is None or question is None:
         raise UserError("Give --video and --question together.")
     if any(path is not None for path in others):
