@@ -98,10 +98,8 @@ def video_qa(
         files["answers_file"] = answers_file or default_answers(files["question_file"], model, method, visual_token_num)
     else:
         model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file], engine)
-    pruning: dict[str, Any] = {
-        "keep": None if visual_token_num is None else number(visual_token_num),
-        "method": seeded(method, seed),
-    }
+    keep = None if visual_token_num is None else number(visual_token_num)
+    pruning: dict[str, Any] = {"keep": keep, "method": seeded(method, seed)}
     asking = {"conv_mode": conv_mode, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     settings = Settings(
         VIDEO_QA,
