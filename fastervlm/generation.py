@@ -16,6 +16,7 @@ from transformers import Cache
 
 from encoders import UserError
 from fastervlm.history import continue_prompt, continue_step, growing, known, seal
+from fastervlm.kv_cache import CACHE, cache_in
 from fastervlm.prompt import Call, pad_id, pictures_in, placeholders, refuse_lonely_placeholders, setting, shorten
 from fastervlm.splice import Splice
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _BEAMS = (
     "A KV cache that beam search left holds the beams in another order than the answers; "
-    "pass the whole history with its pictures, without past_key_values."
+    "pass the whole history with its pictures, without the KV cache."
 )
 
 
@@ -33,7 +34,7 @@ def generate(handle: PruneHandle, call: Call) -> Any:
     """`model.generate(**call)` with pruned pictures; what it returns begins with the unpruned prompt."""
     if call.get("inputs") is not None:
         call["input_ids"] = call.pop("inputs")
-    past, check = call.get("past_key_values"), None
+    past, check = cache_in(call), None
     history = known(past)
     if history is not None:
         splice = continue_prompt(handle.model, call, history)
@@ -51,15 +52,15 @@ def generate(handle: PruneHandle, call: Call) -> Any:
         output = handle.original("generate")(**call)
     if isinstance(output, Tensor):
         return splice.restore(output)
-    if past is None and isinstance(output.past_key_values, Cache):
-        seal(output.past_key_values, seen)
+    if past is None and isinstance(output.get(CACHE), Cache):
+        seal(output[CACHE], seen)
     output.sequences = splice.restore(output.sequences)
     return output
 
 
 def forward(handle: PruneHandle, call: Call) -> Any:
     """`model(**call)` with pruned pictures; logits have the pruned length, and labels are cut alike."""
-    past = call.get("past_key_values")
+    past = cache_in(call)
     splice, check = known(past), None
     if splice is not None:
         continue_step(handle.model, call, splice)
@@ -92,7 +93,7 @@ def _explained(check: Callable[[], None] | None) -> Iterator[None]:
 def _prepare_inner(handle: PruneHandle, call: Call) -> None:
     """Prepare a `forward` that the model's own `generate` calls with the features it was given."""
     _blank_guessed_placeholders(handle.model, call)
-    if handle.positions == "original" and call.get("past_key_values") is None and call.get("attention_mask") is None:
+    if handle.positions == "original" and cache_in(call) is None and call.get("attention_mask") is None:
         call["attention_mask"] = torch.ones_like(call["input_ids"])  # see shorten
 
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from encoders import UserError
+from fastervlm.kv_cache import cache_in
 from fastervlm.prompt import (
     Call,
     check_shapes,
@@ -58,7 +59,7 @@ def growing(cache: Any, splice: Splice | str | None) -> Iterator[None]:
 def _refuse(*_: object, **__: object) -> NoReturn:
     raise UserError(
         "This KV cache was made by a model under fastervlm.prune, which has been removed since; "
-        "continue while the model is pruned, or start again without past_key_values."
+        "continue while the model is pruned, or start again without the KV cache."
     )
 
 
@@ -74,7 +75,7 @@ def continue_prompt(model: Any, call: Call, history: Splice) -> Splice:
     if prompt.kept + more <= cached or not torch.equal(ids[:, :-more], prompt.ids.to(ids.device)):
         raise UserError(
             "This KV cache was made from a pruned prompt that the new input does not begin with; pass the whole history "
-            "as it was returned, followed by the new turn, or start again without past_key_values."
+            "as it was returned, followed by the new turn, or start again without the KV cache."
         )
     refuse_lonely_placeholders(model, ids[:, -more:])
     splice = replace(prompt.grow(more, guess_mask(model, call) if mask is None else mask), ids=ids)
@@ -89,7 +90,7 @@ def _refuse_modes_without_history(model: Any, call: Call) -> None:
     if guess or setting(model, call, "use_cache") is False:
         raise UserError(
             "A KV cache cannot be continued with use_cache=False, prompt lookup or an assistant model; "
-            "leave that out, or start again without past_key_values."
+            "leave that out, or start again without the KV cache."
         )
 
 
@@ -116,10 +117,10 @@ def continue_step(model: Any, call: Call, history: Splice) -> None:
 
 def _cached(call: Call, prompt: Splice) -> int:
     """How many tokens a sealed cache holds: the whole pruned prompt at least."""
-    cached = int(call["past_key_values"].get_seq_length())
+    cached = int(cache_in(call).get_seq_length())
     if cached < prompt.kept:
         raise UserError(
             f"This KV cache was cut down to {cached} of the {prompt.kept} tokens of its pruned prompt; "
-            "start again without past_key_values."
+            "start again without the KV cache."
         )
     return cached

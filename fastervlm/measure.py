@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import StoppingCriteria
 
 from encoders import UserError
@@ -119,6 +120,13 @@ def peak_bytes(device: torch.device, call: Callable[[], Any]) -> int:
     recorded: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
     blocks = sorted((event.start_ns(), event.nbytes()) for event in recorded if event.name() == "[memory]")
     return max(0, int(np.cumsum([size for _, size in blocks]).max(initial=0)))
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter of operations. Releases before 2.15 pass over the CPU's kernel of attention, which counts here too."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    count = {attention: lambda queries, keys, values, *_, **__: sdpa_flop_count(queries, keys, values)}
+    return FlopCounterMode(display=False, custom_mapping=count)
 
 
 def cache_bytes(cache: Any) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoders import UserError
+from fastervlm.kv_cache import cache_in
 from fastervlm.llava import Encoded
 from fastervlm.splice import Splice, padded_right
 from fastervlm.waiting import waits
@@ -38,7 +39,7 @@ def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> tuple[Splice, 
     Returns:
         What stays of the prompts, and a check that raises a UserError if their placeholders do not fit the pictures.
     """
-    if call.get("past_key_values") is not None and call["past_key_values"].get_seq_length() > 0:
+    if cache_in(call) is not None and cache_in(call).get_seq_length() > 0:
         refuse_new_pictures()
     check_shapes(call)
     ids, mask = call["input_ids"], call.get("attention_mask")
@@ -198,7 +199,7 @@ def refuse_new_pictures() -> NoReturn:
     """Refuse pictures beside a KV cache that holds something already."""
     raise UserError(
         "Pictures cannot be added to a KV cache under fastervlm.prune; pass the whole history with all its pictures, "
-        "without past_key_values."
+        "without the KV cache."
     )
 
 

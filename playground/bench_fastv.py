@@ -19,6 +19,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import fastervlm
+from fastervlm.kv_cache import CACHE
 from fastervlm.measure import Spread, Stopwatch, cache_bytes
 from fastervlm.report import write_json
 
@@ -65,7 +66,7 @@ def measure(model: Any, inputs: dict[str, Any], method: Any, keep: int) -> tuple
     seconds = watch.lap()
     if handle is not None:
         handle.remove()
-    return seconds, cache_bytes(output.past_key_values)
+    return seconds, cache_bytes(output[CACHE])
 
 
 def main() -> None:

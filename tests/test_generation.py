@@ -10,6 +10,7 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 import fastervlm
 from fastervlm import KeptTokens, UserError
+from fastervlm.kv_cache import CACHE
 from tests import plain, tiny
 from tests.plain import PROMPTS, Plain, close
 
@@ -379,13 +380,13 @@ def test_an_interrupted_generation_leaves_a_model_that_works(model):
     with fastervlm.prune(model, 5):
         expected = model.generate(**batch, **GREEDY)
         with pytest.raises(InterruptedError):
-            model.generate(**batch, **GREEDY, past_key_values=cache, stopping_criteria=StoppingCriteriaList([Boom(2)]))
+            model.generate(**batch, **GREEDY, **{CACHE: cache}, stopping_criteria=StoppingCriteriaList([Boom(2)]))
         assert torch.equal(model.generate(**batch, **GREEDY), expected)
         assert cache.get_seq_length() > 0
         with pytest.raises(UserError, match="KV cache"):
-            model.generate(**batch, **GREEDY, past_key_values=cache)
+            model.generate(**batch, **GREEDY, **{CACHE: cache})
     with pytest.raises(UserError, match="KV cache was made by a model under fastervlm"):
-        model.generate(expected, **GREEDY, past_key_values=cache)
+        model.generate(expected, **GREEDY, **{CACHE: cache})
 
 
 # --- what is refused

@@ -10,6 +10,7 @@ from transformers import DynamicCache, StaticCache
 
 import fastervlm
 from fastervlm import UserError
+from fastervlm.kv_cache import CACHE
 from tests import plain, tiny
 from tests.plain import PROMPTS, Plain, close
 
@@ -65,12 +66,12 @@ def test_several_turns_by_generate(model, texts, positions, guess, kind):
         for i in range(3):
             shown = history if kind == "none given" or i == 0 else {k: v for k, v in history.items() if k != "pixel_values"}
             shown = {k: v for k, v in shown.items() if k != "attention_mask" or not guess}
-            past = {} if kind == "none given" or cache is None else {"past_key_values": cache}
+            past = {} if kind == "none given" or cache is None else {CACHE: cache}
             output = model.generate(**shown, **options, **past, return_dict_in_generate=True)
             length = history["input_ids"].shape[1]
             assert torch.equal(output.sequences[:, :length], history["input_ids"])
             assert output.sequences[:, length:].tolist() == by_hand(reference, history, 4)
-            cache = output.past_key_values
+            cache = output[CACHE]
             ids, mask = behind(history, output.sequences, turn(i, len(texts)))
             history = {"input_ids": ids, "attention_mask": mask} | pixels
 
@@ -84,8 +85,8 @@ def test_going_on_with_each_of_several_answers(model, positions):
         first = model.generate(**batch, **options, do_sample=True, top_k=0, num_return_sequences=2)
         wide = {name: value.repeat_interleave(2, dim=0) for name, value in batch.items() if name != "pixel_values"}
         ids, mask = behind(wide, first.sequences, turn(0, 6))
-        cache = first.past_key_values
-        second = model.generate(ids, attention_mask=mask, past_key_values=cache, do_sample=False, **options)
+        cache = first[CACHE]
+        second = model.generate(ids, attention_mask=mask, **{CACHE: cache}, do_sample=False, **options)
     pictures = batch["pixel_values"].split([1, 3, 2])
     pixels = torch.cat([pictures[row // 2] for row in range(6)])
     expected = by_hand(reference, {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}, 4)
@@ -131,10 +132,10 @@ def test_decoding_by_forward(model, texts, positions, start, say):
             output = model.generate(
                 **batch, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True
             )
-            logits, cache = output.logits[0], output.past_key_values
+            logits, cache = output.logits[0], output[CACHE]
         else:
             output = model(**batch)
-            logits, cache = output.logits[:, -1], output.past_key_values
+            logits, cache = output.logits[:, -1], output[CACHE]
         history, answers = batch["attention_mask"], [[] for _ in rows]
         short = torch.zeros(len(rows), cache.get_seq_length(), dtype=torch.long)
         for row, (ids, pixels) in enumerate(rows):
@@ -145,9 +146,9 @@ def test_decoding_by_forward(model, texts, positions, start, say):
             answers = [[*answer, token] for answer, token in zip(answers, new.tolist(), strict=True)]
             ones = torch.ones(len(rows), 1, dtype=torch.long)
             history, short = torch.cat((history, ones), dim=1), torch.cat((short, ones), dim=1)
-            output = model(input_ids=new[:, None], past_key_values=cache, **say(history, short))
+            output = model(input_ids=new[:, None], **{CACHE: cache}, **say(history, short))
             logits = output.logits[:, -1]
-            assert output.past_key_values is cache
+            assert output[CACHE] is cache
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -161,11 +162,11 @@ def test_a_turn_of_several_words_by_forward(model, positions, side):
     more = ids[:, batch["input_ids"].shape[1] :]
     expected = [reference.logits(*row)[-1] for row in plain.rows(batch | {"input_ids": ids, "attention_mask": mask})]
     with fastervlm.prune(model, 5, positions=positions):
-        cache = model(**batch).past_key_values
+        cache = model(**batch)[CACHE]
         spare = copy.deepcopy(cache)
-        close(model(input_ids=more, attention_mask=mask, past_key_values=cache).logits[:, -1], torch.stack(expected))
+        close(model(input_ids=more, attention_mask=mask, **{CACHE: cache}).logits[:, -1], torch.stack(expected))
         embeds = model.get_input_embeddings()(more)
-        logits = model(inputs_embeds=embeds, attention_mask=mask, past_key_values=spare).logits
+        logits = model(inputs_embeds=embeds, attention_mask=mask, **{CACHE: spare}).logits
         close(logits[:, -1], torch.stack(expected))
 
 
@@ -179,11 +180,11 @@ def test_generate_goes_on_from_forward_and_back(model, texts, positions):
         ids = torch.cat((batch["input_ids"], output.logits[:, -1].argmax(-1, keepdim=True)), dim=1)
         ids, mask = behind(batch, ids, turn(0, len(texts)))
         history = {"input_ids": ids, "attention_mask": mask, "pixel_values": batch["pixel_values"]}
-        cache = output.past_key_values
-        found = model.generate(ids, attention_mask=mask, past_key_values=cache, do_sample=False, max_new_tokens=4)
+        cache = output[CACHE]
+        found = model.generate(ids, attention_mask=mask, **{CACHE: cache}, do_sample=False, max_new_tokens=4)
         assert found[:, ids.shape[1] :].tolist() == by_hand(reference, history, 4)
         mask = torch.cat((mask, torch.ones(len(ids), 4, dtype=torch.long)), dim=1)
-        logits = model(input_ids=found[:, -1:], past_key_values=cache, attention_mask=mask).logits[:, -1]
+        logits = model(input_ids=found[:, -1:], **{CACHE: cache}, attention_mask=mask).logits[:, -1]
         history |= {"input_ids": found, "attention_mask": mask}
         close(logits, torch.stack([reference.logits(*row)[-1] for row in plain.rows(history)]))
 
@@ -194,10 +195,10 @@ def test_a_cache_given_to_forward_and_a_tuple_that_comes_back(model, batch):
     ids, pixels = next(plain.rows(batch))
     with fastervlm.prune(model, 5):
         given = DynamicCache(config=model.config.get_text_config())
-        model(**batch, past_key_values=given, use_cache=False)
+        model(**batch, **{CACHE: given}, use_cache=False)
         unpacked = next(x for x in model(**batch, return_dict=False) if isinstance(x, DynamicCache))
         for cache in (given, unpacked):
-            logits = model(input_ids=torch.tensor([[40]]), past_key_values=cache).logits[0, -1]
+            logits = model(input_ids=torch.tensor([[40]]), **{CACHE: cache}).logits[0, -1]
             close(logits, reference.logits([*ids, 40], pixels)[-1])
 
 
@@ -208,15 +209,15 @@ def test_a_copied_cache_goes_its_own_way(model, batch):
     reference, options = Plain(model, 5), {"do_sample": False, "max_new_tokens": 3}
     with fastervlm.prune(model, 5):
         output = model.generate(**batch, **options, return_dict_in_generate=True)
-        caches = [output.past_key_values, copy.deepcopy(output.past_key_values)]
+        caches = [output[CACHE], copy.deepcopy(output[CACHE])]
         for cache, text in zip(caches, ([" And then?"], [" Or?"]), strict=True):
             ids, mask = behind(batch, output.sequences, text)
-            found = model.generate(ids, past_key_values=cache, **options)
+            found = model.generate(ids, **{CACHE: cache}, **options)
             history = {"input_ids": ids, "attention_mask": mask, "pixel_values": batch["pixel_values"]}
             assert found[:, ids.shape[1] :].tolist() == by_hand(reference, history, 3)
     for cache in caches:
         with pytest.raises(UserError, match="has been removed since"):
-            model(input_ids=torch.tensor([[40]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[40]]), **{CACHE: cache})
 
 
 def test_another_handle_goes_on_as_the_first_began(model, batch):
@@ -226,7 +227,7 @@ def test_another_handle_goes_on_as_the_first_began(model, batch):
         output = model.generate(**batch, **options, return_dict_in_generate=True)
     ids, mask = behind(batch, output.sequences, [" And then?"])
     with fastervlm.prune(model, 9, method="grid"):
-        found = model.generate(ids, past_key_values=output.past_key_values, **options)
+        found = model.generate(ids, **{CACHE: output[CACHE]}, **options)
     history = {"input_ids": ids, "attention_mask": mask, "pixel_values": batch["pixel_values"]}
     assert found[:, ids.shape[1] :].tolist() == by_hand(reference, history, 3)
 
@@ -237,8 +238,8 @@ def test_a_text_only_history_is_the_stock_models(model):
     with fastervlm.prune(model, 5):
         output = model.generate(**batch, **options, return_dict_in_generate=True)
         ids, _ = behind(batch, output.sequences, [" And?"])
-        found = model.generate(ids, past_key_values=output.past_key_values, **options)
-    assert torch.equal(found, model.generate(ids, past_key_values=stock.past_key_values, **options))
+        found = model.generate(ids, **{CACHE: output[CACHE]}, **options)
+    assert torch.equal(found, model.generate(ids, **{CACHE: stock[CACHE]}, **options))
     assert torch.equal(found, model.generate(ids, **options))
 
 
@@ -251,12 +252,12 @@ def test_the_stock_model_refuses_the_cache(model, batch, what):
     with fastervlm.prune(model, 5):
         output = model.generate(**batch, max_new_tokens=2, return_dict_in_generate=True)
     one = tiny.llava() if "other" in what else model
-    length = output.past_key_values.get_seq_length()
+    length = output[CACHE].get_seq_length()
     run: Any = partial(one.generate, max_new_tokens=2) if "generate" in what else one
     ids = output.sequences if "generate" in what else output.sequences[:, -1:]
     with pytest.raises(UserError, match=r"KV cache was made by a model under fastervlm\.prune, which has been removed since"):
-        run(input_ids=ids, past_key_values=output.past_key_values)
-    assert output.past_key_values.get_seq_length() == length
+        run(input_ids=ids, **{CACHE: output[CACHE]})
+    assert output[CACHE].get_seq_length() == length
 
 
 def another_prompt(ids, cache):
@@ -331,15 +332,15 @@ def test_generate_refuses_a_wrong_continuation(model, spoil, sentence):
     batch = plain.inputs(PROMPTS["two pictures"])
     with fastervlm.prune(model, 5):
         output = model.generate(**batch, do_sample=False, max_new_tokens=4, return_dict_in_generate=True)
-        cache, expected = output.past_key_values, copy.deepcopy(output.past_key_values)
+        cache, expected = output[CACHE], copy.deepcopy(output[CACHE])
         ids, _ = behind(batch, output.sequences, ["Why"])
         call = spoil(ids.clone(), cache)
         with pytest.raises(UserError if sentence else RuntimeError, match=sentence):
-            model.generate(**call, past_key_values=cache, do_sample=False, max_new_tokens=3)
+            model.generate(**call, **{CACHE: cache}, do_sample=False, max_new_tokens=3)
         if spoil in (a_cropped_cache, more_rows):
             return
-        right = model.generate(ids, past_key_values=expected, do_sample=False, max_new_tokens=3)
-        assert torch.equal(model.generate(ids, past_key_values=cache, do_sample=False, max_new_tokens=3), right)
+        right = model.generate(ids, **{CACHE: expected}, do_sample=False, max_new_tokens=3)
+        assert torch.equal(model.generate(ids, **{CACHE: cache}, do_sample=False, max_new_tokens=3), right)
 
 
 @pytest.mark.parametrize("mode", [{"use_cache": False}, {"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny.llava()}])
@@ -350,8 +351,8 @@ def test_modes_that_read_a_cached_prompt_anew_are_refused(model, batch, mode):
         output = model.generate(**batch, **options, return_dict_in_generate=True)
         ids, mask = behind(batch, output.sequences, ["Why"])
         with pytest.raises(UserError, match="cannot be continued with use_cache=False, prompt lookup or an assistant model"):
-            model.generate(ids, past_key_values=output.past_key_values, **options, **mode)
-        found = model.generate(ids, past_key_values=output.past_key_values, **options)
+            model.generate(ids, **{CACHE: output[CACHE]}, **options, **mode)
+        found = model.generate(ids, **{CACHE: output[CACHE]}, **options)
     history = {"input_ids": ids, "attention_mask": mask, "pixel_values": batch["pixel_values"]}
     assert found[:, ids.shape[1] :].tolist() == by_hand(Plain(model, 5), history, 4)
 
@@ -361,7 +362,7 @@ def test_a_cache_of_prompt_lookup_can_be_continued(model, batch):
     with fastervlm.prune(model, 5):
         output = model.generate(**batch, **options, prompt_lookup_num_tokens=3, return_dict_in_generate=True)
         ids, mask = behind(batch, output.sequences, ["Why"])
-        found = model.generate(ids, past_key_values=output.past_key_values, **options)
+        found = model.generate(ids, **{CACHE: output[CACHE]}, **options)
     history = {"input_ids": ids, "attention_mask": mask, "pixel_values": batch["pixel_values"]}
     assert found[:, ids.shape[1] :].tolist() == by_hand(reference, history, 4)
 
@@ -371,12 +372,12 @@ def test_a_cache_of_prompt_lookup_can_be_continued(model, batch):
 def test_a_cache_of_beam_search_is_refused(model, batch, given, answers):
     """Its rows are the beams as they last stood, not the answers that came back."""
     options = {"do_sample": False, "max_new_tokens": 4, "num_beams": 2, "num_return_sequences": answers}
-    past = {"past_key_values": DynamicCache(config=model.config.get_text_config())} if given else {}
+    past = {CACHE: DynamicCache(config=model.config.get_text_config())} if given else {}
     with fastervlm.prune(model, 5):
         output = model.generate(**batch, **options, **past, return_dict_in_generate=True)
         for run in (model.generate, model):
             with pytest.raises(UserError, match="KV cache that beam search left holds the beams in another order"):
-                run(input_ids=output.sequences, past_key_values=output.past_key_values)
+                run(input_ids=output.sequences, **{CACHE: output[CACHE]})
 
 
 @pytest.mark.parametrize(
@@ -397,12 +398,12 @@ def test_a_cache_of_beam_search_is_refused(model, batch, given, answers):
 def test_forward_refuses_a_wrong_continuation(model, call, sentence):
     batch = plain.inputs(PROMPTS["two pictures"])
     with fastervlm.prune(model, 5):
-        cache = model(**batch).past_key_values
+        cache = model(**batch)[CACHE]
         with pytest.raises(UserError, match=sentence):
-            model(**({"input_ids": torch.tensor([[40]])} | call), past_key_values=cache)
+            model(**({"input_ids": torch.tensor([[40]])} | call), **{CACHE: cache})
         cache.crop(20 - cache.get_seq_length())
         with pytest.raises(UserError, match="was cut down to 20 of the 23 tokens"):
-            model(input_ids=torch.tensor([[40]]), past_key_values=cache)
+            model(input_ids=torch.tensor([[40]]), **{CACHE: cache})
 
 
 @pytest.mark.parametrize("what", ["forward", "generate"])
@@ -412,8 +413,8 @@ def test_pictures_cannot_join_a_cache(model, batch, what, begun):
     first = plain.inputs(["No picture."]) if begun == "text" else batch
     if begun == "pruned":
         with fastervlm.prune(model, 5):
-            cache = model(**first).past_key_values
+            cache = model(**first)[CACHE]
     else:
-        cache = model(**first).past_key_values
+        cache = model(**first)[CACHE]
     with fastervlm.prune(model, 5), pytest.raises(UserError, match="Pictures cannot be added to a KV cache"):
-        getattr(model, what)(**batch, past_key_values=cache)
+        getattr(model, what)(**batch, **{CACHE: cache})

@@ -10,6 +10,7 @@ from transformers import AutoProcessor, DynamicCache, LlavaNextProcessor, pipeli
 
 import fastervlm
 from fastervlm import KeptTokens, RandomTokens, TokenBudget, UserError
+from fastervlm.kv_cache import CACHE
 from fastervlm.methods.baselines import lattice
 from tests import next_plain, tiny
 from tests.next_plain import CYCLE, MODES, PROMPTS, SIZES, NextPlain, inputs, noise, processor_of, traces
@@ -454,16 +455,16 @@ def test_turns_go_on_from_the_cache(model, texts, anyres, positions, given):
     batch, reference = inputs(texts, anyres=anyres), NextPlain(one, 5, anyres, positions=positions)
     rows, options = list(reference.rows(batch)), {"do_sample": False, "max_new_tokens": 3, "return_dict_in_generate": True}
     cache = DynamicCache(config=one.config.get_text_config()) if given else None
-    past = {"past_key_values": cache} if given else {}
+    past = {CACHE: cache} if given else {}
     new = torch.tensor(tiny.tokenizer()(" And?")["input_ids"]).expand(len(texts), -1)
     with fastervlm.prune(one, 5, anyres=anyres, positions=positions):
         first = one.generate(**batch, **past, **options)
         history = torch.cat((first.sequences, new), dim=1)
         mask = torch.cat((batch["attention_mask"], torch.ones_like(history[:, batch["attention_mask"].shape[1] :])), dim=1)
-        rest = {"attention_mask": mask, "past_key_values": first.past_key_values}
+        rest = {"attention_mask": mask, CACHE: first[CACHE]}
         rest |= {"image_sizes": batch["image_sizes"]} if given else {}
         second = one.generate(history, **rest, **options)
-        step = one(input_ids=second.sequences[:, -1:], past_key_values=second.past_key_values).logits[:, -1]
+        step = one(input_ids=second.sequences[:, -1:], **{CACHE: second[CACHE]}).logits[:, -1]
     length = history.shape[1]
     for row, (ids, pictures) in enumerate(rows):
         known = ids + history[row, -len(new[0]) - 3 :].tolist()

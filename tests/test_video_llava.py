@@ -10,6 +10,7 @@ from transformers import VideoLlavaForConditionalGeneration
 
 import fastervlm
 from fastervlm import ClipTrace, FastV, ImageTrace, Mass, TokenBudget, Total, UserError, video_llava
+from fastervlm.kv_cache import CACHE
 from tests import plain, tiny
 from tests.plain import IMAGE_ID, close, one_sentence
 from tests.test_generation import BEAMS, GREEDY, LOOKUP, MODES, SAMPLES, Collect, padded, tokens
@@ -447,7 +448,7 @@ def test_a_second_turn_goes_on_from_the_cache(model, way):
     with fastervlm.prune(model, 3, **way):
         output = model.generate(**batch, do_sample=False, max_new_tokens=4, return_dict_in_generate=True)
         ids, mask = behind(batch, output.sequences, [" And then, what?", " Why?"])
-        options = {"do_sample": False, "max_new_tokens": 4, "past_key_values": output.past_key_values}
+        options = {"do_sample": False, "max_new_tokens": 4, CACHE: output[CACHE]}
         found = model.generate(input_ids=ids, attention_mask=mask, **options)
         for name in ("pixel_values", "pixel_values_videos"):
             with pytest.raises(UserError, match="Pictures cannot be added to a KV cache"):

@@ -16,6 +16,7 @@ from torch import Tensor
 from encoders import UserError, UserTypeError
 from fastervlm.inllm.attention_row import rotate, split_heads
 from fastervlm.inllm.handle import DECODERS
+from fastervlm.kv_cache import cache_in
 
 _BACKENDS = ("sdpa", "eager")
 
@@ -51,9 +52,9 @@ def attention_maps(model: Any, see: Callable[[int, Tensor], None]) -> Iterator[N
 @torch.no_grad()
 def _hand_over(see: Callable[[int, Tensor], None], layer: int, attention: Any, args: Any, inputs: dict[str, Any]) -> None:
     states = inputs["hidden_states"] if "hidden_states" in inputs else args[0]
-    cache = inputs.get("past_key_values")
+    cache = cache_in(inputs)
     if cache is not None and cache.get_seq_length(layer) > 0:
-        raise UserError("Attention maps are those of whole prompts; call the model without past_key_values.")
+        raise UserError("Attention maps are those of whole prompts; call the model without the KV cache.")
     see(layer, _attention_map(attention, states, inputs["position_embeddings"], inputs.get("attention_mask")))
 
 

@@ -20,6 +20,7 @@ from fastervlm.eval.runner import checked_questions, console, evaluate
 from fastervlm.eval.score import Score
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
+from fastervlm.kv_cache import CACHE
 from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, check_numbers, peak_bytes
 
 Measured = dict[str, list[float]]
@@ -97,7 +98,7 @@ def _add(measured: Measured, values: dict[str, float]) -> None:
 
 def _memory(subject: Subject, case: Case, inputs: Any, new_tokens: int) -> dict[str, float]:
     with pruned(subject, case.settings):
-        cache = _answer(subject, inputs, 1).past_key_values
+        cache = _answer(subject, inputs, 1)[CACHE]
     with pruned(subject, case.settings):
         peak = peak_bytes(subject.model.device, lambda: _answer(subject, inputs, new_tokens))
     return {PEAK_MEMORY: peak, KV_CACHE: cache_bytes(cache)}

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from rich.progress import track
-from torch.utils.flop_counter import FlopCounterMode
 
 from encoders.errors import UserError
 from fastervlm.bench.answer import answer
@@ -21,7 +20,8 @@ from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TO
 from fastervlm.bench.variants import Variant
 from fastervlm.bench.workload import Workload
 from fastervlm.eval.runner import console
-from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, check_numbers, machine, peak_bytes, program
+from fastervlm.kv_cache import CACHE
+from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, check_numbers, flop_counter, machine, peak_bytes, program
 
 
 def speed(workload: Workload, variants: Sequence[Variant], *, repeats: int = 5, new_tokens: int = 64) -> Speed:
@@ -102,8 +102,8 @@ def _count_all(
 def _count(workload: Workload, variant: Variant) -> dict[str, Any]:
     """Operations counted and by formula, prompt lengths, KV cache and peak memory up to the first token."""
     inputs = workload.process(variant.batch)
-    with variant.entered(workload) as call, FlopCounterMode(display=False) as counter:
-        cache = _answer(workload, call(inputs), 1).past_key_values
+    with variant.entered(workload) as call, flop_counter() as counter:
+        cache = _answer(workload, call(inputs), 1)[CACHE]
     with variant.entered(workload) as call:
         peak = peak_bytes(workload.device, lambda: _answer(workload, call(inputs), 1))
     lengths = [layer.keys.shape[2] for layer in cache.layers]

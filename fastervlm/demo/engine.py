@@ -23,6 +23,7 @@ from fastervlm.eval.medium import Medium, Pictures
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question, Task
+from fastervlm.kv_cache import CACHE
 from fastervlm.measure import FirstTokenClock, cache_bytes
 from fastervlm.overlay import Layers
 
@@ -126,7 +127,7 @@ class Engine:
             visual_tokens=trace.num_tokens if trace else int((prompt == self._placeholder).sum()),
             first_token=first,
             rate=(len(new) - 1) / (seconds - first) if len(new) > 1 else None,
-            cache_bytes=cache_bytes(output.past_key_values),
+            cache_bytes=cache_bytes(output[CACHE]),
         )
         text = self.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
         return Reply(keep, text, figures), trace

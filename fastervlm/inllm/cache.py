@@ -38,7 +38,7 @@ class _Kept:
         if self.memory is not None and not self.may_grow:
             raise UserError(
                 "This KV cache holds a prompt that was pruned inside the language model; continue it with the same model while "
-                "it is pruned, or start again without past_key_values."
+                "it is pruned, or start again without the KV cache."
             )
         self.may_grow = False
         return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
@@ -106,14 +106,14 @@ def check_history(cache: Any, who: str) -> None:
     """Refuse to go on from a cache that was begun without pruning, or that was cut down into its prompt."""
     if not getattr(cache, _KNOWN, False):
         raise UserError(
-            f"This KV cache was made without {who}; pass the whole history with its pictures, without past_key_values."
+            f"This KV cache was made without {who}; pass the whole history with its pictures, without the KV cache."
         )
     for layer in cache.layers:
         prompt = layer.memory.columns.length if isinstance(layer, _Kept) and layer.memory is not None else 0
         if layer.get_seq_length() < prompt:
             raise UserError(
                 f"This KV cache was cut down to {layer.get_seq_length()} of the {prompt} tokens of its pruned prompt; "
-                "start again without past_key_values."
+                "start again without the KV cache."
             )
 
 

@@ -9,19 +9,20 @@ from transformers.generation import GenerationMode
 
 from encoders import UserError
 from fastervlm.inllm.prompt import remember_prompt_length
+from fastervlm.kv_cache import cache_in
 
 
 def _prepare_cache_for_generation(self: Any, config: Any, model_kwargs: dict[str, Any], mode: Any, *args: Any) -> Any:
     """As it was, and note how long the prompt is: guesses may be read with it, or it may be cut into chunks."""
-    past = model_kwargs.get("past_key_values")
+    past = cache_in(model_kwargs)
     guessing = mode == GenerationMode.ASSISTED_GENERATION
     if past is not None and past.get_seq_length() > 0 and (guessing or config.use_cache is False):
         raise UserError(
             "A KV cache cannot be continued with use_cache=False, prompt lookup or an assistant model; "
-            "leave that out, or start again without past_key_values."
+            "leave that out, or start again without the KV cache."
         )
     result = type(self)._prepare_cache_for_generation(self, config, model_kwargs, mode, *args)
-    cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+    cache, mask = cache_in(model_kwargs), model_kwargs.get("attention_mask")
     length = getattr(config, "_mask_length", None) if mask is None else mask.shape[1]  # masks of ones are taken away before
     if cache is not None and length is not None and cache.get_seq_length() == 0:
         remember_prompt_length(cache, length)

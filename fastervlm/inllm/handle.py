@@ -18,6 +18,7 @@ from fastervlm.inllm.generation import METHODS_OF_GENERATE
 from fastervlm.inllm.method import InLLM
 from fastervlm.inllm.prompt import Prompt, has_pictures
 from fastervlm.inllm.run import RUN, Run
+from fastervlm.kv_cache import cache_in
 
 HOSTS = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration", "VideoLlavaForConditionalGeneration")
 DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
@@ -104,7 +105,7 @@ class _Hooks:
     def begin(self, base: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
         """Check a call of the model that merges pictures and text, and send a `Run` along with it."""
         inputs = _named(base, args, inputs)
-        selector, cache, who = inputs.pop("selector_ids", None), inputs.get("past_key_values"), self.names
+        selector, cache, who = inputs.pop("selector_ids", None), cache_in(inputs), self.names
         flash = self._check_backend(inputs, who)
         prompt = None
         if cache is not None:
@@ -117,7 +118,7 @@ class _Hooks:
             if has_pictures(inputs):
                 raise UserError(
                     f"Pictures cannot be added to a KV cache under {who}; pass the whole history with all its pictures, "
-                    "without past_key_values."
+                    "without the KV cache."
                 )
         inputs[RUN] = Run(self.handles.copy(), prompt, flash=flash)
         return (), inputs

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from encoders import UserError
+from fastervlm.kv_cache import cache_in
 from fastervlm.prompt import PIXELS, check_rising, pad_id, pictures_in, placeholders, refuse_lonely_placeholders
 from fastervlm.splice import padded_right
 
@@ -60,7 +61,7 @@ class Prompt:
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         if call.get("position_ids") is not None:
             check_rising(call["position_ids"].expand_as(ids), real)
-        end = _prompt_length(call.get("past_key_values"), ids.shape[1], who)
+        end = _prompt_length(cache_in(call), ids.shape[1], who)
         columns = torch.arange(ids.shape[1], device=ids.device)
         last = columns.where(real & (columns < end), -1).amax(dim=1).clamp(min=0)
         visual = _visual(model, ids, call) & real

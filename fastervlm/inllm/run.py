@@ -17,6 +17,7 @@ from fastervlm.inllm.attention_row import attention_row
 from fastervlm.inllm.cache import Memory, held, hold, let_grow
 from fastervlm.inllm.columns import Columns, causal_mask, take, take_mask
 from fastervlm.inllm.select import choose
+from fastervlm.kv_cache import cache_in
 
 if TYPE_CHECKING:
     from fastervlm.inllm.handle import InLLMHandle
@@ -54,7 +55,7 @@ class Run:
     def enter(self, layer: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a decoder layer: its input (R, T, D) with masks and positions, as this pass has them there."""
         states, index, mask = args[0], layer.self_attn.layer_idx, inputs.get("attention_mask")
-        cache = inputs.get("past_key_values")
+        cache = cache_in(inputs)
         if self.prompt is None:
             columns = held(cache, index)
             if columns is not None:

@@ -9,6 +9,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from encoders import UserError, UserTypeError
 from fastervlm.analysis import attention_maps
+from fastervlm.kv_cache import CACHE
 from tests import next_plain, plain, tiny
 
 SHAPES: dict[str, Any] = {"hidden_size": 36, "intermediate_size": 20, "vocab_size": 260, "num_attention_heads": 6}
@@ -128,9 +129,9 @@ def test_what_cannot_be_read_is_refused():
     model, inputs = llava("llama"), plain.inputs(PROMPTS["one"])
     with pytest.raises(UserTypeError, match="with a Tiny cannot be read; supported language models are LlamaModel"):
         attention_maps(SimpleNamespace(model=SimpleNamespace(language_model=type("Tiny", (), {})())), print).__enter__()
-    cache = model(**inputs).past_key_values
-    with attention_maps(model, lambda layer, attention: None), pytest.raises(UserError, match="without past_key_values"):
-        model(input_ids=inputs["input_ids"][:, -1:], past_key_values=cache)
+    cache = model(**inputs)[CACHE]
+    with attention_maps(model, lambda layer, attention: None), pytest.raises(UserError, match="without the KV cache"):
+        model(input_ids=inputs["input_ids"][:, -1:], **{CACHE: cache})
     model.model.language_model.config._attn_implementation = "flex_attention"
     with pytest.raises(UserError, match="'flex_attention'; load the model with 'sdpa'"):
         attention_maps(model, print).__enter__()

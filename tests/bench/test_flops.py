@@ -1,20 +1,20 @@
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import fastervlm
 from encoders import wrap
 from fastervlm.bench.flops import Job, cache_values, prefill_macs, pruned_tower_macs, tower_macs, work
 from fastervlm.bench.peers import eager_tower, reference_inputs
 from fastervlm.bench.shapes import get_shape
-from fastervlm.measure import cache_bytes
+from fastervlm.kv_cache import CACHE
+from fastervlm.measure import cache_bytes, flop_counter
 
 KINDS = ["tiny", "tiny-next", "tiny-video"]
 
 
 def counted(call):
     """What torch counts, and what the call returns."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         output = call()
     return counter.get_total_flops(), output
 
@@ -42,7 +42,7 @@ def test_whole_call_equals_what_torch_counts(workloads, name, route, kept, layer
         method = "cls" if route == "pruned" else fastervlm.FastV(layer=layer)
         with fastervlm.prune(model, kept * (workload.parts if route == "fastv" else 1), method=method):
             flops, output = counted(lambda: first_token(model, inputs))
-    cache = output.past_key_values
+    cache = output[CACHE]
     job = Job(route, kept, workload.parts, cache.layers[0].keys.shape[2], cache.layers[-1].keys.shape[2], batch, layer)
     if route == "fastv" and layer == 0:
         job = Job(route, kept, workload.parts, inputs["input_ids"].shape[1], job.left, batch, layer)

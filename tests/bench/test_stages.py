@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastervlm.bench.flops import pruned_tower_macs, work
 from fastervlm.bench.plan import job_of
 from fastervlm.bench.stages import STAGES, StageClock
 from fastervlm.bench.variants import variants
+from fastervlm.kv_cache import CACHE
+from fastervlm.measure import flop_counter
 
 KINDS = ["tiny", "tiny-next", "tiny-video"]
 SCORING = 32 * 32 + 17 * 32  # the query of [CLS], and its products with the keys
@@ -18,7 +19,7 @@ SCORING = 32 * 32 + 17 * 32  # the query of [CLS], and its products with the key
 @torch.no_grad()
 def staged(workload, variant, monkeypatch):
     """Work in each stage, and the KV cache."""
-    with FlopCounterMode(display=False) as counter, variant.entered(workload) as call, StageClock(workload.model) as clock:
+    with flop_counter() as counter, variant.entered(workload) as call, StageClock(workload.model) as clock:
         monkeypatch.setattr("fastervlm.bench.stages.time.perf_counter", counter.get_total_flops)
         clock.mark("image_processing")
         inputs = workload.process(variant.batch)
@@ -26,7 +27,7 @@ def staged(workload, variant, monkeypatch):
         output = workload.model.generate(
             **call(inputs), max_new_tokens=3, stopping_criteria=[clock], return_dict_in_generate=True, pad_token_id=0
         )
-    return clock.seconds, output.past_key_values
+    return clock.seconds, output[CACHE]
 
 
 @pytest.mark.parametrize("batch", [1, 2])

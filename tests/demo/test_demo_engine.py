@@ -16,6 +16,7 @@ from fastervlm.demo.asking import answers
 from fastervlm.demo.engine import SHORT, Engine
 from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.subject import Subject
+from fastervlm.kv_cache import CACHE
 from fastervlm.methods import METHODS
 from tests import tiny
 
@@ -36,7 +37,7 @@ def by_hand(engine, ask, keep=None, text=None):
             **inputs, do_sample=False, max_new_tokens=ask.max_new_tokens, return_dict_in_generate=True
         )
     new = output.sequences[0, inputs["input_ids"].shape[1] :]
-    return inputs, engine.processor.tokenizer.decode(new, skip_special_tokens=True).strip(), output.past_key_values, len(new)
+    return inputs, engine.processor.tokenizer.decode(new, skip_special_tokens=True).strip(), output[CACHE], len(new)
 
 
 def bytes_of(lengths, new):

@@ -8,6 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 import fastervlm
 from fastervlm import FastV, Simignore, UserError
+from fastervlm.kv_cache import CACHE
 from tests.inllm import prompts, tiny_decoders
 from tests.inllm.plain_decoder import PlainDecoder, Stage, by_walk
 from tests.plain import close, one_sentence
@@ -103,7 +104,7 @@ def test_the_cache_is_as_short_as_computed(models, decoder, layer):
     left = int((text + (inputs["input_ids"] == 3).any(1) * 5).max())
     window = 12 - 1 if decoder == "mistral" else 10**9
     lengths = [min(inputs["input_ids"].shape[1] + 3, window)] * layer + [min(left + 3, window)] * (4 - layer)
-    cache = out.past_key_values
+    cache = out[CACHE]
     assert [kv.keys.shape[2] for kv in cache.layers] == lengths
     held = sum(kv.keys.nbytes + kv.values.nbytes for kv in cache.layers)
     assert held == sum(lengths) * 2 * len(text) * 2 * 8 * 4  # keys and values, rows, heads, width, float32
@@ -167,12 +168,10 @@ def test_a_second_turn(models, decoder, layer, mode):
         first = model.generate(**inputs, **GREEDY | {"max_new_tokens": 4}, return_dict_in_generate=True)
         ids = torch.cat((first.sequences, more), dim=1)
         mask = torch.cat((inputs["attention_mask"], torch.ones(3, 7).long()), dim=1)
-        twin = copy.deepcopy(first.past_key_values)
-        second = model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values, **GREEDY | {"max_new_tokens": 6}
-        )
+        twin = copy.deepcopy(first[CACHE])
+        second = model.generate(input_ids=ids, attention_mask=mask, **{CACHE: first[CACHE]}, **GREEDY | {"max_new_tokens": 6})
         places = (mask.cumsum(1) - 1)[:, -4:]
-        step = model(input_ids=ids[:, -4:], attention_mask=mask, position_ids=places, past_key_values=twin).logits[:, -1]
+        step = model(input_ids=ids[:, -4:], attention_mask=mask, position_ids=places, **{CACHE: twin}).logits[:, -1]
     for number, (row, pictures) in enumerate(prompts.rows(inputs)):
         plain = PlainDecoder(model, Stage(layer, 5, mode, choose))
         history = row + ids[number, inputs["input_ids"].shape[1] :].tolist()
@@ -193,7 +192,7 @@ def test_text_first_then_more_text(models):
         whole = model(input_ids=ids).logits
         with fastervlm.prune(model, keep=2, method=FastV(2)) as handle:
             part = model(input_ids=ids[:, :12], use_cache=True)
-            rest = model(input_ids=ids[:, 12:], past_key_values=part.past_key_values)
+            rest = model(input_ids=ids[:, 12:], **{CACHE: part[CACHE]})
     close(torch.cat((part.logits, rest.logits), dim=1), whole)
     assert [trace.num_tokens for trace in handle.trace] == [0]
 
@@ -206,10 +205,10 @@ def test_the_cache_takes_its_columns_along(models, mode):
     token = torch.tensor([[70], [71], [72]])
 
     def step(cache, order):
-        return model(input_ids=token[order], attention_mask=mask[order], past_key_values=cache).logits[:, -1]
+        return model(input_ids=token[order], attention_mask=mask[order], **{CACHE: cache}).logits[:, -1]
 
     with fastervlm.prune(model, keep=5, method=FastV(2, mode)), torch.no_grad():
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = model(**inputs, use_cache=True)[CACHE]
         expected = step(copy.deepcopy(cache), torch.arange(3))
         for order, change in {
             (2, 0, 1): lambda c, order: c.reorder_cache(order),
@@ -224,17 +223,17 @@ def test_the_cache_takes_its_columns_along(models, mode):
         model(
             input_ids=torch.cat((token, token, token), dim=1),
             attention_mask=torch.cat((mask, torch.ones(3, 2).long()), dim=1),
-            past_key_values=longer,
+            **{CACHE: longer},
         )
         longer.crop(-3)
         close(step(longer, torch.arange(3)), expected)
         cache.reset()
-        again = model(**inputs, past_key_values=cache)
+        again = model(**inputs, **{CACHE: cache})
         close(step(cache, torch.arange(3)), expected)
         assert again.logits.shape == (3, inputs["input_ids"].shape[1], 260)
         cache.reset()
     with torch.no_grad():
-        assert torch.equal(model(**inputs, past_key_values=cache).logits, model(**inputs).logits)
+        assert torch.equal(model(**inputs, **{CACHE: cache}).logits, model(**inputs).logits)
 
 
 def test_an_own_cache_and_a_used_one(models):
@@ -242,7 +241,7 @@ def test_an_own_cache_and_a_used_one(models):
     with fastervlm.prune(model, keep=5, method=FastV(2)):
         expected = new(model, inputs)
         for cache in (DynamicCache(), DynamicCache(config=model.config)):
-            assert new(model, inputs, past_key_values=cache) == expected
+            assert new(model, inputs, **{CACHE: cache}) == expected
             lengths = [keys.shape[2] for keys, *_ in cache if keys is not None]
             assert lengths[3] == lengths[2] < lengths[1] == lengths[0]
 
@@ -253,14 +252,14 @@ def test_what_is_refused_on_the_way(models, method):
     who = type(method).__name__
     ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
     with torch.no_grad():
-        before = model(**inputs, use_cache=True).past_key_values
+        before = model(**inputs, use_cache=True)[CACHE]
 
     def cut(cache):
         cache.crop(-3)
         return cache
 
     def made():
-        return model(**inputs, use_cache=True).past_key_values
+        return model(**inputs, use_cache=True)[CACHE]
 
     one = {"input_ids": ids[:, -1:], "attention_mask": torch.ones(1, length + 1).long()}
     static = StaticCache(config=model.config, max_cache_len=128)
@@ -268,17 +267,17 @@ def test_what_is_refused_on_the_way(models, method):
         f"{who} needs a DynamicCache and cannot work with a StaticCache": lambda: new(
             model, inputs, cache_implementation="static"
         ),
-        f"{who} needs a DynamicCache and cannot": lambda: model(**inputs, past_key_values=static),
+        f"{who} needs a DynamicCache and cannot": lambda: model(**inputs, **{CACHE: static}),
         f"{who} has to read a prompt at once; leave out prefill_chunk_size": lambda: new(model, inputs, prefill_chunk_size=8),
         f"Pictures cannot be added to a KV cache under {who}": lambda: model(
             input_ids=ids,
             attention_mask=torch.ones(1, 2 * length).long(),
             pixel_values=inputs["pixel_values"],
-            past_key_values=made(),
+            **{CACHE: made()},
         ),
-        f"This KV cache was made without {who}": lambda: model(**one, past_key_values=before),
+        f"This KV cache was made without {who}": lambda: model(**one, **{CACHE: before}),
         "A KV cache cannot be continued with use_cache=False": lambda: model.generate(
-            input_ids=ids, attention_mask=inputs["attention_mask"], past_key_values=made(), **GREEDY, use_cache=False
+            input_ids=ids, attention_mask=inputs["attention_mask"], **{CACHE: made()}, **GREEDY, use_cache=False
         ),
         f"{who} finds pictures by the placeholders in input_ids": lambda: model(
             inputs_embeds=torch.zeros(1, 4, 48), attention_mask=torch.ones(1, 4)
@@ -288,7 +287,7 @@ def test_what_is_refused_on_the_way(models, method):
             **inputs | {"attention_mask": torch.ones(1, 1, length, length)}
         ),
         "position_ids must rise": lambda: model(**inputs, position_ids=torch.arange(length)[None] % 7),
-        "was cut down to": lambda: model(**one, past_key_values=cut(made())),
+        "was cut down to": lambda: model(**one, **{CACHE: cut(made())}),
     }
     with fastervlm.prune(model, keep=5, method=method):
         mine = made()
@@ -297,7 +296,7 @@ def test_what_is_refused_on_the_way(models, method):
                 call()
             one_sentence(error.value)
     with pytest.raises(UserError, match="continue it with the same model while it is pruned") as error, torch.no_grad():
-        model(**one, past_key_values=mine)
+        model(**one, **{CACHE: mine})
     one_sentence(error.value)
 
 

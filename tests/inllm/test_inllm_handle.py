@@ -10,6 +10,7 @@ from transformers import GemmaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import fastervlm
 from fastervlm import FastV, InLLM, Simignore, UserError, UserTypeError
+from fastervlm.kv_cache import CACHE
 from fastervlm.methods import get_method
 from tests import plain, tiny
 from tests.inllm import prompts, tiny_decoders
@@ -173,14 +174,14 @@ def test_continuing_under_both_kinds(model):
             ids = torch.cat((first.sequences, more), dim=1)
             mask = torch.cat((inputs["attention_mask"], torch.ones(3, 10).long()), dim=1)
             again = {"input_ids": ids, "attention_mask": mask}
-            twins = [copy.deepcopy(first.past_key_values) for _ in range(2)]
-            answers.append(model.generate(**again, past_key_values=first.past_key_values, **GREEDY).tolist())
+            twins = [copy.deepcopy(first[CACHE]) for _ in range(2)]
+            answers.append(model.generate(**again, **{CACHE: first[CACHE]}, **GREEDY).tolist())
     assert answers[0] == answers[1]
     with fastervlm.prune(model, keep=9), pytest.raises(UserError, match="while it is pruned") as error:
-        model.generate(**again, past_key_values=twins[0], **GREEDY)
+        model.generate(**again, **{CACHE: twins[0]}, **GREEDY)
     one_sentence(error.value)
     with fastervlm.prune(model, keep=4, method=FastV(2)), pytest.raises(UserError, match="removed since") as error:
-        model.generate(**again, past_key_values=twins[1], **GREEDY)
+        model.generate(**again, **{CACHE: twins[1]}, **GREEDY)
     one_sentence(error.value)
 
 
