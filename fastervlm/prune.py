@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from fastervlm.inllm import InLLM
 from fastervlm.inllm.handle import InLLMHandle
 from fastervlm.llava import Encoded, Llava
 from fastervlm.llava_next import LlavaNext
-from fastervlm.methods import OWN, ClsAttention, Method, get_method
+from fastervlm.methods import OWN, CDPruner, ClsAttention, Method, get_method
 from fastervlm.schedule import EncoderSchedule
 from fastervlm.video_llava import Clips, VideoLlava
 
@@ -140,17 +142,21 @@ class PruneHandle(Handle):
     def compile(self, **options: Any) -> None:
         """Compile all that stands in front of the language model, from pixels to projected tokens, as one graph.
 
-        It is traced at the next call, and again for pictures or clips of new shapes alone. The tower is never called as a
-        whole, so compiling it by itself (`model.model.vision_tower.compile()`) has no effect; the language model is compiled
-        as without pruning. Rounding may differ from what runs uncompiled, and so may the choice among patches that tie.
+        It is traced at the next call, and again for pictures or clips of new shapes alone; more shapes than torch keeps graphs
+        for (`torch._dynamo.config.recompile_limit`, of all handles together) run uncompiled, with a warning. The tower is
+        never called as a whole, so compiling it by itself (`model.model.vision_tower.compile()`) has no effect; the language
+        model is compiled as without pruning. Rounding may differ from what runs uncompiled, and so may the choice among
+        patches that tie.
 
         Args:
             options: those of `torch.compile`, such as `mode` or `backend`; `fullgraph` is set.
 
         Raises:
-            UserError: how many tokens stay depends on what the pictures show (an adaptive budget, pictures in crops), or the
-                method comes from outside fastervlm, so that what it returns has to be read.
+            UserError: how many tokens stay depends on what the pictures show (an adaptive budget, pictures in crops), the
+                method comes from outside fastervlm, so that what it returns has to be read, or it reads questions.
         """
+        if isinstance(self.method, CDPruner) and self.method.relevance is not None:
+            raise UserError("CDPruner reads the questions by relevance, which cannot be compiled; leave handle.compile() out.")
         if not self.family.one_graph or type(self.budget) is not TokenBudget or type(self.method) not in OWN:
             raise UserError(
                 "Only a count or fraction of tokens for each picture or frame, chosen by one of fastervlm's own methods, can "
@@ -158,7 +164,7 @@ class PruneHandle(Handle):
             )
         if self.clips.budget == "clip":
             raise UserError("budget='clip' shares tokens by score, which cannot be compiled; use budget='frame'.")
-        self.encode = torch.compile(self.family.encode_all, fullgraph=True, **options)
+        self.encode = partial(_encode_compiled, torch.compile(self.family.encode_all, fullgraph=True, **options))
 
     def original(self, name: str) -> Callable[..., Any]:
         """The model's own method of that name."""
@@ -179,6 +185,18 @@ class PruneHandle(Handle):
             if own is not None:
                 self.model.__dict__[name] = own
         del self.model.__dict__[_HANDLE]
+
+
+def _encode_compiled(compiled: Callable[..., dict[str, Encoded]], handle: PruneHandle, call: dict[str, Any]) -> Any:
+    """`family.encode_all` by its graph, of which questions are no part; past torch's limit of graphs without one."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit  # seconds to import, needless to who compiles nothing
+
+    shown = {name: value for name, value in call.items() if name != "questions"}
+    try:
+        return compiled(handle, shown)
+    except FailOnRecompileLimitHit:
+        warnings.warn("Torch keeps no graphs for more shapes than these; pictures of others run uncompiled.", stacklevel=2)
+        return handle.family.encode_all(handle, shown)
 
 
 def _bound(model: nn.Module, name: str, function: Callable[..., Any]) -> MethodType:

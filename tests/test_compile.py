@@ -86,6 +86,32 @@ def test_what_is_shown_where_makes_no_new_graph():
     assert graphs.count == 1
 
 
+@torch.no_grad()
+def test_questions_that_nobody_reads_make_no_new_graph():
+    model, graphs = tiny.llava(), Graphs()
+    with prune(model, 5) as handle:
+        expected = model(**picture(0)).logits
+        handle.compile(backend=graphs)
+        for question in ("what?", "where?", "who?"):
+            assert torch.equal(model(**picture(0), questions=[question]).logits, expected)
+    assert graphs.count == 1
+
+
+@torch.no_grad()
+def test_shapes_past_the_limit_run_uncompiled():
+    model, graphs = tiny.llava(), Graphs()
+    with torch._dynamo.config.patch(recompile_limit=2), prune(model, 5) as handle:
+        expected = [model(**picture(0, batch)).logits for batch in (1, 2, 3, 4)]
+        handle.compile(backend=graphs)
+        for batch in (1, 2):
+            assert torch.equal(model(**picture(0, batch)).logits, expected[batch - 1])
+        for batch in (3, 4):
+            with pytest.warns(UserWarning, match="run uncompiled"):
+                assert torch.equal(model(**picture(0, batch)).logits, expected[batch - 1])
+        assert torch.equal(model(**picture(0)).logits, expected[0])
+    assert graphs.count == 2
+
+
 def test_a_break_in_the_graph_is_an_error_and_options_are_passed_on(monkeypatch):
     options = []
     monkeypatch.setattr(torch, "compile", lambda function, **given: options.append(given) or function)
@@ -132,6 +158,7 @@ REFUSED: list[tuple[Any, dict[str, Any]]] = [
     (tiny.llava, {"keep": 5, "method": lambda patches, k: None}),
     (tiny.llava_next, {"keep": 5}),
     (tiny.video_llava, {"keep": 5, "budget": "clip"}),
+    (tiny.llava, {"keep": 5, "method": fastervlm.CDPruner(relevance=lambda patches: patches.scores)}),
 ]
 
 

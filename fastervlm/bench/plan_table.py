@@ -25,7 +25,7 @@ def _cells(row: PlanRow, base: PlanRow) -> list[str]:
     told = row.predicted
     times = [*(told.stages[stage] for stage in STAGES), told.floor, told.first_token]
     speedup = base.predicted.first_token / told.first_token
-    return [row.method, str(row.kept), str(row.batch), *(f"{1e3 * seconds:.3g}" for seconds in times), f"{speedup:.2f}"]
+    return [row.method, str(row.kept), str(row.batch), *(f"{1e3 * seconds:.1f}" for seconds in times), f"{speedup:.2f}"]
 
 
 def advice(plan: Plan) -> list[str]:
@@ -39,7 +39,7 @@ def advice(plan: Plan) -> list[str]:
         if kept:
             text = (
                 f"Batch {batch}: fewer than {kept} tokens of each picture, crop or frame buy nothing, since the prefill then "
-                f"takes the {1e3 * last.floor:.3g} ms that reading the weights takes"
+                f"takes the {1e3 * last.floor:.1f} ms that reading the weights takes"
             )
         else:
             text = f"Batch {batch}: fewer tokens make the prefill shorter down to one, since it stays above reading the weights"

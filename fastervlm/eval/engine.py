@@ -76,7 +76,7 @@ class _Here:
         subject, settings = self.subject, self.settings
         with (
             pruned(subject, settings) as handle,
-            closing(prepared(batches, preparation(subject, settings), subject.processor)) as ready,
+            closing(prepared(batches, preparation(subject, settings), subject.processor, subject.model.device)) as ready,
         ):
             generator = Answering(subject, settings, handle)
             watch = Stopwatch(generator.device)

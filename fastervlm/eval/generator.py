@@ -65,7 +65,7 @@ class Generator:
     def _generate(self, batch: Batch, max_new_tokens: int, temperature: float | None) -> torch.Tensor:
         """The new token ids (B, T); greedy without a temperature."""
         self.clock.start()
-        inputs = batch.inputs.to(self.device, self.model.dtype)
+        inputs = batch.inputs.to(self.device, self.model.dtype, non_blocking=True)
         ids = self.model.generate(
             **self._shared(inputs, batch.image_index),
             do_sample=temperature is not None,

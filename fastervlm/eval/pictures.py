@@ -16,12 +16,14 @@ import torch
 from PIL import Image
 
 from fastervlm.eval.task import Question
+from fastervlm.measure import cores
 
 ASPECT_RATIOS = ("pad", "square", "anyres")
-WORKERS = 4
+WORKERS = min(8, max(4, cores()))  # threads
 LONGEST_SIDE = 4096
 MOST_STRETCHED = 100
 GREY = (127, 127, 127)
+CPU = torch.device("cpu")
 
 
 class BadPicture(Exception):
@@ -142,21 +144,31 @@ class Preparer:
     """Threads that prepare batches, each with its own copy of the processor: fast tokenizers are not safe to share.
 
     They run torch on one core each: several threads that each ask for all cores stand in each other's and the model's way.
+    For a model on a CUDA device they put the inputs into page-locked memory, from which they are copied while it computes.
     """
 
-    def __init__(self, preparation: Callable[[Sequence[Question], Any], Batch], processor: Any) -> None:
+    def __init__(
+        self, preparation: Callable[[Sequence[Question], Any], Batch], processor: Any, device: torch.device = CPU
+    ) -> None:
         self._own, self._preparation, self._processor = threading.local(), preparation, processor
+        self._pins = device.type == "cuda"
         self._cores = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(WORKERS, initializer=self._set_up)
 
     def submit(self, questions: Sequence[Question]) -> Future[Batch]:
         """The batch of these questions, once it is ready."""
-        return self._pool.submit(lambda: self._preparation(questions, self._own.processor))
+        return self._pool.submit(self._prepare, questions)
 
     def close(self) -> None:
         """Give the threads back; what they have not begun is never done."""
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._cores)
+
+    def _prepare(self, questions: Sequence[Question]) -> Batch:
+        batch = self._preparation(questions, self._own.processor)
+        if self._pins and batch.inputs is not None:
+            batch.inputs.update({name: x.pin_memory() for name, x in batch.inputs.items() if isinstance(x, torch.Tensor)})
+        return batch
 
     def _set_up(self) -> None:
         self._own.processor = copy.deepcopy(self._processor)
@@ -164,11 +176,14 @@ class Preparer:
 
 
 def prepared(
-    batches: Iterable[Sequence[Question]], preparation: Callable[[Sequence[Question], Any], Batch], processor: Any
+    batches: Iterable[Sequence[Question]],
+    preparation: Callable[[Sequence[Question], Any], Batch],
+    processor: Any,
+    device: torch.device = CPU,
 ) -> Generator[Batch, None, None]:
-    """The batches in order, prepared in threads a few batches ahead of the one handed out."""
+    """The batches in order, prepared in threads a few batches ahead of the one handed out, for a model on `device`."""
     waiting = deque()
-    with closing(Preparer(preparation, processor)) as preparer:
+    with closing(Preparer(preparation, processor, device)) as preparer:
         for batch in batches:
             waiting.append(preparer.submit(batch))
             if len(waiting) > WORKERS:

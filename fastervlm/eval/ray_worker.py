@@ -59,7 +59,7 @@ class Worker:
         identity = identity_of(subject, settings)
         handle = self._open.enter_context(pruned(subject, settings))
         self.generator = Generator(subject, settings, handle)
-        self.preparer = Preparer(preparation(subject, settings), subject.processor)
+        self.preparer = Preparer(preparation(subject, settings), subject.processor, self.generator.device)
         self.watch = Stopwatch(self.generator.device)
         return Hello(identity, device_name(self.generator.device), machine)
 

@@ -21,6 +21,7 @@ from fastervlm.eval.answers import (
     write_answers,
     write_protocol,
 )
+from fastervlm.eval.batches import batched
 from fastervlm.eval.engine import Local, Running
 from fastervlm.eval.protocol import circumstances, results
 from fastervlm.eval.score import Score
@@ -77,8 +78,10 @@ def _run(subject: Subject, settings: Settings, questions: list[Question], runnin
 
 def _answer_all(settings: Settings, questions: list[Question], running: Running, journal: Journal) -> None:
     failed = journal.failures
-    left = [question for question in questions if question.line not in journal.entries or question.line in failed]
-    batches = [left[start : start + settings.batch_size] for start in range(0, len(left), settings.batch_size)]
+    left = {question.line for question in questions if question.line not in journal.entries or question.line in failed}
+    whole = batched(questions, settings.batch_size, lambda question: len(settings.task.prompt(question)))
+    rest = ([question for question in batch if question.line in left] for batch in whole)
+    batches = [batch for batch in rest if batch]
     with (
         _progress(len(questions), len(questions) - len(left)) as advance,
         closing(running.answers(batches)) as answers,
