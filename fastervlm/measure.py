@@ -88,8 +88,12 @@ class Spread:
         return float(low), float(high)
 
     def ratio(self, base: Spread) -> float:
-        """Median of the ratios to `base`, pair by pair: each value was measured right before or after its partner."""
-        return Spread([value / other for value, other in zip(self.values, base.values, strict=True)]).median
+        """Median of the ratios to `base`, pair by pair."""
+        return self.ratios(base).median
+
+    def ratios(self, base: Spread) -> Spread:
+        """The ratios to `base`, pair by pair: each value was measured in the same round as its partner."""
+        return Spread([value / other for value, other in zip(self.values, base.values, strict=True)])
 
     def summary(self) -> dict[str, Any]:
         """The spread for a JSON file."""

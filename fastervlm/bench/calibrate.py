@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from encoders.errors import UserError
-from fastervlm.bench.devices import BYTES, DeviceSpec
-from fastervlm.bench.flops import Job, work
-from fastervlm.bench.plan import kind_of, predict
+from fastervlm.bench.devices import BYTES, SPECS, DeviceSpec
+from fastervlm.bench.flops import STAGES, Job, work
+from fastervlm.bench.plan import kind_of, predict, rows_of
 from fastervlm.bench.shapes import SHAPES, Shape
+from fastervlm.measure import machine
 
 _BETWEEN = ("selection", "splice")
 
@@ -46,6 +49,7 @@ class Measured:
     dtype: str
     device: str
     rows: Sequence[MeasuredRow]
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 def read_bench(path: Path) -> Measured:
@@ -60,7 +64,8 @@ def read_bench(path: Path) -> Measured:
         rows = [_row(shape, told, row) for row in told["rows"] if row["job"]]
         if not rows:
             raise KeyError("rows")
-        return Measured(shape, told["dtype"], told["device"], rows)
+        where = {name: told[name] for name in ("processor", "threads") if name in told}
+        return Measured(shape, told["dtype"], str(told["device"]), rows, where)
     except OSError as error:
         raise UserError(f"The file {path} cannot be read; give what fastervlm bench --shape wrote.") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -69,12 +74,15 @@ def read_bench(path: Path) -> Measured:
 
 def _row(shape: Shape, told: dict[str, Any], row: dict[str, Any]) -> MeasuredRow:
     job, decode = Job(**row["job"]), row.get("decode_tokens_per_s")
+    stages = {name: float(spread["median"]) for name, spread in row["stages_s"].items()}
+    if not {*STAGES, *_BETWEEN, "image_processing"} <= stages.keys() or min(stages[name] for name in STAGES) <= 0:
+        raise ValueError("stages")
     weights = work(shape.config, job).parameters["prefill"] * BYTES[told["dtype"]]
     return MeasuredRow(
         row["method"],
         job,
         row["time_to_first_token_s"]["median"],
-        {name: spread["median"] for name, spread in row["stages_s"].items()},
+        stages,
         decode and (row["batch"] / decode["median"], weights + row["kv_cache_bytes"]),
     )
 
@@ -93,8 +101,7 @@ def calibrate(device: DeviceSpec, bench: Measured, rows: Sequence[MeasuredRow] |
     Raises:
         UserError: the benchmark ran on a device of another kind.
     """
-    if bench.device.partition(":")[0].partition(" ")[0] != device.kind:
-        raise UserError(f"The benchmark ran on {bench.device}, which is not like {device.name}; choose another --device-spec.")
+    _check_device(device, bench)
     rows = bench.rows if rows is None else rows
     for _ in range(3):  # which stages compute and which read depends on the efficiencies
         found: dict[str, list[float]] = {}
@@ -109,14 +116,27 @@ def calibrate(device: DeviceSpec, bench: Measured, rows: Sequence[MeasuredRow] |
     )
 
 
+def _check_device(device: DeviceSpec, bench: Measured) -> None:
+    """Refuse a benchmark of a device of another kind, of a GPU that is another one of `SPECS`, or of another processor."""
+    model = bench.device.lower().replace(" ", "")
+    others = [name for name in SPECS if name in model and name != device.name]
+    if bench.device.partition(":")[0].partition(" ")[0] != device.kind or (others and device.name in SPECS):
+        raise UserError(f"The benchmark ran on {bench.device}, which is not like {device.name}; choose another --device-spec.")
+    here = machine(torch.device("cpu"))
+    told = {name: value for name, value in bench.machine.items() if device.kind == "cpu" and value != here[name]}
+    if told:
+        there = ", ".join(f"{name} {value}" for name, value in told.items())
+        raise UserError(f"The benchmark ran on another machine than this ({there}); run it here with as many threads.")
+
+
 def _shares(device: DeviceSpec, bench: Measured, row: MeasuredRow) -> list[tuple[str, float]]:
     """Which efficiencies a row tells, and what they would be by it."""
     done, size, shares = work(bench.shape.config, row.job), BYTES[bench.dtype], []
     for stage, macs in done.macs.items():
-        kind, seconds = kind_of(stage, row.job), row.stages[stage]
-        compute, reading = 2 * macs / device.rate(bench.dtype, kind), size * done.parameters[stage] / device.reads_per_s
+        kind, rows, seconds = kind_of(stage, row.job), rows_of(stage, row.job), row.stages[stage]
+        compute, reading = 2 * macs / device.rate(bench.dtype, kind, rows), size * done.parameters[stage] / device.reads_per_s
         if compute > reading:
-            shares.append((kind, 2 * macs / device.flops_per_s[bench.dtype] / seconds))
+            shares.append((kind, 2 * macs / device.peak(bench.dtype, rows) / seconds))
         elif stage == "prefill":
             shares.append(("memory", size * done.parameters[stage] / device.bytes_per_s / seconds))
     if row.decode is not None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import cycle
-from statistics import median
 
+import numpy as np
 import torch
-from torch.nn import functional as F
 
 from encoders.errors import UserError
 
@@ -19,8 +16,6 @@ CPU = "cpu-measured"
 # Shares of the peak that eager transformers models reach, by stage; `--calibrate` replaces these guesses by measured ones.
 # The reference's tower ("eager") also writes and reads its attention maps.
 _GPU = {"encoder": 0.5, "eager": 0.35, "projector": 0.6, "prefill": 0.6, "memory": 0.8}
-# On the CPU the peak is itself a measured matrix product; towers spend more of their time on activations and norms.
-_CPU = {"encoder": 0.6, "eager": 0.55, "projector": 0.85, "prefill": 0.9, "memory": 0.7}
 
 
 @dataclass(frozen=True)
@@ -33,6 +28,7 @@ class DeviceSpec:
         flops_per_s: floating point operations per second of dense matrix products, by dtype.
         bytes_per_s: what its memory reads per second.
         efficiency: which share of these is reached: of the first by stages, of the second by `memory`.
+        rows: which share of its rate a prefill keeps that has only so many rows; without it, all of it.
         image_s: seconds of image processing for one prompt; unknown, and so 0, before calibration.
         overhead_s: seconds of what lies between the stages of one call; likewise.
     """
@@ -42,14 +38,22 @@ class DeviceSpec:
     flops_per_s: Mapping[str, float]
     bytes_per_s: float
     efficiency: Mapping[str, float] = field(default_factory=lambda: _GPU)
+    rows: Mapping[int, float] = field(default_factory=dict)
     image_s: float = 0.0
     overhead_s: float = 0.0
 
-    def rate(self, dtype: str, stage: str) -> float:
-        """Operations per second that a stage reaches."""
+    def rate(self, dtype: str, stage: str, rows: int | None = None) -> float:
+        """Operations per second that a stage reaches, a prefill with that many rows."""
+        return self.peak(dtype, rows) * self.efficiency[stage]
+
+    def peak(self, dtype: str, rows: int | None = None) -> float:
+        """Operations per second of products with that many rows, or with as many as it takes."""
         if dtype not in self.flops_per_s:
             raise UserError(f"dtype={dtype!r} is not known for {self.name}; choose one of {', '.join(self.flops_per_s)}.")
-        return self.flops_per_s[dtype] * self.efficiency[stage]
+        share = (
+            1.0 if rows is None or not self.rows else np.interp(np.log(rows), np.log(list(self.rows)), [*self.rows.values()])
+        )
+        return self.flops_per_s[dtype] * float(share)
 
     @property
     def reads_per_s(self) -> float:
@@ -77,7 +81,7 @@ SPECS = {
 
 
 def get_spec(name: str, dtype: str) -> DeviceSpec:
-    """The device of that name; `cpu-measured` is this machine, whose rates in that dtype are measured for a second.
+    """The device of that name; `cpu-measured` is this machine, measured in that dtype for some seconds.
 
     Raises:
         UserError: there is no such device or dtype.
@@ -85,41 +89,9 @@ def get_spec(name: str, dtype: str) -> DeviceSpec:
     if dtype not in BYTES:
         raise UserError(f"dtype={dtype!r} is not known; choose one of {', '.join(BYTES)}.")
     if name == CPU:
-        return measured_cpu(getattr(torch, dtype))
+        from fastervlm.bench import cpu
+
+        return cpu.measured_cpu(getattr(torch, dtype))
     if name not in SPECS:
         raise UserError(f"There is no device {name!r}; choose one of: {', '.join((*SPECS, CPU))}.")
     return SPECS[name]
-
-
-def measured_cpu(dtype: torch.dtype, seconds: float = 0.5, width: int = 2048, inner: int = 5632) -> DeviceSpec:
-    """This machine, by products with matrices (inner, width) too many for its caches: of 640 rows, and of one.
-
-    Args:
-        dtype: of rows and matrices.
-        seconds: how long each of the two is measured.
-        width: of the rows.
-        inner: of the products.
-    """
-    matrices = [torch.randn(inner, width).to(dtype) for _ in range(6)]
-    many, one = torch.randn(640, width).to(dtype), torch.randn(1, width).to(dtype)
-    each, size = 2 * inner * width, matrices[0].nbytes
-    products = _calls_per_s(lambda matrix: F.linear(many, matrix), matrices, seconds)
-    reads = _calls_per_s(lambda matrix: F.linear(one, matrix), matrices, seconds)
-    name = str(dtype).removeprefix("torch.")
-    return DeviceSpec(CPU, "cpu", {name: products * each * len(many)}, reads * size, _CPU)
-
-
-@torch.no_grad()
-def _calls_per_s(call: Callable[[torch.Tensor], object], matrices: list[torch.Tensor], seconds: float) -> float:
-    """By the median time of a call; each matrix is used once before the clock starts."""
-    for matrix in matrices:
-        call(matrix)
-    times: list[float] = []
-    begin = time.perf_counter()
-    for matrix in cycle(matrices):
-        start = time.perf_counter()
-        call(matrix)
-        times.append(time.perf_counter() - start)
-        if time.perf_counter() - begin > seconds:
-            break
-    return 1 / median(times)

@@ -101,7 +101,7 @@ def tower_depth(vision: Any, select_layer: int) -> int:
 
 def tower_macs(vision: Any) -> int:
     """Of all blocks for all tokens of one picture."""
-    return _embedding_macs(vision) + vision.num_hidden_layers * _block_macs(vision)
+    return _embedding_macs(vision) + vision.num_hidden_layers * block_macs(vision)
 
 
 def pruned_tower_macs(vision: Any, depth: int, kept: int) -> int:
@@ -113,14 +113,14 @@ def pruned_tower_macs(vision: Any, depth: int, kept: int) -> int:
     width, tokens = vision.hidden_size, patches(vision) + 1
     rows = tokens if kept == tokens - 1 else kept
     scoring = width * width + tokens * width
-    return _embedding_macs(vision) + (depth - 1) * _block_macs(vision) + scoring + _block_macs(vision, rows)
+    return _embedding_macs(vision) + (depth - 1) * block_macs(vision) + scoring + block_macs(vision, rows)
 
 
 def _embedding_macs(vision: Any) -> int:
     return vision.num_channels * vision.patch_size**2 * vision.hidden_size * patches(vision)
 
 
-def _block_macs(vision: Any, rows: int | None = None) -> int:
+def block_macs(vision: Any, rows: int | None = None) -> int:
     """Of a block that computes these rows, or all, from all tokens: keys, values; queries, output; attention; MLP."""
     width, tokens = vision.hidden_size, patches(vision) + 1
     rows = tokens if rows is None else rows
@@ -134,15 +134,15 @@ def prefill_macs(text: Any, job: Job) -> int:
     head = text.head_dim
     rest = text.vocab_size * width
     if job.route != "fastv":
-        return rest + layers * _layer_macs(text, job.length)
+        return rest + layers * layer_macs(text, job.length)
     first = min(job.fastv_layer, layers)
     row = width * head * (job.length * text.num_key_value_heads + text.num_attention_heads)
     row += job.length * text.num_attention_heads * head
-    both = first * _layer_macs(text, job.length) + (layers - first) * _layer_macs(text, job.left)
+    both = first * layer_macs(text, job.length) + (layers - first) * layer_macs(text, job.left)
     return rest + both + (row if first else 0)
 
 
-def _layer_macs(text: Any, tokens: int) -> int:
+def layer_macs(text: Any, tokens: int) -> int:
     """Of a decoder layer: queries, keys, values, output; attention; the three matrices of the gated MLP."""
     inner = text.num_attention_heads * text.head_dim
     linear = 2 * inner + 2 * text.num_key_value_heads * text.head_dim + 3 * text.intermediate_size

@@ -48,7 +48,9 @@ class Prediction:
 def predict(device: DeviceSpec, config: Any, job: Job, dtype: str) -> Prediction:
     """The times of a call on a device, for a config of transformers."""
     done = work(config, job)
-    compute = {stage: 2 * macs / device.rate(dtype, kind_of(stage, job)) for stage, macs in done.macs.items()}
+    compute = {
+        stage: 2 * macs / device.rate(dtype, kind_of(stage, job), rows_of(stage, job)) for stage, macs in done.macs.items()
+    }
     reading = {stage: BYTES[dtype] * count / device.reads_per_s for stage, count in done.parameters.items()}
     stages = {stage: max(seconds, reading[stage]) for stage, seconds in compute.items()}
     return Prediction(stages, reading["prefill"], device.image_s * job.batch + device.overhead_s)
@@ -57,6 +59,11 @@ def predict(device: DeviceSpec, config: Any, job: Job, dtype: str) -> Prediction
 def kind_of(stage: str, job: Job) -> str:
     """By which efficiency a stage is predicted: the reference's tower has one of its own."""
     return "eager" if stage == "encoder" and job.route == "reference" else stage
+
+
+def rows_of(stage: str, job: Job) -> int | None:
+    """How many rows the products of a prefill have, under FastV those of most of its layers; None of other stages."""
+    return job.batch * job.left if stage == "prefill" else None
 
 
 def job_of(shape: Shape, method: str, kept: int, batch: int, text_tokens: int = 64, layer: int = 2) -> Job:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import product
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ def speed(workload: Workload, variants: Sequence[Variant], *, repeats: int = 5, 
     """Measure each variant: time to the first token and its stages, decoding, memory, work.
 
     First comes a round that counts operations and memory, and warms up. Then each round times every variant twice in turns: a
-    whole answer without any hook, and the stages of the first token with hooks.
+    whole answer without any hook, and the stages of the first token with hooks. Every second round goes backwards.
 
     Args:
         workload: the model and what it is asked.
@@ -46,7 +45,8 @@ def speed(workload: Workload, variants: Sequence[Variant], *, repeats: int = 5, 
     load = os.getloadavg()[0]
     counts, fitting, failures = _count_all(workload, variants)
     measured: list[dict[str, list[float]]] = [{} for _ in fitting]
-    for _, i in track(list(product(range(repeats), range(len(fitting)))), "time", console=console):
+    orders = (range(len(fitting))[:: 1 - 2 * (turn % 2)] for turn in range(repeats))
+    for i in track([i for order in orders for i in order], "time", console=console):
         for name, value in (_time(workload, fitting[i], new_tokens) | _stages(workload, fitting[i])).items():
             measured[i].setdefault(name, []).append(value)
     rows = [

@@ -46,7 +46,9 @@ class SpeedRow:
             **({} if self.variant.pruner is None else {"settings": repr(self.variant.pruner)}),
             **spreads,
             "speedup": base.first_token.ratio(self.first_token),
+            "speedup_quartiles": list(base.first_token.ratios(self.first_token).quartiles),
             "speedup_over_reference": reference and reference.first_token.ratio(self.first_token),
+            "speedup_over_reference_quartiles": reference and list(reference.first_token.ratios(self.first_token).quartiles),
             "stages_s": {name: self.measured[name].summary() for name in STAGES},
             **self.counts,
         }

@@ -74,7 +74,7 @@ class Variant:
 def variants(
     workload: Workload, methods: Sequence[str], budgets: Sequence[int | float], batches: Sequence[int], layer: int = 2
 ) -> list[Variant]:
-    """The unpruned model, then each method at each number of tokens below all, for each batch size.
+    """The unpruned model, then at each number of tokens below all each method, for each batch size.
 
     Args:
         workload: the model.
@@ -93,7 +93,7 @@ def variants(
     found = []
     for batch in dict.fromkeys(batches):
         found.append(Variant(NONE, total, batch))
-        found += [Variant(name, kept, batch, pruner) for name, pruner in pruners.items() for kept in counts if kept < total]
+        found += [Variant(name, kept, batch, pruner) for kept in counts if kept < total for name, pruner in pruners.items()]
     return found
 
 

@@ -18,6 +18,7 @@ from fastervlm.commands.common import (
     OptionalModel,
     OptionalQuestionFile,
     budgets_of,
+    check_json,
     model_and_data,
     names_of,
     report_failures,
@@ -53,9 +54,9 @@ Budgets = Annotated[
     str | None, typer.Option(help=f"Budgets, separated by commas; {COUNTS}, of speed alone {SHARES}, if left out.")
 ]
 Layer = Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.")]
-ScoreLimit = Annotated[int, typer.Option(help="Questions that are scored, from the first on.")]
-ScoreBatch = Annotated[int, typer.Option(help="Questions answered at a time for the score.")]
-Samples = Annotated[int, typer.Option(help="Questions that are timed, each alone.")]
+ScoreLimit = Annotated[int | None, typer.Option(help="Questions that are scored, from the first on; 200.")]
+ScoreBatch = Annotated[int | None, typer.Option(help="Questions answered at a time for the score; 16.")]
+Samples = Annotated[int | None, typer.Option(help="Questions that are timed, each alone; 4.")]
 Repeats = Annotated[int, typer.Option(help="How often each is timed, in turns, after a round that warms up.")]
 NewTokens = Annotated[int, typer.Option(help="Length of each timed answer.")]
 In4Bit = Annotated[bool, typer.Option("--load-in-4bit", help="Hold the language model's weights in 4 bits.")]
@@ -79,9 +80,9 @@ def bench(
     out_dir: OutDir = None,
     visual_token_num: Budgets = None,
     layer: Layer = 2,
-    limit: ScoreLimit = 200,
-    batch_size: ScoreBatch = 16,
-    samples: Samples = 4,
+    limit: ScoreLimit = None,
+    batch_size: ScoreBatch = None,
+    samples: Samples = None,
     repeats: Repeats = 5,
     new_tokens: NewTokens = 64,
     load_in_4bit: In4Bit = False,
@@ -100,21 +101,23 @@ def bench(
     quantize = _quantize(load_in_4bit, load_in_8bit)
     files = {"question_file": question_file, "image_folder": image_folder, "annotation_file": annotation_file}
     shared = {"repeats": repeats, "new_tokens": new_tokens}
+    asked = {"conv_mode": conv_mode, "image_aspect_ratio": image_aspect_ratio}
     if shape is None and methods is None:
         only = {"random_weights": random_weights, "batch": batch, "text_tokens": text_tokens, "out": out}
         _refuse(only, "belongs to a benchmark of speed alone; give --shape or --methods too")
-        more = {"limit": limit, "batch_size": batch_size, "conv_mode": conv_mode, "image_aspect_ratio": image_aspect_ratio}
+        more = {"limit": _or(limit, 200), "batch_size": _or(batch_size, 16), **asked}
         budgets = budgets_of(visual_token_num or COUNTS)
-        _scored(preset, model, task, files, out_dir, (dtype, device, quantize), more, budgets, layer, samples, shared)
+        _scored(preset, model, task, files, out_dir, (dtype, device, quantize), more, budgets, layer, _or(samples, 4), shared)
         return
-    _refuse(files | {"out_dir": out_dir}, "belongs to a benchmark with a score; leave it out beside --shape and --methods")
+    only = files | {"out_dir": out_dir, "limit": limit, "batch_size": batch_size, "samples": samples, **asked}
+    _refuse(only, "belongs to a benchmark with a score; leave it out beside --shape and --methods")
     if shape is not None:
         _refuse({"model": model, "load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}, "cannot go with --shape")
     elif random_weights:
         raise UserError("--random-weights goes with --shape; name one, such as llava-1.5-7b.")
     compared = {"methods": names_of(methods or METHODS), "budgets": budgets_of(visual_token_num or SHARES), "layer": layer}
     compared["batches"] = whole_numbers("batch", batch or "1")
-    _speed(shape, model, (dtype, device, quantize), 64 if text_tokens is None else text_tokens, compared, out, shared)
+    _speed(shape, model, (dtype, device, quantize), _or(text_tokens, 64), compared, out, shared)
 
 
 def _scored(
@@ -173,8 +176,7 @@ def _speed(
 
     check_numbers(text_tokens=text_tokens, **shared)
     dtype, device, quantize = placed
-    if out is not None and out.suffix != ".json":
-        raise UserError(f"The file {out} must end in .json.")
+    check_json(out)
     if shape is None:
         name = str(embedded_model()) if model is None else model
         workload = Workload.of_checkpoint(name, dtype, device, quantize, text_tokens)
@@ -188,6 +190,10 @@ def _speed(
     print(f"Stages, memory and work, numbers and plot: {file.with_suffix('.md')}, {file}, {file.with_suffix('.png')}")
     for lost in result.failures:
         print(f"fastervlm: {lost['method']} {lost['visual_token_num']} at batch {lost['batch']} did not fit into memory.")
+
+
+def _or(given: int | None, usual: int) -> int:
+    return usual if given is None else given
 
 
 def _refuse(given: dict[str, Any], reason: str) -> None:

@@ -125,6 +125,17 @@ def whole_numbers(option: str, text: str) -> list[int]:
     return found
 
 
+def check_json(out: Path | None) -> None:
+    """Refuse a place for numbers that is no .json file or that nothing can be written to, before anything is measured."""
+    from fastervlm.eval.answers import writable_folder
+
+    if out is None:
+        return
+    if out.suffix != ".json":
+        raise UserError(f"The file {out} must end in .json.")
+    writable_folder(out.parent)
+
+
 @contextmanager
 def resumable() -> Iterator[None]:
     """Ctrl-C ends with one sentence."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from encoders.errors import UserError
-from fastervlm.commands.common import Dtype, budgets_of, names_of, whole_numbers
+from fastervlm.commands.common import Dtype, budgets_of, check_json, names_of, whole_numbers
 
 ShapeName = Annotated[str, typer.Option("--shape", help="The model's shape, such as llava-1.5-7b.")]
 SpecName = Annotated[
@@ -56,9 +56,11 @@ def plan(
     from fastervlm.report import print_table
 
     check_numbers(text_tokens=text_tokens)
-    if out is not None and out.suffix != ".json":
-        raise UserError(f"The file {out} must end in .json.")
+    check_json(out)
     chosen, batches = get_shape(shape), whole_numbers("batch", batch)
+    layers = range(chosen.config.text_config.num_hidden_layers)
+    if layer not in layers:
+        raise UserError(f"--layer is {layer}, but {shape} has the layers 0 to {layers[-1]}.")
     counts = check_counts(budgets_of(visual_token_num), chosen.num_visual_tokens)
     measured = None if calibrate is None else read_bench(calibrate)
     kind = dtype or (measured.dtype if measured else "bfloat16" if device_spec == CPU else "float16")

@@ -45,6 +45,7 @@ def test_script_says_how_it_is_used_and_stops_at_the_first_mistake(tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ["tiny", "tiny-next", "tiny-video"])
 def test_stages_by_events_are_the_time_by_the_clock(name):
     workload = Workload.of_shape(get_shape(name), torch.float16, torch.device("cuda"), text_tokens=12)

@@ -1,17 +1,19 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from encoders import UserError
 from fastervlm.bench.calibrate import calibrate, check, read_bench
-from fastervlm.bench.devices import SPECS, DeviceSpec, get_spec, measured_cpu
+from fastervlm.bench.cpu import ROWS, measured_cpu
+from fastervlm.bench.devices import SPECS, DeviceSpec, get_spec
 from fastervlm.bench.flops import work
 from fastervlm.bench.plan import job_of, plan, predict
 from fastervlm.bench.plan_table import advice, check_table, plan_table, worst
 from fastervlm.bench.shapes import SHAPES, get_shape
 from fastervlm.commands.plan import plan as command
+from fastervlm.measure import machine
 
 ALL = {"encoder": 1.0, "eager": 1.0, "projector": 1.0, "prefill": 1.0, "memory": 1.0}
 SHAPE = get_shape("llava-1.5-7b")
@@ -178,13 +180,50 @@ def test_calibration_needs_a_device_of_the_same_kind(tmp_path):
     bench = read_bench(bench_of(spec(1, 1), tmp_path / "b.json", device="cpu"))
     with pytest.raises(UserError, match="ran on cpu, which is not like a100"):
         calibrate(SPECS["a100"], bench)
+    other = read_bench(bench_of(spec(1, 1), tmp_path / "b.json", device="cuda (NVIDIA H100 80GB HBM3)"))
+    with pytest.raises(UserError, match=r"ran on cuda .NVIDIA H100 80GB HBM3., which is not like a100"):
+        calibrate(SPECS["a100"], other)
+    calibrate(SPECS["h100"], other)
+    here, elsewhere = (
+        read_bench(bench_of(spec(1, 1), tmp_path / "b.json", device="cpu", processor=name, threads=torch.get_num_threads()))
+        for name in (machine(torch.device("cpu"))["processor"], "abacus")
+    )
+    cpu = replace(spec(1, 1), kind="cpu")
+    calibrate(cpu, here)
+    with pytest.raises(UserError, match=r"ran on another machine than this .processor abacus."):
+        calibrate(cpu, elsewhere)
+
+
+@pytest.mark.parametrize("change", [{"encoder": {"median": 0}}, {"splice": None}, {"prefill": {"median": "x"}}])
+def test_a_file_with_holes_is_refused(tmp_path, change):
+    path = bench_of(spec(300, 2000), tmp_path / "b.json")
+    told = json.loads(path.read_text())
+    told["rows"][1]["stages_s"].update(change)
+    path.write_text(json.dumps(told))
+    with pytest.raises(UserError, match="holds no benchmark of a shape"):
+        read_bench(path)
 
 
 def test_rates_of_this_machine_are_plausible():
-    device = measured_cpu(torch.float32, seconds=0.02, width=256, inner=512)
+    device = measured_cpu(torch.float32, seconds=0.02, tower=64, width=128, side=4)
     assert device.kind == "cpu"
     assert 1e8 < device.flops_per_s["float32"] < 1e14
     assert 1e8 < device.bytes_per_s < 1e13
+    assert device.efficiency.keys() == ALL.keys()
+    assert 0.001 < min(device.efficiency.values()) <= max(device.efficiency.values()) < 2
+    assert tuple(device.rows) == ROWS
+    assert device.rows[640] == 1
+
+
+def test_a_prefill_of_few_rows_is_slower_where_that_was_measured():
+    device = replace(spec(100, 1e9, prefill=0.5), rows={64: 0.25, 256: 0.75, 640: 1.0})
+    rates = [device.rate("float16", "prefill", rows) / 1e12 for rows in (16, 64, 128, 256, 640, 5000)]
+    assert rates == pytest.approx([12.5, 12.5, 25, 37.5, 50, 50])  # between two counts by their logarithms
+    whole, short = (predict(device, SHAPE.config, job_of(SHAPE, "cls", kept, 1), "float16") for kept in (576, 1))
+    flat = replace(device, rows={})
+    assert predict(flat, SHAPE.config, job_of(SHAPE, "cls", 576, 1), "float16").stages == pytest.approx(whole.stages)
+    once = predict(flat, SHAPE.config, job_of(SHAPE, "cls", 1, 1), "float16").stages["prefill"]
+    assert short.stages["prefill"] == pytest.approx(once / 0.255, rel=0.01)
 
 
 def test_published_figures_have_sensible_proportions():
@@ -203,6 +242,9 @@ MISTAKES = [
     ({"methods": "cls,visionzip"}, "no plan for method 'visionzip'"),
     ({"batch": "1,x"}, "--batch is '1,x'"),
     ({"text_tokens": 0}, "--text-tokens is 0"),
+    ({"layer": -1}, "--layer is -1, but llava-1.5-7b has the layers 0 to 31"),
+    ({"layer": 32}, "--layer is 32, but llava-1.5-7b has the layers 0 to 31"),
+    ({"out": "/proc/none/plan.json"}, "output folder /proc/none cannot be made"),
     ({"out": "plan.md"}, "plan.md must end in .json"),
     ({"calibrate": "none.json"}, "none.json cannot be read"),
     ({"calibrate": "other.json"}, "other.json holds no benchmark of a shape"),
@@ -246,7 +288,7 @@ def test_command_writes_plan_and_errors(tmp_path, capsys, monkeypatch):
 
 
 def test_command_plans_for_this_machine(capsys, monkeypatch):
-    quick = measured_cpu(torch.bfloat16, seconds=0.01, width=64, inner=64)
-    monkeypatch.setattr("fastervlm.bench.devices.measured_cpu", lambda dtype: quick)
+    quick = measured_cpu(torch.bfloat16, seconds=0.01, tower=64, width=64, side=2)
+    monkeypatch.setattr("fastervlm.bench.cpu.measured_cpu", lambda dtype: quick)
     command("llava-1.5-1b", "cpu-measured")
     assert "Batch 1: " in capsys.readouterr().out

@@ -115,7 +115,8 @@ def test_rounds_go_through_all_variants_in_turns(workloads, monkeypatch):
         )
     monkeypatch.setattr(module, "_count", lambda *_: {})
     run(workloads["tiny"], ["cls"], batches=[1], repeats=2)
-    assert order == [("_time", "none"), ("_stages", "none"), ("_time", "cls"), ("_stages", "cls")] * 2
+    forth = [("_time", "none"), ("_stages", "none"), ("_time", "cls"), ("_stages", "cls")]
+    assert order == [*forth, *forth[2:], *forth[:2]]
 
 
 def test_what_does_not_fit_is_left_out_and_named(workloads, monkeypatch, tmp_path, undrawn):
@@ -136,6 +137,13 @@ def test_what_does_not_fit_is_left_out_and_named(workloads, monkeypatch, tmp_pat
     full = ("none",)
     with pytest.raises(UserError, match="does not fit into the device's memory at batch 2"):
         run(workloads["tiny"], ["cls"], batches=[2])
+
+
+def test_methods_to_compare_are_next_to_each_other(workloads):
+    found = variants(workloads["tiny"], ["cls", "reference-route"], [8, 4], [1])
+    assert [(each.method, each.kept) for each in found[1:]] == [
+        (method, kept) for kept in (8, 4) for method in ("cls", "reference-route")
+    ]
 
 
 def test_counts_are_those_below_all(workloads):
@@ -162,6 +170,9 @@ MISTAKES = [
     ({"load_in_4bit": True}, "--load-in-4bit cannot go with --shape"),
     ({"question_file": "q"}, "--question-file belongs to a benchmark with a score"),
     ({"out_dir": "o"}, "--out-dir belongs to a benchmark with a score"),
+    ({"batch_size": 8}, "--batch-size belongs to a benchmark with a score"),
+    ({"conv_mode": "vicuna_v1"}, "--conv-mode belongs to a benchmark with a score"),
+    ({"out": "/proc/none/speed.json"}, "output folder /proc/none cannot be made"),
     ({"shape": None, "methods": "cls", "random_weights": True}, "--random-weights goes with --shape"),
     ({"shape": None, "random_weights": True}, "--random-weights belongs to a benchmark of speed alone"),
     ({"shape": None, "batch": "1"}, "--batch belongs to a benchmark of speed alone"),
