@@ -159,8 +159,18 @@ def row(keep: int, found: dict[str, Any]) -> list[str]:
     ]
 
 
+def missed(found: dict[int, dict[str, Any]]) -> list[str]:
+    """What is above its target, in words."""
+    return [
+        f"{name} is {one[name]:.4g} at K = {keep}, above {target}"
+        for keep, one in found.items()
+        for name, target in TARGETS.items()
+        if one[name] > target
+    ]
+
+
 def main() -> None:
-    """Measure, print the table, write the report."""
+    """Measure, print the table, write the report; exit code 1 where a target is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--shape", default="llava-1.5-1b", choices=[name for name, shape in SHAPES.items() if shape.kind == "llava"]
@@ -187,6 +197,8 @@ def main() -> None:
     print_table(
         headers, [row(keep, one) for keep, one in found.items()], f"{args.shape}, {args.dtype}, {device}: time to first token"
     )
+    if above := missed(found):
+        sys.exit("; ".join(above))
 
 
 if __name__ == "__main__":
