@@ -21,6 +21,7 @@ _VQA = "https://visualqa.org/download.html"
 _GQA = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
 _TEXTVQA = "https://textvqa.org/dataset"
 _SQA = "https://github.com/lupantech/ScienceQA"
+_POPE = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
 _MMBENCH = "https://github.com/open-compass/MMBench"
 _AOKVQA = "https://github.com/allenai/aokvqa"
 _OCRVQA = "https://ocr-vqa.github.io"
@@ -84,9 +85,7 @@ LAYOUTS: dict[str, Layout] = {
         "TextVQA_0.5.1_val.json",
         *(_LLAVA, f"train_val_images.zip of {_TEXTVQA}", _TEXTVQA),
     ),
-    "pope": _layout(
-        "pope", "llava_pope_test.jsonl", "val2014", "coco", _LLAVA, _COCO, "output/coco of https://github.com/AoiDragon/POPE"
-    ),
+    "pope": _layout("pope", "llava_pope_test.jsonl", "val2014", "coco", _LLAVA, _COCO, _POPE),
     "mme": _layout(
         "MME", "llava_mme.jsonl", _MME, _MME, _LLAVA, "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models"
     ),
