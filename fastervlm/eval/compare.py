@@ -118,5 +118,6 @@ def _mean(scores: Sequence[Score | None]) -> Score:
         return found[0]
     parts = [_mean(parts) for parts in zip(*(score.parts for score in found), strict=True)]
     rows = np.mean([score.rows for score in found], axis=0)
-    same = {name: getattr(found[0], name) for name in ("keys", "statistic", "unit")}
+    same = {name: getattr(found[0], name) for name in ("keys", "statistic", "unit", "missing_is")}
+    same["answered"] = [all(each) for each in zip(*(score.answered for score in found), strict=True)]
     return Score.of(found[0].metric, rows, parts, max(score.missing for score in found), **same)

@@ -11,29 +11,36 @@ from fastervlm.eval.questions import read_json, read_questions
 from fastervlm.eval.score import Score
 from fastervlm.eval.task import Answer, Task
 
-_OPEN = {"query": "Open", "choose": "Open", "logical": "Binary", "verify": "Binary", "compare": "Binary"}
-
 
 def score(answers: Sequence[Answer], questions_json: Path) -> Score:
     """Accuracy over the balanced questions; without its trailing periods and in lower case, an answer must be the right one.
 
-    Of answers to one question the last counts, and a question without an answer counts as wrong. The parts are the
-    accuracies of binary and open questions and those by structural and by semantic type.
+    Of answers to one question the last counts, a question without an answer counts as wrong, and answers to questions that
+    are not balanced are left out. The parts are the accuracies of binary and open questions, of which open are those that
+    query, and those by structural and by semantic type.
     """
-    asked = _balanced(questions_json)
-    given: dict[str, str] = {}
-    for answer in answers:
-        name = str(answer["question_id"])
-        if name not in asked:
-            raise UserError(f"{questions_json} has no question {name!r}; use the balanced questions of the same split.")
-        given[name] = answer["text"].rstrip(".").lower()
+    asked, others = _balanced(questions_json)
+    every = {str(answer["question_id"]): answer["text"].rstrip(".").lower() for answer in answers}
+    given = {name: text for name, text in every.items() if name in asked}
+    for name in every:
+        if name not in asked and (name not in others or not given):
+            raise UserError(f"{questions_json} has no balanced question {name!r}; use the questions of the same split.")
     values = {name: float(given.get(name) == record["answer"]) for name, record in asked.items()}
     groups: dict[str, list[float]] = {}
     for name, record in asked.items():
         for group in _groups(record):
             groups.setdefault(group, []).append(values[name])
     parts = [Score.of(group, found) for group, found in sorted(groups.items())]
-    return Score.of("Accuracy", list(values.values()), parts, missing=len(asked) - len(given), keys=list(asked))
+    left_out = len(every) - len(given)
+    return Score.of(
+        "Accuracy",
+        list(values.values()),
+        parts,
+        len(asked) - len(given),
+        keys=list(asked),
+        answered=[name in given for name in asked],
+        notes=[f"Answers to questions that are not balanced, left out: {left_out}"] if left_out else (),
+    )
 
 
 def _groups(record: dict[str, Any]) -> list[str]:
@@ -42,17 +49,17 @@ def _groups(record: dict[str, Any]) -> list[str]:
     if not isinstance(types, dict):
         return []
     structural, semantic = types.get("structural"), types.get("semantic")
-    named = [f"structural {structural}"] * bool(structural) + [f"semantic {semantic}"] * bool(semantic)
-    return [*([_OPEN[structural]] if structural in _OPEN else []), *named]
+    kind = ["Open" if structural == "query" else "Binary", f"structural {structural}"] if structural else []
+    return [*kind, *([f"semantic {semantic}"] if semantic else [])]
 
 
-def _balanced(path: Path) -> dict[str, dict[str, Any]]:
-    """The balanced questions of a released file by id."""
+def _balanced(path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """The balanced questions of a released file by id, and the ids of all its questions."""
     records = read_json(path)
     try:
         found = {str(name): record for name, record in records.items() if record["isBalanced"]}
         if found and all(isinstance(record["answer"], str) for record in found.values()):
-            return found
+            return found, {str(name) for name in records}
     except (AttributeError, KeyError, TypeError):
         pass
     raise UserError(f"{path} holds no balanced questions with answers; give GQA's testdev_balanced_questions.json.")

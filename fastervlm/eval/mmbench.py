@@ -111,13 +111,17 @@ def score(answers: Sequence[Answer], table: Path) -> Score:
     given = {answer["question_id"]: answer["text"] for answer in answers}
     _refuse_others(given, right, table)
     values = {index: float(letter(given.get(index, ""), len(LETTERS)) == right[index]) for index in right}
-    turned: dict[int, list[float]] = {}
-    for index, value in values.items():
-        turned.setdefault(index % CIRCULAR, []).append(value)
-    whole = Score.of("Accuracy of single rows", list(values.values()), keys=list(values))
-    missing = len(right) - len(given)
-    metric = "Accuracy (CircularEval, letters)"
-    return Score.of(metric, [min(group) for group in turned.values()], [whole], missing, keys=list(turned))
+    turned: dict[int, list[int]] = {}
+    for index in values:
+        turned.setdefault(index % CIRCULAR, []).append(index)
+    return Score.of(
+        "Accuracy (CircularEval, letters)",
+        [min(values[index] for index in turns) for turns in turned.values()],
+        [Score.of("Accuracy of single rows", list(values.values()))],
+        len(right) - len(given),
+        keys=list(turned),
+        answered=[given.keys() >= set(turns) for turns in turned.values()],
+    )
 
 
 def submission(answers: Sequence[Answer], table: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,8 @@ PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity",
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 ASK = "Please answer yes or no."
 SHORT = "Answer the question using a single word or phrase."
-_COLUMNS = 3  # pictures, right answers, pictures with both answers right
+CATEGORIES = (*PERCEPTION, *COGNITION)
+_COLUMNS = 3
 
 # (category, picture's name without its ending, question), and whether the right answer is yes
 Truth = dict[tuple[str, str, str], bool]
@@ -32,42 +34,57 @@ def score(answers: Sequence[Answer], release: Path) -> Score:
     """The perception score: accuracy and accuracy+ in percent, added up over ten categories; its rows are pictures.
 
     Accuracy+ is the share of pictures of which both answers are right. The cognition score (of at most 800) and each
-    category's are its parts. Of answers to one question the last counts; a question without an answer counts as wrong.
+    category's are its parts. Of answers to one question the last counts; a question of the release without an answer counts as
+    wrong, and categories without any are named.
     """
     truth = _truth(release)
     given: dict[tuple[str, str, str], str] = {}
     for answer in answers:
         given[_key(answer, truth, release)] = answer["text"]
-    categories = [name for name in (*PERCEPTION, *COGNITION) if any(key[0] == name for key in given)]
-    pictures = sorted({key[:2] for key in truth if key[0] in categories})
-    right = {key: key in given and reads(given[key]) is truth[key] for key in truth}
-    both = {picture: [right[key] for key in truth if key[:2] == picture] for picture in pictures}
-    return _score(categories, both, missing=sum(key[0] in categories for key in truth) - len(given))
+    asked: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+    for key in sorted(truth):
+        asked.setdefault(key[:2], []).append(key)
+    rows = np.zeros((len(asked), _COLUMNS * len(CATEGORIES)))
+    for row, (picture, keys) in zip(rows, asked.items(), strict=True):
+        right = [key in given and reads(given[key]) is truth[key] for key in keys]
+        row[_columns(picture[0])] = 1, sum(right) / len(right), all(right)
+    answered = [all(key in given for key in keys) for keys in asked.values()]
+    without = [name for name in CATEGORIES if not any(key[0] == name for key in given)]
+    notes = [f"Categories without any answer: {', '.join(without)}"] if without else []
+    return _score(list(asked), rows, answered, len(truth) - len(given), notes)
 
 
-def _score(categories: list[str], both: dict[tuple[str, str], list[bool]], missing: int) -> Score:
-    rows = np.zeros((len(both), _COLUMNS * len(categories)))
-    for row, ((category, _), right) in zip(rows, both.items(), strict=True):
-        start = _COLUMNS * categories.index(category)
-        row[start : start + _COLUMNS] = 1, sum(right) / len(right), all(right)
+def _score(
+    pictures: list[tuple[str, str]], rows: np.ndarray, answered: list[bool], missing: int, notes: Sequence[str]
+) -> Score:
+    """The score of pictures that earned `rows` (pictures, columns of all categories)."""
 
-    def total(names: Sequence[str]) -> Statistic:
-        starts = [_COLUMNS * categories.index(name) for name in names]
+    def score_of(metric: str, names: Sequence[str], **more: Any) -> Score:
+        own = [i for i, picture in enumerate(pictures) if picture[0] in names]
+        named = {"keys": [pictures[i] for i in own], "answered": [answered[i] for i in own]}
+        return Score.of(metric, rows[own], statistic=_total(names), unit="", **named, **more)
 
-        def statistic(mean: np.ndarray) -> np.ndarray:
-            return sum((_category(mean[..., start : start + _COLUMNS]) for start in starts), np.zeros(mean.shape[:-1]))
+    there = {category for category, _ in pictures}
+    perception, cognition = ([name for name in names if name in there] for names in (PERCEPTION, COGNITION))
+    parts = [score_of("Cognition", cognition)] if cognition else []
+    parts += [score_of(name, [name]) for name in (*perception, *cognition)]
+    metric = "Perception" if perception else "Cognition"
+    return score_of(metric, perception or cognition, parts=parts, missing=missing, notes=notes)
 
-        return statistic
 
-    def score_of(metric: str, names: Sequence[str], parts: Sequence[Score] = (), missing: int = 0) -> Score:
-        own = rows[[category in names for category, _ in both]]
-        keys = [picture for picture in both if picture[0] in names]
-        return Score.of(metric, own, parts, missing, keys=keys, statistic=total(names), unit="")
+def _columns(category: str) -> slice:
+    """The columns of a category: pictures, right answers, pictures with both answers right."""
+    start = _COLUMNS * CATEGORIES.index(category)
+    return slice(start, start + _COLUMNS)
 
-    perception = [name for name in categories if name in PERCEPTION]
-    cognition = [name for name in categories if name in COGNITION]
-    parts = [*([score_of("Cognition", cognition)] if cognition else []), *(score_of(name, [name]) for name in categories)]
-    return score_of("Perception" if perception else "Cognition", perception or cognition, parts, missing)
+
+def _total(names: Sequence[str]) -> Statistic:
+    """The sum over categories; the same columns for every answer file, so that two can be compared."""
+
+    def statistic(mean: np.ndarray) -> np.ndarray:
+        return sum((_category(mean[..., _columns(name)]) for name in names), np.zeros(mean.shape[:-1]))
+
+    return statistic
 
 
 def _category(mean: np.ndarray) -> np.ndarray:
@@ -80,11 +97,11 @@ def _category(mean: np.ndarray) -> np.ndarray:
 def _truth(release: Path) -> Truth:
     """The right answers in the text files of the release folder, one beside each picture or in questions_answers_YN."""
     found: Truth = {}
-    for category in (*PERCEPTION, *COGNITION):
+    for category in CATEGORIES:
         folder = release / category
         texts = folder / "questions_answers_YN"
         for file in sorted((texts if texts.is_dir() else folder).glob("*.txt")):
-            for line in file.read_text(encoding="utf-8-sig").splitlines():
+            for line in _lines(file):
                 question, tab, answer = line.partition("\t")
                 if not tab or answer.strip() not in ("Yes", "No"):
                     raise UserError(f"{file} is no file of MME; its lines must be a question, a tab, and Yes or No.")
@@ -92,6 +109,15 @@ def _truth(release: Path) -> Truth:
     if not found:
         raise UserError(f"{release} is not the release folder of MME; give MME_Benchmark_release_version as --annotation-dir.")
     return found
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{file} is not in UTF-8; give the release folder of MME as it was released.") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
 
 
 def _key(answer: Answer, truth: Truth, release: Path) -> tuple[str, str, str]:

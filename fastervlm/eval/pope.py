@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,17 @@ from fastervlm.eval.score import Score, Statistic
 from fastervlm.eval.task import Answer, Task
 
 PREFIX = "coco_pope_"
+_TYPO = "imange"  # in some questions of the release, mended in some copies
 _COLUMNS = 4  # true positive, false positive, true negative, false negative; positive is yes
+
+
+@dataclass(frozen=True)
+class Label:
+    """Whether the right answer is yes, and the picture and the question it belongs to as far as the file tells."""
+
+    yes: bool
+    image: Any
+    text: Any
 
 
 def says_yes(text: str) -> bool:
@@ -27,42 +39,48 @@ def score(answers: Sequence[Answer], annotation_dir: Path, question_file: Path) 
     """Mean F1 over the categories, which are the annotation files; the parts are each category's five numbers.
 
     An answer is compared with the label at its question's place within the category. Of answers to one question the last
-    counts; a question without an answer is not counted, as in the reference.
+    counts; a question without an answer is not counted, as in the reference, and neither is one of a category without labels.
     """
     labels = _labels(annotation_dir)
-    places = _places(question_file, labels)
-    given: dict[str | int, Answer] = {}
-    for answer in answers:
-        if answer["question_id"] not in places:
-            raise UserError(f"{question_file} has no question {answer['question_id']!r}; use the file the answers are to.")
-        given[answer["question_id"]] = answer
-    categories = list(labels)
-    rows = np.zeros((len(given), _COLUMNS * len(categories)))
+    places, others = _places(question_file, labels)
+    every = {answer["question_id"]: answer for answer in answers}
+    given = {name: answer for name, answer in every.items() if name in places}
+    for name in every:
+        if name not in places and (name not in others or not given):
+            raise UserError(f"{question_file} has no question {name!r} that has a label; use the file the answers are to.")
+    rows = np.zeros((len(given), _COLUMNS * len(labels)))
     for row, (name, answer) in zip(rows, given.items(), strict=True):
         category, place = places[name]
-        yes, right = says_yes(answer["text"]), labels[category][place]
-        column = (0 if right else 1) if yes else (2 if not right else 3)
-        row[_COLUMNS * categories.index(category) + column] = 1
-    shown = [category for category in categories if rows[:, _block(categories, category)].any()]
-    parts = [part for category in shown for part in _parts(category, rows[:, _block(categories, category)])]
-    blocks = [_block(categories, category) for category in shown]
+        yes, right = says_yes(answer["text"]), labels[category][place].yes
+        row[_COLUMNS * list(labels).index(category) + (yes != right) + 2 * (not yes)] = 1
+    left_out = len(every) - len(given)
+    notes = [f"Answers of categories without labels, left out: {left_out}"] if left_out else []
+    return _score(list(labels), rows, list(given), len(places) - len(given), notes)
 
-    def mean_f1(mean: np.ndarray) -> np.ndarray:
-        return np.mean([_f1(mean[..., block]) for block in blocks], axis=0)
 
+def _score(categories: list[str], rows: np.ndarray, names: list[str | int], missing: int, notes: Sequence[str]) -> Score:
+    """The score of questions called `names` that earned `rows` (questions, columns of all categories)."""
+    blocks = {category: rows[:, _COLUMNS * i : _COLUMNS * (i + 1)] for i, category in enumerate(categories)}
+    shown = {category: block[block.any(axis=1)] for category, block in blocks.items() if block.any()}
+    parts = [part for category, block in shown.items() for part in _parts(category, block)]
+    counts = [
+        f"{category} TP, FP, TN, FN: {', '.join(str(int(count)) for count in block.sum(axis=0))}"
+        for category, block in shown.items()
+    ]
     # What is missing is not wrong here, so that it is told beside the score and not by it.
-    missing = len(places) - len(given)
-    return Score.of("Mean F1", rows, parts, missing, keys=list(given), statistic=mean_f1, missing_is="not counted")
+    more = {"missing_is": "not counted", "notes": [*counts, *notes]}
+    return Score.of("Mean F1", rows, parts, missing, keys=names, statistic=_mean_f1, **more)
 
 
-def _block(categories: list[str], category: str) -> slice:
-    start = _COLUMNS * categories.index(category)
-    return slice(start, start + _COLUMNS)
+def _mean_f1(mean: np.ndarray) -> np.ndarray:
+    """The mean F1 of the categories that the mean rows (..., d) hold."""
+    blocks = mean.reshape(*mean.shape[:-1], -1, _COLUMNS)
+    held = blocks.any(axis=-1)
+    return np.where(held, _f1(blocks), 0.0).sum(axis=-1) / held.sum(axis=-1)
 
 
 def _parts(category: str, rows: np.ndarray) -> list[Score]:
     """Accuracy, precision, recall, F1 and the share of yes of one category."""
-    rows = rows[rows.any(axis=1)]
     measures: dict[str, Statistic] = {
         "F1": _f1,
         "accuracy": lambda mean: 100 * (mean[..., 0] + mean[..., 2]) / mean.sum(axis=-1),
@@ -83,36 +101,60 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return 100 * np.divide(part, whole, out=np.zeros(np.shape(whole)), where=np.asarray(whole) > 0)
 
 
-def _labels(folder: Path) -> dict[str, list[bool]]:
-    """Of each category, whether the right answers are yes, in order."""
+def _labels(folder: Path) -> dict[str, list[Label]]:
+    """The labels of each category, in order."""
     files = sorted(folder.glob(f"{PREFIX}*.json")) if folder.is_dir() else []
     if not files:
         raise UserError(f"{folder} holds no {PREFIX}*.json; give the folder with POPE's annotation files as --annotation-dir.")
     found = {}
     for file in files:
-        records = read_jsonl(file)
-        if not all(record.get("label") in ("yes", "no") for _, record in records):
+        records = [record for _, record in read_jsonl(file)]
+        if not all(record.get("label") in ("yes", "no") for record in records):
             raise UserError(f"{file} is no annotation file of POPE; each line needs the label yes or no.")
-        found[file.stem.removeprefix(PREFIX)] = [record["label"] == "yes" for _, record in records]
+        found[file.stem.removeprefix(PREFIX)] = [
+            Label(record["label"] == "yes", record.get("image"), record.get("text")) for record in records
+        ]
     return found
 
 
-def _places(question_file: Path, labels: dict[str, list[bool]]) -> dict[str | int, tuple[str, int]]:
-    """Category and place within it of each question."""
+def _places(question_file: Path, labels: dict[str, list[Label]]) -> tuple[dict[str | int, tuple[str, int]], set[str | int]]:
+    """Category and place within it of each question, and the questions of categories without labels."""
     counts: Counter[str] = Counter()
     places: dict[str | int, tuple[str, int]] = {}
+    others: set[str | int] = set()
     for line, record in read_jsonl(question_file):
         category, name = record.get("category"), record.get("question_id")
-        if not isinstance(name, str | int) or category not in labels:
-            known = ", ".join(labels)
-            raise UserError(f"{question_file}, line {line}: 'question_id' and a category are needed, one of {known}.")
-        if name in places:
+        if not isinstance(name, str | int) or not isinstance(category, str):
+            raise UserError(
+                f"{question_file}, line {line}: 'question_id' and 'category' are needed; give the file as released."
+            )
+        if name in places or name in others:
             raise UserError(f"{question_file}, line {line}: question {name!r} stands there twice; give the file as released.")
-        if counts[category] >= len(labels[category]):
-            raise UserError(f"{question_file} has more {category} questions than {PREFIX}{category}.json has labels.")
+        if category not in labels:
+            others.add(name)
+            continue
         places[name] = category, counts[category]
+        if counts[category] < len(labels[category]):
+            _refuse_shifted(record, labels[category][counts[category]], f"{question_file}, line {line}")
         counts[category] += 1
-    return places
+    for category, right in labels.items():
+        if counts[category] != len(right):
+            raise UserError(
+                f"{question_file} has {counts[category]} {category} questions and {PREFIX}{category}.json has {len(right)} "
+                "labels; get the files that fastervlm data pope names."
+            )
+    return places, others
+
+
+def _refuse_shifted(record: dict[str, Any], label: Label, where: str) -> None:
+    """A `UserError` if a label tells its picture or its question, and these are not the ones asked about."""
+    asked = str(record.get("text")).replace(_TYPO, "image").split("\n")[0].strip()
+    same_text = label.text is None or str(label.text).replace(_TYPO, "image").strip() == asked
+    if not same_text or label.image not in (None, record.get("image")):
+        raise UserError(
+            f"{where}: the question {asked!r} about {record.get('image')} has a label for {label.text!r} about {label.image}; "
+            "get the files that fastervlm data pope names."
+        )
 
 
 POPE = Task(name="pope", questions=read_questions, score=score, score_flags=("annotation_dir", "question_file"))

@@ -87,12 +87,14 @@ def lenient(text: str) -> str | None:
 def score(answers: Sequence[Answer], annotation_file: Path, split: str = SPLITS[0]) -> Score:
     """Accuracy over a whole split, where a missing answer is wrong; of equal ids the last answer counts.
 
+    Answers to other splits are left out, as long as some are to this one.
     IMG-Accuracy is over the answers whose prompt holds <image>. Both once more with Simignore's parser.
     """
-    problems = _problems(annotation_file, split)
-    given = {answer["question_id"]: answer for answer in answers}
-    for name in given:
-        if name not in problems:
+    problems, others = _problems(annotation_file, split)
+    every = {answer["question_id"]: answer for answer in answers}
+    given = {name: answer for name, answer in every.items() if name in problems}
+    for name in every:
+        if name not in problems and (name not in others or not given):
             raise UserError(f"Question {name!r} is not in the {split} split of {annotation_file}; score that of the questions.")
     pictured = [IMAGE_TOKEN in given[name]["prompt"] if name in given else False for name in problems]
     by_llava, by_simignore = (
@@ -108,7 +110,16 @@ def score(answers: Sequence[Answer], annotation_file: Path, split: str = SPLITS[
         Score.of("Accuracy, lenient parser", by_simignore),
         *with_picture("IMG-Accuracy, lenient parser", by_simignore),
     ]
-    return Score.of("Accuracy", by_llava, parts, missing=len(problems) - len(given), keys=list(problems))
+    left_out = len(every) - len(given)
+    return Score.of(
+        "Accuracy",
+        by_llava,
+        parts,
+        len(problems) - len(given),
+        keys=list(problems),
+        answered=[name in given for name in problems],
+        notes=[f"Answers to other splits, left out: {left_out}"] if left_out else (),
+    )
 
 
 def _value(problem: dict[str, Any], answer: Answer | None, parser: Callable[[str], str | None]) -> float:
@@ -117,13 +128,13 @@ def _value(problem: dict[str, Any], answer: Answer | None, parser: Callable[[str
     return float(letter is not None and letter in offered and offered.index(letter) == problem["answer"])
 
 
-def _problems(path: Path, split: str) -> dict[str, dict[str, Any]]:
-    """The problems of a split by id; pid_splits.json lies beside problems.json."""
+def _problems(path: Path, split: str) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """The problems of a split by id, and the ids of all splits; pid_splits.json lies beside problems.json."""
     splits, problems = read_json(path.with_name("pid_splits.json")), read_json(path)
     try:
         asked = {name: problems[name] for name in splits[split]}
         if all(isinstance(problem["choices"], list) and type(problem["answer"]) is int for problem in asked.values()):
-            return asked
+            return asked, set(problems)
     except (KeyError, TypeError):
         pass
     raise UserError(

@@ -31,9 +31,9 @@ class Score:
     """A score over questions with its 95 % bootstrap confidence interval from `low` to `high`.
 
     `rows` (n, d) are what the questions (or groups of them) earned, named by `keys` where two runs are to be compared, and
-    `value` is the `statistic` of their mean. `parts` are further numbers of the same answers, such as that of the questions
-    with a picture; `missing` of the questions have no answer, and `missing_is` says what that means. `unit` stands behind the
-    value.
+    `value` is the `statistic` of their mean. `answered` says which of the rows have an answer, all of them if it is empty.
+    `parts` are further numbers of the same answers, such as that of the questions with a picture; `missing` of the questions
+    have no answer, and `missing_is` says what that means. `unit` stands behind the value, and `notes` are further lines.
     """
 
     metric: str
@@ -47,6 +47,8 @@ class Score:
     missing: int = 0
     missing_is: str = "counted as wrong"
     unit: str = "%"
+    answered: tuple[bool, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -60,14 +62,16 @@ class Score:
         statistic: Statistic = percent,
         missing_is: str = "counted as wrong",
         unit: str = "%",
+        answered: Sequence[bool] = (),
+        notes: Sequence[str] = (),
     ) -> Score:
         """The score of questions that earned `rows`, for an accuracy a number from 0 to 1 each."""
         if not len(rows):
             raise UserError("There is no answer to score; the answers file is empty.")
         table = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
-        value = float(statistic(table.mean(axis=0)))
-        low, high = _interval(statistic(_resampled(table)))
-        return cls(metric, value, low, high, table, tuple(keys), statistic, tuple(parts), missing, missing_is, unit)
+        value, (low, high) = float(statistic(_mean(table))), _interval(statistic(_resampled(table)))
+        more = tuple(parts), missing, missing_is, unit, tuple(answered), tuple(notes)
+        return cls(metric, value, low, high, table, tuple(keys), statistic, *more)
 
     @property
     def samples(self) -> int:
@@ -79,13 +83,14 @@ class Score:
         interval = f"95 % confidence interval: {self.low:.2f} to {self.high:.2f}"
         parts = [f"{part.metric}: {part.value:.2f}{part.unit} of {part.samples}" for part in self.parts]
         missing = [f"Without an answer, {self.missing_is}: {self.missing}"] if self.missing else []
-        return [f"Samples: {self.samples}", f"{self.metric}: {self.value:.2f}{self.unit}", interval, *parts, *missing]
+        first = f"Samples: {self.samples}", f"{self.metric}: {self.value:.2f}{self.unit}"
+        return [*first, interval, *parts, *missing, *self.notes]
 
     def summary(self) -> dict[str, Any]:
         """The score for a JSON file."""
         same = {"metric": self.metric, "value": self.value, "ci95": [self.low, self.high], "samples": self.samples}
         unit = {} if self.unit == "%" else {"unit": self.unit.strip()}
-        more = {"parts": [part.summary() for part in self.parts], "missing": self.missing}
+        more = {"parts": [part.summary() for part in self.parts], "missing": self.missing, "notes": list(self.notes)}
         return same | unit | {key: value for key, value in more.items() if value}
 
 
@@ -148,7 +153,7 @@ def difference(score: Score, other: Score) -> Difference:
         return score.statistic(mean[..., :width]) - score.statistic(mean[..., width:])
 
     changes = change(_resampled(rows))
-    value, (low, high) = float(change(rows.mean(axis=0))), _interval(changes)
+    value, (low, high) = float(change(_mean(rows))), _interval(changes)
     against = min(int((changes <= 0).sum()), int((changes >= 0).sum()))
     p_value = min(1.0, 2 * (1 + against) / (1 + len(changes)))
     left_out = len(first.keys() ^ second.keys())
@@ -156,13 +161,22 @@ def difference(score: Score, other: Score) -> Difference:
 
 
 def _numbered(score: Score) -> dict[Hashable, int]:
-    """The row of each key; the second row of a key is another key."""
+    """The answered row of each key; the second row of a key is another key."""
     seen: Counter[Hashable] = Counter()
     rows: dict[Hashable, int] = {}
     for row, key in enumerate(score.keys or range(score.samples)):
-        rows[key, seen[key]] = row
+        if not score.answered or score.answered[row]:
+            rows[key, seen[key]] = row
         seen[key] += 1
     return rows
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """The mean row (d,) of rows (n, d), added one after the other as the reference does: other orders round otherwise."""
+    total = np.zeros(rows.shape[1])
+    for row in rows:
+        total += row
+    return total / len(rows)
 
 
 def _resampled(rows: np.ndarray) -> np.ndarray:

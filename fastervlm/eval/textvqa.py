@@ -46,7 +46,10 @@ def answer_values(answers: Sequence[str]) -> dict[str, float]:
     values = {}
     for answer in set(given):
         others = [given.count(answer) - (left_out == answer) for left_out in given]
-        values[answer] = sum(min(1, float(agreeing) / 3) for agreeing in others) / len(others)
+        total = 0.0
+        for agreeing in others:  # sum() rounds otherwise from Python 3.12 on
+            total += min(1.0, agreeing / 3)
+        values[answer] = total / len(others)
     return values
 
 

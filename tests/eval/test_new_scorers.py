@@ -1,40 +1,18 @@
-"""GQA, POPE, MME, MMBench and the submissions: scores against plain counting, and the definitions' edge cases."""
+"""GQA, MMBench and the submissions: scores against plain counting, and the definitions' edge cases."""
 
 import base64
 import io
 import json
 from typing import Any
 
-import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
 from PIL import Image
 
 from encoders import UserError
-from fastervlm.eval import get_task
 from fastervlm.eval.mmbench import letter
-from fastervlm.eval.mme import reads
-from fastervlm.eval.pope import says_yes
-
-
-def task_of(name) -> Any:
-    """The benchmark, of whichever type its parts are."""
-    return get_task(name)
-
-
-def answer(name, text, prompt="p") -> Any:
-    return {"question_id": name, "prompt": prompt, "text": text, "answer_id": "", "model_id": "", "metadata": {}}
-
-
-def lines(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
-
-
-def part(score, metric):
-    return next(each for each in score.parts if each.metric == metric)
-
+from tests.eval.answered import answer, lines, part, task_of
 
 # GQA
 
@@ -73,159 +51,8 @@ def test_gqa_last_duplicate_counts_and_groups_are_parts(gqa):
     score = task_of("gqa").scored([answer("1", "red"), answer("1", "blue"), answer(2, "yes")], gqa)
     assert score.value == pytest.approx(100 / 3)
     assert [part(score, name).value for name in ("Binary", "Open", "semantic obj")] == [100.0, 0.0, 100.0]
-    with pytest.raises(UserError, match="no question '4'"):
+    with pytest.raises(UserError, match="no balanced question '4'"):
         task_of("gqa").scored([answer("4", "no")], gqa)
-
-
-# POPE
-
-YES_OR_NO = [
-    ("Yes", True),
-    ("No", False),
-    ("no", False),
-    ("NO", True),
-    ("Not", True),
-    ("not really", False),
-    ("No!", True),
-    ("No\n", True),
-    ("isn't", True),
-    ("", True),
-    ("Yes. No", True),
-    ("Well, no, sir", False),
-    ("nothing", True),
-    ("there is no.dog", False),
-]
-
-
-@pytest.mark.parametrize(("text", "yes"), YES_OR_NO)
-def test_pope_reads_an_answer_as_the_reference_does(text, yes):
-    assert says_yes(text) is yes
-
-
-@pytest.fixture
-def pope(tmp_path):
-    """Two categories of 40 questions, mixed up in the question file."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "coco").mkdir()
-    asked, labels = [], {}
-    for category in ("adversarial", "popular"):
-        labels[category] = [str(label) for label in rng.choice(["yes", "no"], 40)]
-        rows = [{"question_id": i, "label": label} for i, label in enumerate(labels[category])]
-        lines(tmp_path / "coco" / f"coco_pope_{category}.json", rows)
-        asked += [{"question_id": f"{category}{i}", "category": category, "image": "x", "text": "?"} for i in range(40)]
-    order = rng.permutation(80)
-    asked = [asked[i] for i in sorted(order, key=lambda i: (i % 40, i))]
-    return lines(tmp_path / "llava_pope_test.jsonl", asked), tmp_path / "coco", labels
-
-
-def pope_by_hand(texts, labels):
-    """(F1, accuracy, precision, recall, yes ratio) by counting."""
-    hits = [
-        (not ({"no", "No", "not"} & set(t.split(".")[0].replace(",", "").split(" "))), y == "yes")
-        for t, y in zip(texts, labels, strict=True)
-    ]
-    tp, fp = (sum(p and y == right for p, y in hits) for right in (True, False))
-    fn, tn = (sum(not p and y == right for p, y in hits) for right in (True, False))
-    precision = tp / (tp + fp) if tp + fp else 0
-    recall = tp / (tp + fn) if tp + fn else 0
-    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0
-    return f1, (tp + tn) / len(hits), precision, recall, (tp + fp) / len(hits)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_pope_equals_counting(pope, share):
-    questions, folder, labels = pope
-    rng = np.random.default_rng(1)
-    texts = {f"{c}{i}": "Yes" if rng.random() < share else "No, it is not." for c in labels for i in range(40)}
-    score = task_of("pope").scored([answer(*pair) for pair in texts.items()], folder, questions)
-    expected = {c: pope_by_hand([texts[f"{c}{i}"] for i in range(40)], labels[c]) for c in labels}
-    assert score.value == pytest.approx(100 * np.mean([row[0] for row in expected.values()]))
-    for category, row in expected.items():
-        names = ("F1", "accuracy", "precision", "recall", "yes ratio")
-        assert [part(score, f"{category} {name}").value for name in names] == pytest.approx([100 * value for value in row])
-    assert score.low <= score.value <= score.high
-
-
-def test_pope_missing_answers_do_not_shift_the_labels(pope):
-    questions, folder, labels = pope
-    right = {f"{c}{i}": label for c in labels for i, label in enumerate(labels[c])}
-    kept = [answer(name, label) for name, label in right.items() if name not in ("adversarial0", "popular3")]
-    score = task_of("pope").scored(kept, folder, questions)
-    assert (score.value, score.missing) == (100.0, 2)
-    assert "Without an answer, not counted: 2" in score.lines()
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (lambda q, c: (q, c / "none"), "holds no coco_pope_"),
-        (lambda q, c: (lines(q, [{"question_id": 1, "category": "other"}]), c), "one of adversarial, popular"),
-        (lambda q, c: (lines(q, [{"question_id": 1, "category": "popular"}] * 2), c), "stands there twice"),
-        (lambda q, c: (lines(q, [{"question_id": i, "category": "popular"} for i in range(41)]), c), "more popular questions"),
-        (lambda q, c: (q, lines(c / "coco_pope_popular.json", [{"label": "maybe"}]).parent), "label yes or no"),
-    ],
-)
-def test_pope_says_what_is_wrong_with_its_files(pope, change, sentence):
-    questions, folder = change(pope[0], pope[1])
-    with pytest.raises(UserError, match=sentence):
-        task_of("pope").scored([answer(1, "yes")], folder, questions)
-
-
-# MME
-
-
-@pytest.mark.parametrize(
-    ("text", "read"),
-    [("Yes", True), ("no", False), ("know", False), ("eyes", True), ("y", None), ("  yes", None), (" yes", True), ("", None)],
-)
-def test_mme_reads_the_first_four_characters(text, read):
-    assert reads(text) is read
-
-
-@pytest.fixture
-def mme(tmp_path):
-    """Two perception categories (one in the layout with folders) and one of cognition."""
-    questions = ["Is it red? Please answer yes or no.\tYes", "Is it blue?  Please answer yes or no.\tNo"]
-    for category, names in {"count": ["a", "b"], "scene": ["c"], "code_reasoning": ["0020"]}.items():
-        folder = tmp_path / category
-        texts = folder / "questions_answers_YN" if category == "scene" else folder
-        texts.mkdir(parents=True)
-        for name in names:
-            (texts / f"{name}.txt").write_text("\n".join(questions) + "\n", encoding="utf-8")
-    return tmp_path
-
-
-def mme_answers(category, name, *texts):
-    """Answers to the two questions about a picture."""
-    asked = ("Is it red? Please answer yes or no.", "Is it blue? Please answer yes or no.")
-    tail = "\nAnswer the question using a single word or phrase."
-    return [answer(f"{category}/{name}", text, prompt + tail) for text, prompt in zip(texts, asked, strict=False)]
-
-
-def test_mme_adds_accuracy_and_accuracy_plus(mme):
-    answers = [
-        *mme_answers("count", "a.jpg", "Yes", "No"),
-        *mme_answers("count", "b.jpg", "yes", "Yes"),
-        *mme_answers("scene", "c.jpg", "maybe", "no"),
-        *mme_answers("code_reasoning", "0020.png", "Yes.", "no way"),
-    ]
-    score = task_of("mme").scored(answers, mme)
-    assert score.metric == "Perception"
-    assert score.value == pytest.approx((75 + 50) + (50 + 0))
-    assert part(score, "Cognition").value == 200.0
-    assert [part(score, name).value for name in ("count", "scene", "code_reasoning")] == [125.0, 50.0, 200.0]
-    assert score.lines()[1] == "Perception: 175.00"
-    assert score.low <= 175 <= score.high
-
-
-def test_mme_missing_answers_are_wrong_and_the_last_duplicate_counts(mme):
-    answers = mme_answers("count", "a.jpg", "no", "no") + mme_answers("count", "a.jpg", "yes")
-    score = task_of("mme").scored(answers, mme)
-    assert (score.value, score.missing) == (50 + 50, 2)
-    with pytest.raises(UserError, match="no question 'Is it green"):
-        task_of("mme").scored([answer("count/a.jpg", "yes", "Is it green?")], mme)
-    with pytest.raises(UserError, match="not the release folder"):
-        task_of("mme").scored(answers, mme / "count")
 
 
 # MMBench
