@@ -60,7 +60,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is written aside, flushed to disk and then renamed; what fails leaves none."""
+    """A file to write that is written aside, flushed to disk and then renamed; what fails leaves the one that was there."""
     aside = path.with_name(path.name + ".new")
     with aside.open("wb") as file:
         yield file

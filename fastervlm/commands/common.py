@@ -14,6 +14,7 @@ from encoders.errors import UserError
 
 if TYPE_CHECKING:
     from fastervlm.eval.engine import Engine
+    from fastervlm.eval.task import Submission
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The benchmark, for example textvqa.")]
 ModelPath = Annotated[str, typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub.")]
@@ -146,6 +147,20 @@ def resumable() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def write_submission(submission: Submission, answers: Path, question_file: Path, out: Path) -> None:
+    """Write what a benchmark's server takes and tell where it goes, and how many questions have no answer in it."""
+    from fastervlm.eval.answers import read_answers
+
+    given = read_answers(answers)
+    if not given:
+        raise UserError(f"There is no answer to submit; {answers} is empty.")
+    answered, asked = submission.write(given, question_file, out)
+    print(f"For {submission.address}: {out}, with answers to {answered} of {asked} questions")
+    if answered < asked:
+        left = asked - answered
+        print(f"fastervlm: the submission is not complete; {left} of {asked} questions have no answer.", file=sys.stderr)
+
+
 def report_failures(failed: int, failures: Sequence[dict[str, Any]] = ()) -> None:
     """Name what failed and end with exit code 1, if anything did."""
     if not failed:
@@ -154,5 +169,5 @@ def report_failures(failed: int, failures: Sequence[dict[str, Any]] = ()) -> Non
         file, reason = failure["image"], failure["reason"]
         named = reason if file in reason or file == "None" else f"{file} {reason}"
         print(f"fastervlm: question {failure['question_id']}: {named}", file=sys.stderr)
-    print(f"fastervlm: {failed} questions failed and are not counted; the next run tries them again.", file=sys.stderr)
+    print(f"fastervlm: {failed} questions failed and have no result; the next run tries them again.", file=sys.stderr)
     raise typer.Exit(1)

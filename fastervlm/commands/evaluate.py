@@ -30,6 +30,7 @@ from fastervlm.commands.common import (
     number,
     report_failures,
     resumable,
+    write_submission,
 )
 
 if TYPE_CHECKING:
@@ -133,15 +134,11 @@ def _files(task: Task, data: Path | None, questions: Path | None, images: Path |
 
 def _submit(submission: Submission, settings: Settings) -> None:
     """Write what the benchmark's server takes beside the answers, if they are enough for it."""
-    from fastervlm.eval.answers import read_answers
-
     out = settings.answers_file.with_suffix(f".submission{submission.suffix}")
     try:
-        submission.write(read_answers(settings.answers_file), settings.question_file, out)
+        write_submission(submission, settings.answers_file, settings.question_file, out)
     except UserError as error:
         print(f"Nothing to submit: {error}")
-    else:
-        print(f"For {submission.address}: {out}")
 
 
 def _check(method: str, keep: int | float | None, overlay: Path | None) -> None:

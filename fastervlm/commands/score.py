@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encoders.errors import UserError
-from fastervlm.commands.common import TaskName
+from fastervlm.commands.common import TaskName, write_submission
 
 if TYPE_CHECKING:
     from fastervlm.eval import Score, Task
@@ -45,16 +45,12 @@ def score(
             raise UserError(f"{option} {path} is a folder; give a file.")
         if path:
             writable_folder(path.parent)
+    others = {"annotation_file": annotation_file, "annotation_dir": annotation_dir, "base_dir": base_dir}
     if submission:
+        _refuse_given({**others, "split": split, "json": json, "against": against})
         _submit(benchmark, result_file, question_file, submission)
         return
-    given = {
-        "annotation_file": annotation_file,
-        "annotation_dir": annotation_dir,
-        "base_dir": base_dir,
-        "question_file": question_file,
-    }
-    right = _right_answers(benchmark, given)
+    right = _right_answers(benchmark, {**others, "question_file": question_file})
 
     def scored(answers: Path) -> Score:
         return benchmark.scored(read_answers(answers), right, question_file, split)
@@ -80,12 +76,15 @@ def _right_answers(task: Task, given: dict[str, Path | None]) -> Path:
     return first / _PROBLEMS if task.score_flags == ("base_dir",) else first
 
 
-def _submit(task: Task, answers: Path, question_file: Path | None, out: Path) -> None:
-    from fastervlm.eval.answers import read_answers
+def _refuse_given(options: dict[str, object]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"--submission writes a file and scores nothing; leave {' and '.join(given)} out.")
 
+
+def _submit(task: Task, answers: Path, question_file: Path | None, out: Path) -> None:
     if task.submission is None:
         raise UserError(f"The right answers of {task.name} are public, nothing is submitted; leave --submission out.")
     if question_file is None or out.suffix != task.submission.suffix:
         raise UserError(f"{task.name} needs --question-file, and --submission must end in {task.submission.suffix}.")
-    task.submission.write(read_answers(answers), question_file, out)
-    print(f"For {task.submission.address}: {out}")
+    write_submission(task.submission, answers, question_file, out)

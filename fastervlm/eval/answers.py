@@ -170,8 +170,11 @@ def read_answers(path: Path) -> list[Answer]:
     """The answers of a file in the schema of the LLaVA scripts."""
     answers = []
     for line, record in read_jsonl(path):
-        if not isinstance(record.get("prompt"), str) or not isinstance(record.get("text"), str) or "question_id" not in record:
-            raise UserError(f"{path}, line {line}: an answer needs 'question_id', 'prompt' and 'text'.")
+        texts = (record.get("prompt"), record.get("text"))
+        if not all(isinstance(text, str) for text in texts) or not isinstance(record.get("question_id"), str | int):
+            raise UserError(
+                f"{path}, line {line}: an answer needs 'question_id', a text or a number, and the texts 'prompt' and 'text'."
+            )
         answers.append(record)
     return answers
 

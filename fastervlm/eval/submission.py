@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.normalize import normalize
@@ -15,22 +16,27 @@ from fastervlm.report import write_text
 VQAV2_TEST = "llava_vqav2_mscoco_test2015.jsonl"
 
 
-def vqav2(answers: Sequence[Answer], question_file: Path, out: Path) -> None:
+def vqav2(answers: Sequence[Answer], question_file: Path, out: Path) -> tuple[int, int]:
     """An answer for each question of the whole test set, whose file lies beside the question file, normalised as EvalAI does.
 
-    Questions without an answer get "".
+    Questions without an answer get ""; those of the question file are counted.
     """
-    given = {str(answer["question_id"]): answer["text"] for answer in answers}
-    asked = [record["question_id"] for _, record in read_jsonl(question_file.with_name(VQAV2_TEST))]
-    _refuse_others(given, [str(name) for name in asked], question_file.with_name(VQAV2_TEST))
-    rows = [{"question_id": name, "answer": normalize(given.get(str(name), ""))} for name in asked]
+    whole = question_file.with_name(VQAV2_TEST)
+    given, every = _texts(answers), _asked(whole)
+    asked = {str(record["question_id"]) for record in _asked(question_file)}
+    _refuse_others(given, [str(record["question_id"]) for record in every], whole)
+    rows = [
+        {"question_id": record["question_id"], "answer": normalize(given.get(str(record["question_id"]), ""))}
+        for record in every
+    ]
     write_text(out, json.dumps(rows))
+    return len(asked & given.keys()), len(asked)
 
 
-def vizwiz(answers: Sequence[Answer], question_file: Path, out: Path) -> None:
+def vizwiz(answers: Sequence[Answer], question_file: Path, out: Path) -> tuple[int, int]:
     """An answer for the picture of every question, normalised as EvalAI does; refused if one is missing."""
-    given = {str(answer["question_id"]): answer["text"] for answer in answers}
-    asked = [(str(record["question_id"]), record["image"]) for _, record in read_jsonl(question_file)]
+    given = _texts(answers)
+    asked = [(str(record["question_id"]), record["image"]) for record in _asked(question_file, "image")]
     _refuse_others(given, [name for name, _ in asked], question_file)
     missing = [name for name, _ in asked if name not in given]
     if missing:
@@ -38,17 +44,34 @@ def vizwiz(answers: Sequence[Answer], question_file: Path, out: Path) -> None:
             f"VizWiz takes complete answers only, and {len(missing)} are missing ({missing[0]} ...); finish the run."
         )
     write_text(out, json.dumps([{"image": image, "answer": normalize(given[name])} for name, image in asked]))
+    return len(asked), len(asked)
 
 
-def mmvet(answers: Sequence[Answer], question_file: Path, out: Path) -> None:
+def mmvet(answers: Sequence[Answer], question_file: Path, out: Path) -> tuple[int, int]:
     """Each answer as it is, under `v1_` and the question's number."""
-    asked = [str(record["question_id"]) for _, record in read_jsonl(question_file)]
-    given = {str(answer["question_id"]): answer["text"] for answer in answers}
+    asked = {str(record["question_id"]) for record in _asked(question_file)}
+    given = _texts(answers)
     _refuse_others(given, asked, question_file)
     write_text(out, json.dumps({f"v1_{name}": text for name, text in given.items()}, indent=2))
+    return len(given), len(asked)
 
 
-def _refuse_others(given: dict[str, str], asked: Sequence[str], path: Path) -> None:
+def _texts(answers: Sequence[Answer]) -> dict[str, str]:
+    """The answers by question; the last one of each counts."""
+    return {str(answer["question_id"]): answer["text"] for answer in answers}
+
+
+def _asked(path: Path, *more: str) -> list[dict[str, Any]]:
+    """The lines of a question file; refused if one lacks its `question_id` or what else is needed."""
+    records = read_jsonl(path)
+    for line, record in records:
+        for name in ("question_id", *more):
+            if not isinstance(record.get(name), str | int):
+                raise UserError(f"{path}, line {line}: {name!r} is missing; give the question file as it was released.")
+    return [record for _, record in records]
+
+
+def _refuse_others(given: dict[str, str], asked: Collection[str], path: Path) -> None:
     other = given.keys() - set(asked)
     if other:
         raise UserError(f"{path} has no question {min(other)!r}; use the question file that the answers are to.")

@@ -49,12 +49,13 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True)
 class Submission:
-    """What a benchmark's server or judge takes: `write(answers, question_file, out)` writes it.
+    """What a benchmark's server or judge takes.
 
+    `write(answers, question_file, out)` writes it and gives how many of the questions have an answer, and how many there are;
     `suffix` is that of its file, and `address` where it goes.
     """
 
-    write: Callable[[Sequence[Answer], Path, Path], None]
+    write: Callable[[Sequence[Answer], Path, Path], tuple[int, int]]
     suffix: str
     address: str
 
@@ -101,10 +102,6 @@ class Task:
         self, answers: Sequence[Answer], annotations: Path, question_file: Path | None = None, split: str | None = None
     ) -> Score:
         """The score of `answers`, with what else the benchmark's scorer asks for."""
-        if self.score is None:
-            raise UserError(
-                f"The right answers of {self.name} are not public; write the file its server takes by --submission."
-            )
         more = {"question_file": question_file} if "question_file" in self.score_flags[1:] else {}
         if split is not None and split not in self.splits:
             known = f"choose one of {', '.join(self.splits)}" if self.splits else "leave --split out"

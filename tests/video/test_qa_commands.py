@@ -90,7 +90,7 @@ def test_a_broken_video_is_named_and_the_exit_code_says_so(command, model, bench
     assert code == 1
     assert out.startswith("Samples: 6\n")
     assert f"fastervlm: question q0: {folder}/clip_0.mp4 is empty" in err
-    assert "2 questions failed and are not counted" in err
+    assert "2 questions failed and have no result" in err
 
 
 def test_without_an_answers_file_they_lie_beside_the_questions(command, model, bench, tmp_path):
