@@ -12,6 +12,7 @@ from PIL import Image
 
 from encoders import UserError
 from fastervlm.eval.mmbench import letter
+from fastervlm.eval.score import difference
 from tests.eval.answered import answer, lines, part, task_of
 
 # GQA
@@ -53,6 +54,34 @@ def test_gqa_last_duplicate_counts_and_groups_are_parts(gqa):
     assert [part(score, name).value for name in ("Binary", "Open", "semantic obj")] == [100.0, 0.0, 100.0]
     with pytest.raises(UserError, match="no balanced question '4'"):
         task_of("gqa").scored([answer("4", "no")], gqa)
+
+
+def test_gqa_leaves_out_questions_that_are_not_balanced_but_no_others(gqa):
+    score = task_of("gqa").scored([answer("4", "no"), answer("1", "red")], gqa)
+    assert (score.value, score.samples, score.missing) == (pytest.approx(100 / 3), 3, 2)
+    assert score.lines()[-1] == "Answers to questions that are not balanced, left out: 1"
+    with pytest.raises(UserError, match="no balanced question '5'"):
+        task_of("gqa").scored([answer("5", "no"), answer("1", "red")], gqa)
+
+
+@pytest.mark.parametrize(
+    ("structural", "kind"),
+    [("query", "Open"), ("choose", "Binary"), ("logical", "Binary"), ("verify", "Binary"), ("compare", "Binary")],
+)
+def test_gqa_open_questions_are_those_that_query(tmp_path, structural, kind):
+    record = {"answer": "red", "isBalanced": True, "types": {"structural": structural}}
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps({"1": record}))
+    assert [each.metric for each in task_of("gqa").scored([answer("1", "red")], path).parts] == [
+        kind,
+        f"structural {structural}",
+    ]
+
+
+def test_gqa_difference_is_over_the_questions_both_answered(gqa):
+    whole, first = ([answer("1", "red"), answer("2", "no"), answer("3", "x")][:n] for n in (3, 1))
+    found = difference(*(task_of("gqa").scored(given, gqa) for given in (whole, first)))
+    assert (found.value, found.samples, found.left_out) == (0.0, 1, 2)
 
 
 # MMBench
@@ -118,13 +147,26 @@ def test_mmbench_counts_a_question_if_all_its_turns_are_right(mmbench):
         task.scored([answer(8, "A")], mmbench)
 
 
+def test_mmbench_turns_are_a_million_apart(mmbench):
+    table = pd.read_table(mmbench, dtype=str)
+    table["index"] = [7, 100_007, 1_000_007]
+    table.to_csv(mmbench, sep="\t", index=False)
+    task = task_of("mmbench")
+    given = [answer(7, "A"), answer(100_007, "C"), answer(1_000_007, "D")]
+    score = task.scored(given, mmbench)
+    assert (score.samples, score.value) == (2, 50.0)
+    found = difference(score, task.scored(given[:2], mmbench))
+    assert (found.samples, found.left_out) == (1, 1), "a question counts as answered if all its turns are"
+
+
 def workbook(path) -> Any:
     return openpyxl.load_workbook(path)
 
 
 def test_mmbench_workbook_has_texts_and_the_prediction_seventh(mmbench, tmp_path):
     out = tmp_path / "upload.xlsx"
-    task_of("mmbench").submission.write([answer(7, "=1+1"), answer(9, "a\x07b")], mmbench, out)
+    given = [answer(7, "=1+1"), answer(9, "a\x07b")]
+    assert task_of("mmbench").submission.write(given, mmbench, out) == (2, 3)
     rows = list(workbook(out).active.iter_rows(values_only=True))
     assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
     assert [row[6] for row in rows[1:]] == ["=1+1", None, "ab"]
@@ -157,7 +199,7 @@ def test_submissions(asked, tmp_path):
     answers = [answer(2, "Two dogs."), answer(1, "The CAT"), answer(3, "  a-b, c")]
     written = {}
     for name in ("vqav2", "vizwiz", "mmvet"):
-        task_of(name).submission.write(answers, asked, tmp_path / "out.json")
+        assert task_of(name).submission.write(answers, asked, tmp_path / "out.json") == (3, 3)
         written[name] = json.loads((tmp_path / "out.json").read_text())
     texts = {1: "cat", 2: "2 dogs", 3: "b c", 4: ""}
     assert written["vqav2"] == [{"question_id": i, "answer": text} for i, text in texts.items()]
@@ -172,5 +214,14 @@ def test_submission_of_vizwiz_is_complete_and_none_knows_other_questions(asked, 
         with pytest.raises(UserError, match="no question '9'"):
             task_of(name).submission.write([answer(i, "x") for i in (1, 2, 3, 9)], asked, tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+    for name in ("vqav2", "mmvet"):
+        assert task_of(name).submission.write([answer(2, "x")], asked, tmp_path / "out.json") == (1, 3)
     with pytest.raises(UserError, match="not public"):
         task_of("vqav2").scored([answer(1, "x")], asked)
+
+
+@pytest.mark.parametrize("name", ["vqav2", "vizwiz", "mmvet"])
+def test_submission_with_a_malformed_question_file_is_refused(asked, tmp_path, name):
+    lines(asked, [{"question_id": 1}, {"image": "2.jpg"}])
+    with pytest.raises(UserError, match=r"line [12]: '(question_id|image)' is missing"):
+        task_of(name).submission.write([answer(1, "x")], asked, tmp_path / "out.json")

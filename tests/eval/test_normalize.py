@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 
 from fastervlm.eval.normalize import CONTRACTIONS, normalize
@@ -55,6 +57,9 @@ def test_normalize(said, compared):
 
 def test_contractions_are_the_official_table():
     assert len(CONTRACTIONS) == 116
+    table = " ".join(f"{short} {long}" for short, long in sorted(CONTRACTIONS.items()))
+    digest = "30ce378c51ad4572170ed7682b7fce9317713781464394c3b9963ea2989b4cb0"
+    assert hashlib.sha256(table.encode()).hexdigest() == digest, "one of the contractions is not the official one"
     assert CONTRACTIONS["yall'd've"] == "y'all'd've"
     assert CONTRACTIONS["'ow'sat"] == "'ow's'at"
     assert not any(key != key.lower() or " " in key for key in CONTRACTIONS)

@@ -4,6 +4,7 @@ import pytest
 
 from encoders import UserError
 from fastervlm.eval.scienceqa import SCIENCEQA, lenient, strict
+from fastervlm.eval.score import difference
 from fastervlm.eval.task import Answer
 
 ASK = "Answer with the option's letter from the given choices directly."
@@ -66,6 +67,7 @@ def test_selector_of_a_question_without_options_is_the_question(tmp_path):
 PARSED = [
     # what is written, what LLaVA's parser reads, what Simignore's reads
     ("A", "A", "A"),
+    ("E", "E", "E"),
     ("F", None, None),
     ("", None, None),
     ("a", None, None),
@@ -167,6 +169,24 @@ def test_answers_that_are_not_of_the_split_are_refused(tmp_path):
     path = annotate(tmp_path, {"0": {"choices": ["x"], "answer": 0}, "1": {}}, ["0"])
     with pytest.raises(UserError, match="Question '1' is not in the test split"):
         SCIENCEQA.score([answer("1", "A")], path)
+
+
+def test_the_fifth_of_five_options_can_be_right(tmp_path):
+    path = annotate(tmp_path, {"0": {"choices": list("vwxyz"), "answer": 4}}, ["0"])
+    assert SCIENCEQA.score([answer("0", "E")], path).value == 100
+
+
+def test_answers_to_other_splits_are_left_out(tmp_path):
+    path = annotate(tmp_path, {name: {"choices": ["x", "y"], "answer": 0} for name in "012"}, ["0", "1"])
+    (tmp_path / "pid_splits.json").write_text(json.dumps({"test": ["0", "1", "2"], "minitest": ["1"]}))
+    given = [answer("0", "B"), answer("1", "A"), answer("2", "B")]
+    score = SCIENCEQA.scored(given, path, split="minitest")
+    assert (score.value, score.samples, score.missing) == (100, 1, 0)
+    assert score.lines()[-1] == "Answers to other splits, left out: 2"
+    with pytest.raises(UserError, match="Question '7' is not in the minitest split"):
+        SCIENCEQA.scored([*given, answer("7", "A")], path, split="minitest")
+    found = difference(SCIENCEQA.scored(given, path), SCIENCEQA.scored(given[:1], path))
+    assert (found.value, found.samples, found.left_out) == (0.0, 1, 2)
 
 
 @pytest.mark.parametrize("problems", [{}, [], {"0": {}}, {"0": {"choices": "x", "answer": 0}}, {"0": {"choices": ["x"]}}])

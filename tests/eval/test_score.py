@@ -70,6 +70,22 @@ def test_questions_are_paired_by_key_and_repeated_keys_in_order():
     assert found.lines()[-1] == "Answered by one of them only, left out: 2"
 
 
+def test_rows_without_an_answer_are_not_compared():
+    whole = Score.of("Accuracy", [1, 0, 1, 1], keys="abcd")
+    part = Score.of("Accuracy", [0, 0, 1, 0], keys="abcd", answered=[False, True, True, False])
+    for found, sign in ((difference(whole, part), 1), (difference(part, whole), -1)):
+        assert (sign * found.value, found.samples, found.left_out) == (0.0, 2, 2)
+
+
+def test_rows_are_added_one_after_the_other():
+    values = [0.1, 0.7, 0.3, 1.0, 0.9, 0.6] * 50
+    total = 0.0
+    for value in values:
+        total += value
+    assert total != math.fsum(values), "the order of the sum shows"
+    assert Score.of("Accuracy", values).value == 100.0 * (total / len(values))
+
+
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [

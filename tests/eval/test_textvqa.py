@@ -28,6 +28,15 @@ def test_value_of_an_answer_given_by_some(agreeing, value):
     assert answer_values(people)["yes"] == pytest.approx(value, abs=1e-12)
 
 
+@pytest.mark.parametrize("agreeing", [1, 2, 3, 4])
+def test_value_is_the_sum_from_left_to_right(agreeing):
+    people = ["yes"] * agreeing + [f"other {i}" for i in range(10 - agreeing)]
+    total = 0.0
+    for i in range(10):
+        total += min(1.0, (agreeing - (i < agreeing)) / 3)
+    assert answer_values(people)["yes"] == total / 10
+
+
 def test_answers_are_grouped_by_their_normalised_form():
     values = answer_values(["The Stop.", "stop", "STOP", "a stop", "x", "", "two", "2", "none", "0"])
     assert values["stop"] == pytest.approx(1.0)
