@@ -173,7 +173,8 @@ def read_answers(path: Path) -> list[Answer]:
         texts = (record.get("prompt"), record.get("text"))
         if not all(isinstance(text, str) for text in texts) or not isinstance(record.get("question_id"), str | int):
             raise UserError(
-                f"{path}, line {line}: an answer needs 'question_id', a text or a number, and the texts 'prompt' and 'text'."
+                f"{path}, line {line}: an answer needs 'question_id', 'prompt' and 'text', texts all three; "
+                "only the first may be a number."
             )
         answers.append(record)
     return answers

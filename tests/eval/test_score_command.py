@@ -107,4 +107,4 @@ def test_answer_to_a_question_without_a_name_is_refused(score, tmp_path, name):
     options = gqa(tmp_path)
     lines(tmp_path / "a.jsonl", [answer(name, "red")])
     code, _, err = score(*options, "--result-file", tmp_path / "a.jsonl")
-    assert (code, "line 1: an answer needs 'question_id', a text or a number" in err) == (2, True), err
+    assert (code, "line 1: an answer needs 'question_id', 'prompt' and 'text'" in err) == (2, True), err
