@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -13,7 +17,23 @@ from fastervlm.eval.task import Question
 MOST_MEGAPIXELS = 40
 MOST_BYTES, MOST_CLIP_BYTES = 20 << 20, 100 << 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+UPRIGHT = ".upright.jpg"  # how our own copies end
 _ORIENTATION = 0x0112  # the EXIF tag by which cameras say which side is up
+
+
+def handed_in(sent: Any, folder: Path, examples: Iterable[str]) -> Path:
+    """The file that a page names, if it lies in the folder of uploads or is an example; a client may name any other.
+
+    Raises:
+        UserError: it is neither.
+    """
+    try:
+        path = Path(sent["path"]).resolve()
+    except (TypeError, LookupError, ValueError, OSError, RuntimeError):
+        path = None
+    if path and (path.is_relative_to(folder.resolve()) or path in {Path(example).resolve() for example in examples}):
+        return path
+    raise UserError("This file was not handed in here; choose it on the page.")
 
 
 def sound_picture(path: Path) -> Path:
@@ -22,18 +42,26 @@ def sound_picture(path: Path) -> Path:
     Raises:
         UserError: it is missing, empty, too large, no picture, or damaged.
     """
-    upright = path.with_name(f"{path.stem}.upright.png")
+    upright = path.with_name(f"{path.stem}{UPRIGHT}")
     if upright.exists():
         return upright
     _check_header(path)
     try:
         picture = open_picture(Question(1, "upload", "", path))
     except BadPicture as error:
-        raise UserError(f"The picture {error}; choose another.") from None
+        reason, _, _ = str(error).partition(" (")
+        raise UserError(f"The picture {reason}; choose another.") from None
     if picture.getexif().get(_ORIENTATION, 1) == 1:
         return path
-    ImageOps.exif_transpose(picture).save(upright)
+    _save_whole(ImageOps.exif_transpose(picture), upright)
     return upright
+
+
+def _save_whole(picture: Image.Image, path: Path) -> None:
+    """Write a JPEG aside and rename it: whoever sees it sees all of it."""
+    with NamedTemporaryFile(dir=path.parent, suffix=".new", delete=False) as file:
+        picture.save(file, "JPEG", quality=92, subsampling=0)
+    os.replace(file.name, path)
 
 
 def sound_clip(path: Path) -> Path:
@@ -48,7 +76,7 @@ def sound_clip(path: Path) -> Path:
 
 def _check_header(path: Path) -> None:
     """Refuse by size and kind, without decoding."""
-    _check_size(path, "picture", MOST_BYTES)
+    _check_size(path, "picture", None if path.name.endswith(UPRIGHT) else MOST_BYTES)
     try:
         with Image.open(path, formats=FORMATS) as picture:
             pixels = picture.width * picture.height
@@ -60,11 +88,11 @@ def _check_header(path: Path) -> None:
         raise UserError(f"The picture has too many pixels; choose one of at most {MOST_MEGAPIXELS} megapixels.")
 
 
-def _check_size(path: Path, what: str, most: int) -> None:
+def _check_size(path: Path, what: str, most: int | None) -> None:
     if not path.is_file():
         raise UserError(f"The {what} is gone; choose it anew.")
     size = path.stat().st_size
     if size == 0:
         raise UserError(f"The file is empty; choose another {what}.")
-    if size > most:
+    if most and size > most:
         raise UserError(f"The file has {size / (1 << 20):.0f} MB; choose one of at most {most >> 20} MB.")
