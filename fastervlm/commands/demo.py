@@ -18,7 +18,9 @@ def demo(
     dtype: Dtype = None,
     device: Device = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets the whole network in.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="Port to listen at; the first free one from 7860 on if left out.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen at, 0 for any free one; the first free one from 7860 on if left out.")
+    ] = None,
     share: Annotated[bool, typer.Option("--share", help="Also make a public address, through Gradio's servers.")] = False,
 ) -> None:
     """Open the demo in a browser: a question about a picture, answered with all visual tokens and with a few, side by side.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from encoders.errors import UserError
 from fastervlm.demo import views
@@ -18,6 +19,7 @@ from fastervlm.demo.answers import Answers, Ask, Reply, has_layer
 from fastervlm.demo.asking import answers
 from fastervlm.demo.engine import Engine
 from fastervlm.demo.parts import LONGEST_ANSWER, LONGEST_QUESTION
+from fastervlm.demo.uploads import handed_in
 from fastervlm.methods import get_method
 
 Update = tuple[Any, ...]
@@ -36,34 +38,39 @@ class Events:
         return self.examples[event.index]
 
     def ask(
-        self, picture: File, question: str, keep: int, method: str, layer: int, short: bool, longest: int, known: Any
+        self, picture: File, question: str, keep: Any, method: str, layer: Any, short: bool, longest: Any, known: Any
     ) -> Iterator[Update]:
         """One turn with the model; what only picture, question and method decide is not computed again."""
         try:
             with _in_words():
                 if picture is None:
                     raise UserError(f"Choose a {'clip' if self.engine.shows_clips else 'picture'} first.")
-                path, longest = Path(picture["path"]), max(1, min(int(longest), LONGEST_ANSWER))
-                chosen = int(layer) if has_layer(method) else None
-                asked = Ask(path, question[:LONGEST_QUESTION], int(keep), method, chosen, bool(short), longest)
+                kept = _whole(keep, 1, self.engine.tokens, "Choose {} to {} tokens.")
+                chosen = (
+                    _whole(layer, 0, self.engine.layers - 1, "Choose a layer from {} to {}.") if has_layer(method) else None
+                )
+                longest = _whole(longest, 1, LONGEST_ANSWER, "Choose {} to {} tokens for the longest answer.")
+                asked = Ask(self._file(picture), question[:LONGEST_QUESTION], kept, method, chosen, bool(short), longest)
                 about = replace(asked, keep=0)
                 yield from self._shown(answers(self.engine, asked, more=about != known), asked, about, about != known)
         except gr.Error:
             yield (*_BLANK, None)
             raise
 
-    def ask_again(self, picture: File, question: str, *others: Any) -> Iterator[Update]:
-        """The same when a slider has moved; without a picture or a question nothing happens."""
-        if picture is not None and question.strip():
-            yield from self.ask(picture, question, *others)
+    def ask_again(
+        self, picture: File, question: str, keep: int | None, method: str, layer: int | None, *others: Any
+    ) -> Iterator[Update]:
+        """The same when a slider has moved; without a picture, a question or a number nothing happens."""
+        if picture is not None and question.strip() and None not in (keep, layer):
+            yield from self.ask(picture, question, keep, method, layer, *others)
 
     def look_at(self, picture: File) -> Update:
         """Check a file as soon as it is there: one that cannot be used goes, one that a camera has turned is set upright."""
         nothing = [gr.skip()] * (len(_BLANK) + 1)
         if picture is None:
             return (gr.skip(), *nothing)
-        path = Path(picture["path"])
         try:
+            path = self._file(picture)
             upright = self.engine.checked(path)
         except UserError as error:
             gr.Warning(escape(str(error)))
@@ -79,6 +86,9 @@ class Events:
         if not has_layer(method):
             return gr.update(visible=False)
         return gr.update(visible=True, value=min(get_method(method).layer, self.engine.layers - 1))  # type: ignore[attr-defined]
+
+    def _file(self, picture: File) -> Path:
+        return handed_in(picture, Path(get_upload_folder()), [file for file, _ in self.examples])
 
     def _shown(self, states: Iterator[Answers], asked: Ask, about: Any, more: bool) -> Iterator[Update]:
         """Each state as HTML; parts that are as they were are left alone."""
@@ -96,6 +106,13 @@ class Events:
             before = state
         if more and before.attention is not None:
             yield (*(gr.skip() for _ in _BLANK), about)
+
+
+def _whole(value: Any, least: int, most: int, sentence: str) -> int:
+    """A number from a field, which may be empty and take any."""
+    if isinstance(value, int | float) and least <= value <= most:
+        return int(value)
+    raise UserError(sentence.format(least, most))
 
 
 @contextmanager

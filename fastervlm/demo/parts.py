@@ -80,7 +80,10 @@ def asked(engine: Engine, examples: Sequence[tuple[str, str]]) -> Asked:
     )
     text = gr.Textbox(question, label="Question", lines=1, max_lines=4, max_length=LONGEST_QUESTION, placeholder="What is …?")
     with gr.Row():
-        ask, stop = gr.Button("Ask", variant="primary", scale=3, min_width=120), gr.Button("Stop", scale=1, min_width=80)
+        ask, stop = (
+            gr.Button("Ask", variant="primary", scale=3, min_width=120, elem_id="fv-ask"),
+            gr.Button("Stop", scale=1, min_width=80),
+        )
     part = " of each frame" if engine.shows_clips else " of each crop" if engine.subject.has_crops else ""
     keep = gr.Slider(1, engine.tokens, engine.budgets[-2], step=1, label=f"Visual tokens kept of {engine.tokens}{part}")
     method = gr.Dropdown(list(METHODS), value="cls", label="Method", filterable=False)

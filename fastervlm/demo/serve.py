@@ -37,7 +37,7 @@ def serve(
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such pictures are refused in a sentence
     warnings.filterwarnings("ignore", message="decord cannot read")  # the other reader does
-    _check_address(host, port)
+    port = _port_at(host, port)
     page = build(engine, examples)
     try:
         _, address, public = page.launch(
@@ -66,11 +66,12 @@ def serve(
         page.close(verbose=False)
 
 
-def _check_address(host: str, port: int | None) -> None:
-    """Refuse an address at which nothing can listen, before Gradio tries."""
+def _port_at(host: str, port: int | None) -> int | None:
+    """The port, any free one for 0; an address at which nothing can listen is refused before Gradio tries."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port or 0), family=family).close()
+        with socket.create_server((host, port or 0), family=family) as server:
+            return server.getsockname()[1] if port == 0 else port
     except (OSError, OverflowError):
         where = f"{host}, port {port}" if port else host
         raise UserError(f"Nothing can listen at {where}; give another --host or --port.") from None

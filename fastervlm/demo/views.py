@@ -15,6 +15,7 @@ from fastervlm.demo.attention import SHOWN, Attention
 from fastervlm.overlay import Layers, heat_colours
 
 _NAMES = dict(zip(SHOWN, ("system", "visual", "text"), strict=True))
+_FULL, _PRUNED, _STOPPED = "Full model …", "Pruned model …", "Stopped."
 _WAITING = '<p class="fv-answer fv-wait" aria-label="writing">…</p>'
 
 
@@ -28,14 +29,22 @@ def answers(shown: Answers, total: int) -> str:
 def _verdict(full: Reply, pruned: Reply) -> str:
     """What pruning saved, in one line."""
     if full.figures is None:
-        return "Full model …"
+        return _FULL
     if pruned.figures is None:
-        return "Pruned model …"
+        return _PRUNED
     before, after = full.figures, pruned.figures
     same = "same answer" if full.text == pruned.text else "another answer"
     saved = 1 - after.cache_bytes / before.cache_bytes
     parts = f"First token {before.first_token / after.first_token:.1f}× as fast", f"{saved:.0%} of the KV cache saved", same
     return " · ".join(f"<b>{part}</b>" for part in parts)
+
+
+def stopped(page: str) -> str:
+    """What `answers` gave, once nobody writes on it any more."""
+    head, mark, rest = page.partition("</div>")
+    for writing in (_FULL, _PRUNED):
+        head = head.replace(writing, _STOPPED)
+    return head + mark + rest.replace(_WAITING, "")
 
 
 def _card(title: str, reply: Reply, base: Figures | None) -> str:

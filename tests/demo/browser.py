@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -22,16 +21,10 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PATIENCE = int(os.environ.get("PATIENCE", 180))  # seconds; a busy machine is slow
 
 
-def _free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 @contextmanager
 def demo_server(log, *arguments):
     """`fastervlm demo` in a process of its own; gives its address. What it says goes into the file `log`."""
-    command = [sys.executable, "-u", "-m", "fastervlm.cli", "demo", "--port", str(_free_port()), *arguments]
+    command = [sys.executable, "-u", "-m", "fastervlm.cli", "demo", "--port", "0", *arguments]
     quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore::ResourceWarning"}
     with log.open("w") as said:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True, env=os.environ | quiet)

@@ -27,8 +27,9 @@ def values(path, *, question="What?", keep=4, method="cls", layer=0, longest=4, 
 
 
 @pytest.fixture
-def events(engine):
-    """The handlers over the tiny model."""
+def events(engine, tmp_path, monkeypatch):
+    """The handlers over the tiny model; what lies in the test's folder was handed in."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     return Events(engine, [])
 
 
@@ -72,9 +73,11 @@ def test_one_turn_fills_the_page(events, picture):
     [
         ({"path": None}, "Choose a picture first."),
         ({"question": " "}, "Type a question first."),
-        ({"keep": 0}, "no fraction in (0, 1]"),
+        *(({"keep": keep}, "Choose 1 to 16 tokens.") for keep in (0, -5, 9999, None, float("nan"), "4")),
+        *(({"longest": longest}, "Choose 1 to 256 tokens for the longest answer.") for longest in (0, 257, None)),
         ({"method": "best"}, "no method named"),
-        ({"method": "fastv", "layer": 99}, "choose a smaller layer"),
+        *(({"method": "fastv", "layer": layer}, "Choose a layer from 0 to 1.") for layer in (-1, 2, 99, None)),
+        ({"path": __file__}, "This file was not handed in here"),
     ],
 )
 def test_mistakes_are_sentences_and_clear_the_page(events, picture, changes, sentence):
@@ -97,7 +100,35 @@ def test_what_is_no_mistake_of_the_user_is_one_line_in_the_terminal(events, pict
 def test_a_slider_moves_nothing_while_there_is_nothing_to_ask(events, picture):
     assert list(events.ask_again(*values(None))) == []
     assert list(events.ask_again(*values(picture(), question="  "))) == []
+    assert list(events.ask_again(*values(picture(), keep=None))) == []
+    assert list(events.ask_again(*values(picture(), method="fastv", layer=None))) == []
     assert list(events.ask_again(*values(picture())))
+
+
+def test_only_what_was_handed_in_is_looked_at(engine, events, picture, tmp_path, monkeypatch):
+    own, said = picture(), []
+    monkeypatch.setattr(gr, "Warning", said.append)
+    nothing = gr.skip()
+    assert events.look_at({"path": str(own)})[0] == nothing
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "elsewhere"))
+    for forged in ({"path": str(own)}, {"path": None}, {"url": str(own)}, str(own), [], {"path": "x" * 9999}):
+        assert events.look_at(forged) == (None, "", "", "", "", None)
+    assert said == ["This file was not handed in here; choose it on the page."] * 6
+    assert Events(engine, [(str(own), "What?")]).look_at({"path": str(own)})[0] == nothing
+
+
+def test_what_is_stopped_says_so():
+    before = views.answers(Answers(Reply(None), Reply(4)), 16)
+    between = views.answers(Answers(Reply(None, "a …", FULL), Reply(4, "half")), 16)
+    done = views.answers(Answers(Reply(None, "a", FULL), Reply(4, "a", FEW)), 16)
+    for page in (before, between):
+        assert "Stopped." in views.stopped(page)
+        assert "model …" not in views.stopped(page)
+        assert "fv-wait" not in views.stopped(page)
+    assert "a …" in views.stopped(between)
+    assert "half" in views.stopped(between)
+    assert views.stopped(done) == done
+    assert views.stopped("") == ""
 
 
 def test_the_layer_is_shown_where_there_is_one(events):
