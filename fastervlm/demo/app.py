@@ -17,7 +17,6 @@ MOST_WAITING = 16
 _MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
 _LOOK: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden"}  # in the queue, without which there are no messages
 _LIGHT: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-_ASK = "() => { document.querySelector('#fv-ask').click(); }"
 _OPACITY = "value => { document.documentElement.style.setProperty('--fv-opacity', value / 100); }"
 
 
@@ -46,13 +45,13 @@ def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
         asked.keep.change(**moved),
         asked.layer.change(**moved),
         asked.method.input(events.show_layer, asked.method, asked.layer, **_LIGHT, **private).then(**moved),
+        asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **private).then(
+            **started | {"trigger_mode": "always_last"}
+        ),
     ]
-    for leave in (asked.stop.click, asked.picture.input, asked.examples.select):  # before what else these do
-        leave(None, cancels=turns, api_visibility="private")
+    asked.stop.click(None, cancels=turns, api_visibility="private")
     asked.stop.click(views.stopped, shown.answers, shown.answers, **_LIGHT, **private)
-    asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **private).then(
-        None, js=_ASK, api_visibility="private"
-    )
     asked.picture.change(events.look_at, asked.picture, [asked.picture, *outputs], **_LOOK, **private)
+    asked.picture.input(None, cancels=turns, api_visibility="private")
     asked.picture.input(events.forget, None, outputs, **_LIGHT, api_visibility="private")
     shown.opacity.change(None, shown.opacity, js=_OPACITY, api_visibility="private")

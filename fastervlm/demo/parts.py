@@ -80,12 +80,11 @@ def asked(engine: Engine, examples: Sequence[tuple[str, str]]) -> Asked:
     )
     text = gr.Textbox(question, label="Question", lines=1, max_lines=4, max_length=LONGEST_QUESTION, placeholder="What is …?")
     with gr.Row():
-        ask, stop = (
-            gr.Button("Ask", variant="primary", scale=3, min_width=120, elem_id="fv-ask"),
-            gr.Button("Stop", scale=1, min_width=80),
-        )
+        ask = gr.Button("Ask", variant="primary", scale=3, min_width=120)
+        stop = gr.Button("Stop", scale=1, min_width=80, elem_id="fv-stop")
     part = " of each frame" if engine.shows_clips else " of each crop" if engine.subject.has_crops else ""
-    keep = gr.Slider(1, engine.tokens, engine.budgets[-2], step=1, label=f"Visual tokens kept of {engine.tokens}{part}")
+    kept = f"Visual tokens kept of {engine.tokens}{part}"
+    keep = gr.Slider(1, engine.tokens, engine.budgets[-2], step=1, label=kept, elem_id="fv-keep")
     method = gr.Dropdown(list(METHODS), value="cls", label="Method", filterable=False)
     layer = gr.Slider(0, engine.layers - 1, min(2, engine.layers - 1), step=1, label="Layer", visible=False)
     with gr.Accordion("More", open=False):

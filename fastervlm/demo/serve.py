@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from PIL import Image
@@ -40,7 +41,7 @@ def serve(
     port = _port_at(host, port)
     page = build(engine, examples)
     try:
-        _, address, public = page.launch(
+        app, address, public = page.launch(
             server_name=host,
             server_port=port,
             share=share,
@@ -59,11 +60,19 @@ def serve(
         )
     except OSError:
         raise UserError(f"No port from 7860 on is free at {host}; give --port.") from None
+    app.iterators = _Turns()
     print(f"fastervlm demo of {engine.subject.name}: {public or address} (Ctrl-C stops it)", flush=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
         page.close(verbose=False)
+
+
+class _Turns(dict[str, Any]):
+    """Gradio's turns in progress; one that ends while it is cancelled is removed twice, which would be a traceback."""
+
+    def __delitem__(self, name: str) -> None:
+        self.pop(name, None)
 
 
 def _port_at(host: str, port: int | None) -> int | None:

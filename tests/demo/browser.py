@@ -115,13 +115,26 @@ class Page:
         self.until(lambda: self.press(f"input[aria-label='{label}']") and self.find(option))
         self.until(lambda: self.press(option))
 
+    def while_writing(self, css):
+        """Ask, and click the element of a CSS selector as soon as a model writes."""
+        self.driver.execute_script(
+            "window.fvDone = false; const seen = setInterval(() => {"
+            " if (!document.querySelector('.fv-verdict')?.innerText.endsWith('model …')) return;"
+            " clearInterval(seen); document.querySelector(arguments[0]).click(); window.fvDone = true; }, 1)",
+            css,
+        )
+        self.click("Ask")
+        self.until(lambda: self.driver.execute_script("return window.fvDone"))
+
     def press(self, css):
         """Click the first element of a CSS selector, if there is one."""
         return any(element.click() or True for element in self.find(css)[:1])
 
     def opacity(self):
-        """Of the score map."""
-        return self.driver.execute_script("return getComputedStyle(document.documentElement).getPropertyValue('--fv-opacity')")
+        """Of each score map."""
+        return self.driver.execute_script(
+            "return [...document.querySelectorAll('.fv-heat')].map(e => getComputedStyle(e).opacity)"
+        )
 
     def type(self, css, text):
         """Put a text in place of what is there."""

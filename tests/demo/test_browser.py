@@ -1,6 +1,7 @@
 """The demo as a user meets it: a server of its own, a headless Chromium, the embedded model."""
 
 import json
+from time import sleep
 from types import SimpleNamespace
 from urllib.request import urlopen
 
@@ -104,9 +105,56 @@ def test_sliders_and_methods(page):
     page.choose("Method", "cls")
     page.until(lambda: not page.shows("Layer"))
     page.until(lambda: _cache(page).endswith("kB"))
-    assert page.opacity() == "0.65"
+    assert page.opacity() == ["0.65"]
     page.key("Score map over the picture, %", Keys.HOME)
-    page.until(lambda: page.opacity() == "0")
+    page.until(lambda: page.opacity() == ["0"])
+
+
+def test_reset_and_emptied_fields(page):
+    page.open().click("Ask")
+    page.swept()
+    page.set(KEPT, 29)
+    page.until(lambda: [card.get("visual tokens") for card in page.numbers] == ["576", "29"])
+    page.type(f"input[aria-label='number input for {KEPT}']", Keys.DELETE)
+    page.press("#fv-keep button[aria-label='Reset to default value']")
+    page.until(lambda: [card.get("visual tokens") for card in page.numbers] == ["576", "58"])
+    page.type(f"input[aria-label='number input for {KEPT}']", "9999")
+    assert page.toast().split("\n")[-1] == "Choose 1 to 576 tokens."
+    assert len(page.texts(".toast-body")) == 1
+
+
+def test_stop_says_so(page):
+    page.open().while_writing("#fv-stop")
+    page.until(lambda: page.texts(".fv-verdict") == ["Stopped."])
+    assert page.find(".fv-wait") == []
+    sleep(1)  # the server ends the turn
+    page.click("Ask")
+    assert page.answered() == ["7", "7"]
+
+
+def test_no_answer_stands_beside_another_picture(page, examples, tmp_path):
+    page.open().while_writing("#fv-in button[aria-label='Remove Image']")
+    page.until(lambda: not page.find(".fv-card"))
+    with Image.open(examples[1][0]) as picture:
+        picture.save(tmp_path / "mine.png")
+    page.until(lambda: page.find("#fv-in input[type=file]")[0].send_keys(str(tmp_path / "mine.png")) or True)
+    page.until(lambda: page.find("#fv-in .image-frame img"))
+    sleep(1)
+    assert page.find(".fv-card") == []
+    page.type("textarea", examples[1][1])
+    page.click("Ask")
+    assert page.answered() == ["heart", "heart"]
+
+
+def test_the_last_of_two_examples_is_answered(page, examples):
+    page.open().while_writing("#fv-examples button:nth-of-type(1)")
+    clicks = "document.querySelectorAll('#fv-examples button').forEach((each, i) => setTimeout(() => each.click(), 150 * i))"
+    page.driver.execute_script(clicks)
+    page.until(lambda: any(examples[-1][1] in text for text in page.texts(".fv-title")))
+    page.swept()
+    sleep(1)
+    assert examples[-1][1] in page.texts(".fv-title")[0]
+    assert page.driver.find_element(By.TAG_NAME, "textarea").get_attribute("value") == examples[-1][1]
 
 
 def _cache(page):
