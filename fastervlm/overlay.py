@@ -55,11 +55,13 @@ class Layers:
         kept: maps (H, W) float32, 1 where a patch was kept and 0 elsewhere: one of a square, of a picture cut into crops the
             overview's and that of the crops.
         scores: (H, W) float32, from 0 (least) to 1 (most), by their logarithms.
+        tokens: how many visual tokens each of `kept` stands for, newlines not counted.
     """
 
     picture: np.ndarray
     kept: tuple[np.ndarray, ...]
     scores: np.ndarray
+    tokens: tuple[int, ...]
 
 
 def layers(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "crop", side: int = 672) -> Layers:
@@ -82,7 +84,7 @@ def _of_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> La
     square = np.asarray(_square(image.convert("RGB"), fit).resize((side, side), Image.Resampling.NEAREST), dtype=np.float32)
     mask = _enlarge(trace.mask.numpy().astype(np.float32), side)
     scores = _stretch(trace.scores.float().cpu().numpy()).reshape(trace.grid)
-    return Layers(square, (mask,), _enlarge(scores, side))
+    return Layers(square, (mask,), _enlarge(scores, side), (trace.num_tokens,))
 
 
 def _of_crops(image: Image.Image, trace: CropsTrace, side: int) -> Layers:
@@ -100,7 +102,8 @@ def _of_crops(image: Image.Image, trace: CropsTrace, side: int) -> Layers:
     scores = _stretch(trace.scores.float().cpu().numpy())
     overview, crops = slice(0, 1), slice(1, None)
     masks = tuple(_mosaic(kept[part], boxes[part], size) for part in (overview, crops))
-    return Layers(picture, masks, _mosaic(scores[crops], boxes[crops], size))
+    tokens = int((trace.crop == 0).sum()), int((trace.crop > 0).sum())
+    return Layers(picture, masks, _mosaic(scores[crops], boxes[crops], size), tokens)
 
 
 def _mosaic(values: np.ndarray, boxes: list[list[int]], size: tuple[int, int]) -> np.ndarray:

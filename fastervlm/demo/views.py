@@ -93,11 +93,12 @@ def kept(shown: Layers | None, reply: Reply) -> str:
     """The picture, dark where tokens were dropped, under the score map."""
     if shown is None:
         return ""
-    tokens = reply.figures.visual_tokens if reply.figures else reply.keep
-    names = ("",) if len(shown.kept) == 1 else (" of the overview", " of the crops")
+    if len(shown.kept) == 1:
+        names = [f"{reply.figures.visual_tokens if reply.figures else reply.keep} tokens kept"]
+    else:
+        names = [f"{n} tokens kept of the {part}" for n, part in zip(shown.tokens, ("overview", "crops"), strict=True)]
     figures = [
-        _figure(shown, _image(_shade(mask), "", "PNG", "fv-mask"), f"{tokens} tokens kept{name}")
-        for mask, name in zip(shown.kept, names, strict=True)
+        _figure(shown, _image(_shade(mask), "", "PNG", "fv-mask"), name) for mask, name in zip(shown.kept, names, strict=True)
     ]
     return f'<div class="fv-pictures">{"".join(figures)}{_heat(shown, "score map")}</div>'
 

@@ -1,5 +1,6 @@
 """The demo's answers and numbers, against the model asked by hand."""
 
+import re
 import threading
 from contextlib import nullcontext
 from itertools import pairwise
@@ -11,6 +12,7 @@ from PIL import Image
 
 import fastervlm
 from encoders import UserError
+from fastervlm.demo import views
 from fastervlm.demo.answers import has_layer
 from fastervlm.demo.asking import answers
 from fastervlm.demo.engine import SHORT, Engine
@@ -128,6 +130,11 @@ def test_crops(tmp_path, picture, asked, method):
     )
     assert engine.tokens == 16
     assert len(shown.kept.kept) == 2
+    captions = re.findall(r"<figcaption>(\d+) tokens kept of the (\w+)<", views.kept(shown.kept, shown.pruned))
+    assert [part for _, part in captions] == ["overview", "crops"]
+    overview, crops = (int(count) for count, _ in captions)
+    assert overview == pytest.approx(16 * shown.kept.kept[0].mean())
+    assert (overview, crops) == (4, 8) if method == "cls" else overview + crops < shown.pruned.figures.visual_tokens
     assert shown.full.figures.visual_tokens > 2 * 16
     assert shown.pruned.figures.visual_tokens < shown.full.figures.visual_tokens / 2
     assert len(shown.attention.maps) == 2
