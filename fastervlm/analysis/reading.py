@@ -72,6 +72,8 @@ def read_questions(subject: Subject, settings: Settings, out_dir: Path) -> Readi
     """
     asked = checked_questions(settings)
     questions = {question.line: question for question in asked if question.image}
+    if not questions:
+        raise UserError(f"{settings.question_file} has no question with a picture or clip.")
     writable_folder(out_dir)
     identity = {name: value for name, value in identity_of(subject, settings).items() if name not in _OF_ANSWERS}
     with _alone(out_dir):
@@ -104,7 +106,7 @@ def _read(
     batches = prepared([[question] for question in left], preparation(subject, settings), subject.processor)
     saved = time.monotonic()
     with closing(batches) as ready:
-        for batch in track(ready, "questions", len(questions), completed=len(questions) - len(left), console=console):
+        for batch in track(ready, "questions", len(left), console=console):
             failures |= batch.failures
             if batch.inputs is None:
                 continue
@@ -121,7 +123,7 @@ def _resumed(path: Path, identity: dict[str, Any]) -> Sums | None:
     if not path.exists():
         return None
     sums, whose = Sums.load(path)
-    refuse_difference(path, whose, identity)
+    refuse_difference(path, whose, identity, "give another --out-dir (OUT of the scripts)")
     return sums
 
 

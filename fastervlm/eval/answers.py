@@ -105,15 +105,15 @@ def _identity_in(head: bytes, path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not the journal of an evaluation; move it away or write the answers elsewhere.") from None
 
 
-def refuse_difference(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+def refuse_difference(
+    path: Path, there: dict[str, Any], now: dict[str, Any], advice: str = "write the answers elsewhere"
+) -> None:
     """A `UserError` that names what differs, if the file at `path` belongs to a run with another identity."""
     different = [
         f"{key} is {there.get(key)!r} there and {value!r} now" for key, value in now.items() if there.get(key) != value
     ]
     if different:
-        raise UserError(
-            f"{path} belongs to another run: {'; '.join(different)}; write the answers elsewhere or remove that file."
-        )
+        raise UserError(f"{path} belongs to another run: {'; '.join(different)}; {advice} or remove that file.")
 
 
 def writable_folder(folder: Path) -> None:
