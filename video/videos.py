@@ -20,7 +20,7 @@ from encoders import UserError
 from fastervlm.eval.medium import selector_of
 from fastervlm.eval.pictures import GREY, MOST_STRETCHED, Batch
 from fastervlm.eval.prompts import conversation
-from fastervlm.eval.task import Question
+from fastervlm.eval.task import Question, Task
 from video.frames import Frames, check_sampling, sample_frames
 
 if TYPE_CHECKING:
@@ -49,6 +49,13 @@ class Videos:
         check_sampling(self.num_frames, self.strategy, self.start, self.end)
         if self.budget not in get_args(Budget):
             raise UserError(f"budget={self.budget!r} is not known; choose one of {', '.join(get_args(Budget))}.")
+
+    @property
+    def benchmark(self) -> Task:
+        """What questions of a file are, if nothing else is said."""
+        from video.scoring import VIDEO_QA
+
+        return VIDEO_QA
 
     def frames(self, path: Path) -> Frames:
         """The frames that the model is shown of a file."""

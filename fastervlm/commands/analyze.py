@@ -15,6 +15,7 @@ from fastervlm.commands.common import (
     Dtype,
     OptionalImageFolder,
     OptionalModel,
+    clips,
     model_and_data,
     report_failures,
     resumable,
@@ -25,6 +26,11 @@ TaskOption = Annotated[str, typer.Option(help="The benchmark whose questions the
 First = Annotated[int, typer.Option(help="Take only the first questions.")]
 AttentionFolder = Annotated[
     Path | None, typer.Option(help="Where the results go; analysis/attention/MODEL beside the question file if left out.")
+]
+
+ShownFolder = Annotated[
+    Path | None,
+    typer.Option("--image-folder", "--video-dir", help="Folder of the pictures or clips named in the question file."),
 ]
 
 analyze = typer.Typer(help="Analyse what a model does with visual tokens.", no_args_is_help=True)
@@ -71,7 +77,7 @@ def attn_shift(
     *,
     model: OptionalModel = None,
     question_file: Questions = None,
-    image_folder: OptionalImageFolder = None,
+    image_folder: ShownFolder = None,
     task: TaskOption = "textvqa",
     out_dir: AttentionFolder = None,
     limit: First = 100,
@@ -83,7 +89,8 @@ def attn_shift(
 ) -> None:
     """Where each layer's attention to visual tokens goes, beside the [CLS] scores: maps, centre of mass, overlap.
 
-    Without a model and data it analyses the tiny model of this checkout on the mini benchmark. Nothing is pruned.
+    Without a model and data it analyses the tiny model of this checkout on the mini benchmark. Nothing is pruned. Models for
+    clips are asked the questions of a test_q.json.
     """
     from fastervlm.analysis.shift import attn_shift as run
 
@@ -104,7 +111,7 @@ def attn_dispersion(
     *,
     model: OptionalModel = None,
     question_file: Questions = None,
-    image_folder: OptionalImageFolder = None,
+    image_folder: ShownFolder = None,
     task: TaskOption = "textvqa",
     out_dir: AttentionFolder = None,
     limit: First = 100,
@@ -116,7 +123,8 @@ def attn_dispersion(
 ) -> None:
     """How widely each layer's attention to visual tokens is spread, beside the [CLS] scores: curves, entropy, Gini.
 
-    Without a model and data it analyses the tiny model of this checkout on the mini benchmark. Nothing is pruned.
+    Without a model and data it analyses the tiny model of this checkout on the mini benchmark. Nothing is pruned. Models for
+    clips are asked the questions of a test_q.json.
     """
     from fastervlm.analysis.dispersion import attn_dispersion as run
 
@@ -146,16 +154,30 @@ def _asked(
     from fastervlm.analysis.questions import CONVERSATIONS, is_conversations
     from fastervlm.anyres import Anyres
     from fastervlm.eval import get_task
+    from fastervlm.eval.medium import Pictures
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
 
     benchmark = get_task(task)
-    path, files = model_and_data(model, **data)
+    path, files = _data(model, data) if name == "attention" else model_and_data(model, **data)
     subject = Subject(path, **loaded, anyres=Anyres(anyres))
     questions = files["question_file"]
     folder = out_dir or questions.parent / "analysis" / name / subject.name
-    chosen = CONVERSATIONS if is_conversations(questions) else benchmark
-    return subject, Settings(chosen, answers_file=folder / "answers.jsonl", **files, **asked), folder
+    chosen, medium = CONVERSATIONS if is_conversations(questions) else benchmark, Pictures()
+    if name == "attention" and hasattr(subject.model.config, "video_token_id"):
+        medium = clips()
+        chosen = medium.benchmark
+    return subject, Settings(chosen, answers_file=folder / "answers.jsonl", medium=medium, **files, **asked), folder
+
+
+def _data(model: str | None, data: dict[str, Path | None]) -> tuple[str, dict[str, Any]]:
+    """As `model_and_data`; the tiny model for clips has its mini benchmark too."""
+    from fastervlm.embedded import VIDEO_MODEL, embedded_video_benchmark
+
+    if model is None or any(data.values()) or Path(model).resolve() != VIDEO_MODEL:
+        return model_and_data(model, **data)
+    questions, _, videos = embedded_video_benchmark()
+    return str(VIDEO_MODEL), {"question_file": questions, "image_folder": videos}
 
 
 def _shift_line(numbers: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -82,6 +83,13 @@ def model_and_data(model: str | None, **files: Path | None) -> tuple[str, dict[s
     names = ("question_file", "image_folder", "annotation_file")
     found: dict[str, Path] = dict(zip(names, embedded_benchmark(tiny), strict=True))
     return str(tiny), {name: found[name] for name in files}
+
+
+def clips(**settings: Any) -> Any:
+    """How clips are read, by the package above that knows it, with its settings."""
+    for point in entry_points(group="fastervlm.media", name="video"):
+        return point.load()(**settings)
+    raise UserError("No installed package reads clips; install fastervlm again, with its package video.")
 
 
 def engine_of(name: str, workers: int | None, address: str | None) -> Engine | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import entry_points
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from encoders.errors import UserError
-from fastervlm.commands.common import Device, Dtype, OptionalModel
+from fastervlm.commands.common import Device, Dtype, OptionalModel, clips
 
 
 def demo(
@@ -38,12 +37,5 @@ def demo(
     from fastervlm.eval.subject import Subject
 
     subject = Subject(model or str(embedded_model()), dtype, device)
-    engine = Engine(subject, _clips() if hasattr(subject.model.config, "video_token_id") else None)
+    engine = Engine(subject, clips() if hasattr(subject.model.config, "video_token_id") else None)
     serve(engine, examples_for(engine), host=host, port=port, share=share)
-
-
-def _clips() -> Any:
-    """How clips are read, by the package above that knows it."""
-    for point in entry_points(group="fastervlm.media", name="video"):
-        return point.load()()
-    raise UserError("No installed package reads clips; install fastervlm again, with its package video.")
