@@ -14,7 +14,7 @@ import numpy as np
 
 from encoders import UserError, UserTypeError
 from video.decoder import Crashed, decoder
-from video.sampling import STRATEGIES, Sampling
+from video.sampling import MOST_PIXELS, STRATEGIES, Limits, Sampling
 from video.worker import READERS, Request
 
 BUFFERED = 64e6
@@ -44,6 +44,9 @@ def sample_frames(
     strategy: str = "uniform",
     start: float | None = None,
     end: float | None = None,
+    *,
+    most_pixels: int | None = None,
+    most_seconds: float | None = None,
 ) -> Frames:
     """Decode a few frames of a video file, between `start` and `end` seconds if those are given.
 
@@ -56,12 +59,16 @@ def sample_frames(
     the last frame. Times are the file's own time stamps, whatever the frame rate.
 
     decord reads, in a process of its own, so that a damaged file can neither crash nor hang the caller. Files that decord
-    cannot read, or not exactly, are read by PyAV if the extra `video` is installed, with a warning.
+    cannot read, or not exactly, are read by PyAV if the extra `video` is installed, with a warning. A file of strangers is
+    refused, before it is decoded, where a frame has more than `most_pixels` or the file lasts longer than `most_seconds`.
 
     Raises:
         UserError: what was asked for is not possible or the file cannot be read; the sentence names the file.
     """
-    return _sample(_file(path), check_sampling(num_frames, strategy, start, end))
+    sampling = check_sampling(num_frames, strategy, start, end)
+    limited = most_pixels is not None or most_seconds is not None
+    limits = Limits(most_pixels or MOST_PIXELS, most_seconds or math.inf) if limited else None
+    return _sample(_file(path), sampling, limits)
 
 
 def check_sampling(
@@ -104,13 +111,13 @@ def _file(path: str | os.PathLike[str]) -> Path:
     return file
 
 
-def _sample(file: Path, sampling: Sampling) -> Frames:
+def _sample(file: Path, sampling: Sampling, limits: Limits | None) -> Frames:
     """Ask the readers one after the other; one that crashes the decoding process counts as one that cannot read."""
     failed: set[str] = set()
     for _ in range(MOST_CRASHES):
         readers = tuple(name for name in _order(file) if name not in failed)
         try:
-            frames = _ask(file, Request(str(file), readers, sampling), failed)
+            frames = _ask(file, Request(str(file), readers, sampling, limits), failed)
         except Crashed:
             continue
         if frames is None:

@@ -15,6 +15,17 @@ STEPS_BACK = (0, 10)
 STAMPED = {"asf", "flv", "gif", "matroska", "mov", "mpegts"}
 
 
+def header(path: str) -> tuple[int, int, float, int]:
+    """Height and width of a file's frames, its seconds and its frames, 0 where it does not say."""
+    import av
+
+    file: Any = av.open(path, metadata_errors="replace")
+    with file:
+        stream = file.streams.video[0]
+        seconds = (file.duration or 0) / av.time_base
+        return stream.codec_context.height, stream.codec_context.width, seconds, stream.frames
+
+
 class PyavReader:
     """Frames by number: found by their time stamps, or counted from the start where a container does not stamp each frame.
 

@@ -10,6 +10,7 @@ STRATEGIES = ("uniform", "fps", "keyframes")
 RATE = 1.0
 TOLERANCE = 1e-3
 MOST_PIXELS = 2**26
+MOST_RATE = 60
 
 
 class Refused(Exception):
@@ -39,9 +40,23 @@ class Timeline:
     keys: np.ndarray
 
 
-def refuse_huge(height: int, width: int) -> None:
-    """Refuse frames beyond 64 megapixels (8192 x 8192): a damaged or hostile header, not a film."""
-    if height * width > MOST_PIXELS:
+@dataclass(frozen=True)
+class Limits:
+    """The most of a file that is decoded: pixels of a frame, and seconds, of at most 60 frames each."""
+
+    pixels: int
+    seconds: float
+
+    def refuse_long(self, seconds: float, frames: int) -> None:
+        """Refuse a file that is longer; its header may say less than there is."""
+        long = max(seconds, frames / MOST_RATE)
+        if long > self.seconds:
+            raise Refused(f"is {long:.0f} s long, where at most {self.seconds:.0f} s are taken")
+
+
+def refuse_huge(height: int, width: int, most: int = MOST_PIXELS) -> None:
+    """Refuse frames beyond 64 megapixels (8192 x 8192), a damaged or hostile header, not a film, or another limit."""
+    if height * width > most:
         raise Refused(f"has frames of {width} x {height} pixels, more than is safe to decode")
 
 

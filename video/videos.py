@@ -33,7 +33,10 @@ Budget = Literal["frame", "clip"]
 
 @dataclass(frozen=True)
 class Videos:
-    """Questions about one clip each; the settings are those of `video.sample_frames` and `fastervlm.prune`."""
+    """Questions about one clip each; the settings are those of `video.sample_frames` and `fastervlm.prune`.
+
+    `most_pixels` and `most_seconds` only refuse, so that answers do not depend on them.
+    """
 
     num_frames: int = 8
     strategy: Strategy = "uniform"
@@ -41,6 +44,8 @@ class Videos:
     end: float | None = None
     keep_cls: bool = False
     budget: Budget = "frame"
+    most_pixels: int | None = None
+    most_seconds: float | None = None
 
     kind: ClassVar[Literal["image", "video"]] = "video"
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
@@ -59,7 +64,8 @@ class Videos:
 
     def frames(self, path: Path) -> Frames:
         """The frames that the model is shown of a file."""
-        return sample_frames(path, self.num_frames, self.strategy, self.start, self.end)
+        limits = {"most_pixels": self.most_pixels, "most_seconds": self.most_seconds}
+        return sample_frames(path, self.num_frames, self.strategy, self.start, self.end, **limits)
 
     def preparation(self, subject: Subject, settings: Settings) -> ClipPreparation:
         """How questions become model inputs, given the processor."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from video.sampling import Refused, Sampling, choose, refuse_huge
+from video.sampling import MOST_PIXELS, Limits, Refused, Sampling, choose, refuse_huge
 
 MOST_MEMORY = 4 << 30
 READERS = ("decord", "pyav")
@@ -26,6 +26,7 @@ class Request:
     path: str
     readers: tuple[str, ...]
     sampling: Sampling
+    limits: Limits | None = None
 
 
 def main() -> None:
@@ -54,6 +55,8 @@ def _answer(request: Request, replies: BinaryIO) -> None:
     for name in request.readers:
         send("reader", name)
         try:
+            if request.limits:
+                _check_header(request.path, request.limits)
             _decode(name, request, send, replies)
             return send("done")
         except Refused as error:
@@ -65,15 +68,30 @@ def _answer(request: Request, replies: BinaryIO) -> None:
     return send("failed")
 
 
+def _check_header(path: str, limits: Limits) -> None:
+    """Refuse by what the header says, where PyAV can read it; what it hides is refused while frames are decoded."""
+    try:
+        from video.pyav_reader import header
+
+        height, width, seconds, frames = header(path)
+    except Exception:  # the readers decide what is no video
+        return
+    refuse_huge(height, width, limits.pixels)
+    limits.refuse_long(seconds, frames)
+
+
 def _decode(name: str, request: Request, send: Callable[..., None], replies: BinaryIO) -> None:
     only_keys = request.sampling.strategy == "keyframes"
     reader = _reader(name)(request.path, lambda: send("beat"), only_keys)
+    if request.limits:
+        request.limits.refuse_long(reader.timeline.stop, len(reader.timeline.times))
     numbers = choose(reader.timeline, request.sampling)
     send("start", numbers, [float(reader.timeline.times[number]) for number in numbers])
     shape = None
     for number in dict.fromkeys(numbers):
         pixels = reader.frame(number)
-        refuse_huge(*pixels.shape[:2])
+        height, width = pixels.shape[:2]
+        refuse_huge(height, width, request.limits.pixels if request.limits else MOST_PIXELS)
         shape = shape or pixels.shape
         if pixels.shape != shape:
             raise ValueError(pixels.shape)

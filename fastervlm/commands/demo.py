@@ -33,9 +33,10 @@ def demo(
         raise UserError("The demo needs Gradio; install it with: pip install 'fastervlm[demo]'.") from None
     from fastervlm.demo.engine import Engine
     from fastervlm.demo.serve import examples_for, serve
+    from fastervlm.demo.uploads import CLIP_LIMITS
     from fastervlm.embedded import embedded_model
     from fastervlm.eval.subject import Subject
 
     subject = Subject(model or str(embedded_model()), dtype, device)
-    engine = Engine(subject, clips() if hasattr(subject.model.config, "video_token_id") else None)
+    engine = Engine(subject, clips(**CLIP_LIMITS) if hasattr(subject.model.config, "video_token_id") else None)
     serve(engine, examples_for(engine), host=host, port=port, share=share)

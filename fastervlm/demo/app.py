@@ -37,7 +37,7 @@ def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
     """What happens when a part is touched; one turn at a time has the model, all others wait."""
     inputs, outputs = [*asked.values, shown.known], [*shown.results, shown.known]
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}  # Gradio would decode pictures, sound or not
-    started = {"fn": events.ask, "inputs": inputs, "outputs": outputs, **_MODEL, **private}
+    started: dict[str, Any] = {"fn": events.ask, "inputs": inputs, "outputs": outputs, **_MODEL, **private}
     moved = started | {"fn": events.ask_again, "trigger_mode": "always_last"}
     turns: list[Any] = [
         asked.ask.click(**started),

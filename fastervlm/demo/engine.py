@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +40,8 @@ class Engine:
         self.model, self.processor = subject.model, subject.processor
         self.lock = threading.Lock()
         self._warm: set[str] = set()
+        clips: Any = self.medium
+        self._frames = lru_cache(maxsize=1)(lambda path: clips.frames(path))  # a turn reads its clip once
 
     @property
     def shows_clips(self) -> bool:
@@ -79,10 +82,10 @@ class Engine:
 
     def layers_of(self, ask: Ask, trace: Any) -> Layers:
         """What was asked about, what was kept of it and the scores, to be drawn."""
-        medium: Any = self.medium
         if self.shows_clips:
-            return clip_layers(medium.frames(ask.picture).pixels, trace, self.tokens)
-        picture = preparation(self.subject, _settings(ask, None, medium)).picture(_question(ask), self.processor)
+            return clip_layers(self._frames(ask.picture).pixels, trace, self.tokens)
+        prepare: Any = preparation(self.subject, _settings(ask, None, self.medium))
+        picture = prepare.picture(_question(ask), self.processor)
         return picture_layers(picture, trace, self.subject)
 
     @property
@@ -91,7 +94,10 @@ class Engine:
 
     def _inputs(self, ask: Ask, settings: Settings) -> Any:
         """The inputs of the model, on its device."""
-        batch = preparation(self.subject, settings)([_question(ask)], self.processor)
+        prepare: Any = preparation(self.subject, settings)
+        if self.shows_clips:
+            prepare = replace(prepare, frames=self._frames)
+        batch = prepare([_question(ask)], self.processor)
         if batch.inputs is None:
             reason = batch.failures[1].replace(str(ask.picture), "The file")
             raise UserError(reason if self.shows_clips else f"The picture {reason}; choose another.")

@@ -16,6 +16,7 @@ from fastervlm.eval.task import Question
 
 MOST_MEGAPIXELS = 40
 MOST_BYTES, MOST_CLIP_BYTES = 20 << 20, 100 << 20
+CLIP_LIMITS = {"most_pixels": 9_000_000, "most_seconds": 600}  # up to 4K, ten minutes
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 UPRIGHT = ".upright.jpg"  # how our own copies end
 _ORIENTATION = 0x0112  # the EXIF tag by which cameras say which side is up

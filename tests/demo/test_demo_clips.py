@@ -105,6 +105,37 @@ def test_a_broken_clip_is_one_sentence(engine, tmp_path, data, sentence):
     assert str(tmp_path) not in str(error.value)
 
 
+def test_a_turn_reads_its_clip_once(engine, clip, monkeypatch):
+    read = []
+    frames = Videos.frames
+    monkeypatch.setattr(Videos, "frames", lambda self, path: read.append(path) or frames(self, path))
+    fresh = Engine(engine.subject, Videos())
+    list(answers(fresh, Ask(clip, "What number is in the red box?", 26)))
+    list(answers(fresh, Ask(clip, "What number is in the red box?", 13)))
+    assert read == [clip]
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({"most_pixels": 128 * 128 - 1}, "The file has frames of 128 x 128 pixels, more than is safe to decode."),
+        ({"most_seconds": 1}, "The file is 1 s long, where at most 1 s are taken."),
+        ({"most_pixels": 128 * 128, "most_seconds": 2}, None),
+    ],
+)
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_a_clip_of_too_much_is_refused_before_it_is_decoded(engine, tmp_path, name, limits, sentence):
+    path = tmp_path / name
+    write_clip(path, numbered_frames(10, 128, 128))
+    limited = Engine(engine.subject, Videos(**limits))
+    if sentence is None:
+        assert list(answers(limited, Ask(path, "What?", 26), more=False))[-1].pruned.figures
+        return
+    with pytest.raises(UserError) as error:
+        list(answers(limited, Ask(path, "What?", 26)))
+    assert str(error.value) == sentence
+
+
 def test_a_picture_is_no_clip(engine, tmp_path):
     path = tmp_path / "picture.png"
     Image.new("RGB", (30, 30)).save(path)

@@ -3,6 +3,7 @@
 import builtins
 import socket
 import sys
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -21,7 +22,7 @@ FEW = Figures(visual_tokens=58, first_token=0.1, rate=None, cache_bytes=500_000)
 NASTY = '<script>alert(1)</script> & "more"'
 
 
-def values(path, *, question="What?", keep=4, method="cls", layer=0, longest=4, known=None):
+def values(path, *, question="What?", keep: Any = 4, method="cls", layer: Any = 0, longest=4, known=None):
     """What the page sends, in its order."""
     return ({"path": str(path)} if path else None, question, keep, method, layer, True, longest, known)
 
