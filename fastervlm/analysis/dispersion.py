@@ -35,6 +35,7 @@ NAME = "attn_dispersion"
 BINS = 200
 TOLD = {"entropy": "Entropy, 1 is even", "gini": "Gini, 0 is even", "top_share": f"Share in the strongest {TOP:.0%}"}
 POOLED = {"cls": "[CLS] scores", "last": "Attention from the last token, second layer"}
+_OF_PARTS = {"overview": (", overview", ", overview and crops"), "frame": (", frames", ", frames")}
 _SAYS = (
     "How widely attention to visual tokens is spread in each layer, beside the [CLS] scores of the vision tower. Entropy is "
     "that of an even spread at 1; Gini is 0 for an even spread and near 1 where one patch has all; the third number is the "
@@ -103,19 +104,20 @@ def _draw(
     main, unit = next(iter(kinds.items()))
     curves = split(unit.of_curves())
     second = curves["last"][min(LAYER_OF_HISTOGRAM, reading.sums.layers - 1)]
+    of, of_all = _OF_PARTS.get(main, ("", ""))
     count = f"{len(reading.sums.agreement)} questions"
     draw_by_layer({title: split(unit.mean(name)) for name, title in TOLD.items()}, out_dir / f"{NAME}.png", {})
-    draw_curves({"[CLS] attn": curves["cls"], "last attn": second}, out_dir / "CDF.png", f"Cumulative attention, {count}")
-    draw_curves_by_layer(curves["last"], curves["cls"], out_dir / "CDF_layers.png", f"Attention {NAMES['last']}, by layer")
+    draw_curves({"[CLS] attn": curves["cls"], "last attn": second}, out_dir / "CDF.png", f"Cumulative attention{of}, {count}")
+    draw_curves_by_layer(curves["last"], curves["cls"], out_dir / "CDF_layers.png", f"Attention {NAMES['last']}{of}, by layer")
     pictures = [
         Picture(out_dir / f"{NAME}.png", f"Spread by layer, {main}; the dashed line is that of the [CLS] scores", wide=True),
-        Picture(out_dir / "CDF.png", "Cumulative attention, the strongest patches first; last: second layer"),
-        Picture(out_dir / "CDF_layers.png", "Cumulative attention of each layer"),
+        Picture(out_dir / "CDF.png", f"Cumulative attention{of}, the strongest patches first; last: second layer"),
+        Picture(out_dir / "CDF_layers.png", f"Cumulative attention of each layer{of}"),
     ]
     for name, (proportions, edges, _) in histograms.items():
         path = out_dir / f"{name}_attn_dist.png"
-        draw_histogram(proportions, edges, path, f"{POOLED[name]}, {count}", COLOURS[name])
-        pictures.append(Picture(path, f"{POOLED[name]}: how often which value occurs"))
+        draw_histogram(proportions, edges, path, f"{POOLED[name]}{of_all}, {count}", COLOURS[name])
+        pictures.append(Picture(path, f"{POOLED[name]}{of_all}: how often which value occurs"))
     for kind, other in kinds.items():
         if kind != main:
             path = out_dir / f"{NAME}_{kind}.png"

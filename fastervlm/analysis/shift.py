@@ -50,7 +50,7 @@ def attn_shift(subject: Subject, settings: Settings, out_dir: Path) -> dict[str,
         "tokens_without_patch": _apart(reading),
     }
     main = next(iter(sums.units))
-    _draw_reference(sums.units[main], grid, out_dir)
+    _draw_reference(sums.units[main], grid, out_dir, _of(main, kinds))
     figures = _draw(reading, kinds, main, out_dir)
     write_arrays(out_dir / f"{NAME}.npz", {k: v for name, unit in sums.units.items() for k, v in _arrays(name, unit).items()})
     write_json(out_dir / f"{NAME}.json", result)
@@ -106,24 +106,29 @@ def _arrays(name: str, unit: UnitSums) -> dict[str, np.ndarray]:
     return {f"{name}/{what}/{kind}": values for what, rows in told.items() for kind, values in split(rows).items()}
 
 
-def _draw_reference(unit: UnitSums, grid: tuple[int, int], out_dir: Path) -> None:
+def _of(main: str, kinds: dict[str, UnitSums]) -> str:
+    """Which unit a figure shows, where there are several."""
+    return f", {main}" if len(kinds) > 1 else ""
+
+
+def _draw_reference(unit: UnitSums, grid: tuple[int, int], out_dir: Path, of: str) -> None:
     """The figures of the reference, by the same names."""
     values = split(unit.of_patches())
     folders = [out_dir / "cls_attn", *(out_dir / f"{kind}_attn" / what for kind in KINDS for what in ("dist", "map"))]
     for folder in folders:
         writable_folder(folder)
-    draw_spread(values["cls"], out_dir / "cls_attn" / "dist.png", "[CLS] scores", COLOURS["cls"])
-    draw_grid(values["cls"], grid, out_dir / "cls_attn" / "map.png", "[CLS] scores")
+    draw_spread(values["cls"], out_dir / "cls_attn" / "dist.png", f"[CLS] scores{of}", COLOURS["cls"])
+    draw_grid(values["cls"], grid, out_dir / "cls_attn" / "map.png", f"[CLS] scores{of}")
     every = [(kind, layer, row) for kind in KINDS for layer, row in enumerate(values[kind])]
     for kind, layer, row in track(every, "figures", console=console):
-        folder, title = out_dir / f"{kind}_attn", f"Layer {layer + 1}: attention {NAMES[kind]}"
+        folder, title = out_dir / f"{kind}_attn", f"Layer {layer + 1}: attention {NAMES[kind]}{of}"
         draw_spread(row, folder / "dist" / f"layer_{layer}.png", title, COLOURS[kind])
         draw_grid(row, grid, folder / "map" / f"layer_{layer}.png", title)
 
 
 def _draw(reading: Reading, kinds: dict[str, UnitSums], main: str, out_dir: Path) -> list[Picture]:
     """The figures of the page."""
-    sums, grid = reading.sums, reading.sums.grid
+    sums, grid, of = reading.sums, reading.sums.grid, _of(main, kinds)
     count = f"{len(sums.agreement)} questions to {reading.subject.name}"
     draw_story(sums.units[main], grid, out_dir / f"{NAME}.png", f"Attention shift: {main}, mean over {count}")
     pictures = [Picture(out_dir / f"{NAME}.png", f"Attention by layer and patch, {main}", wide=True)]
@@ -142,8 +147,8 @@ def _draw(reading: Reading, kinds: dict[str, UnitSums], main: str, out_dir: Path
     values = split(sums.units[main].of_patches())
     for kind in reversed(KINDS):
         path = out_dir / f"{kind}_attn" / "layers.png"
-        draw_layers(values[kind], grid, path, f"Attention {NAMES[kind]}")
-        pictures.append(Picture(path, f"Maps of all layers, attention {NAMES[kind]}", wide=True, folded=kind != "last"))
+        draw_layers(values[kind], grid, path, f"Attention {NAMES[kind]}{of}")
+        pictures.append(Picture(path, f"Maps of all layers, attention {NAMES[kind]}{of}", wide=True, folded=kind != "last"))
     others = [name for name, unit in sums.units.items() if name != main and unit.patches.any()]
     if others:
         writable_folder(out_dir / "units")

@@ -143,6 +143,10 @@ def test_run_on_crops(crops, anyres, settings, tmp_path, undrawn):
         for place, kind in enumerate(KINDS):
             np.testing.assert_allclose(found[f"overview/attention/{kind}"], expected[:, place], rtol=0, atol=1e-6)
     assert "attn_dispersion_crop.png" in undrawn
+    for name in ("CDF.png", "CDF_layers.png", "map.png", "dist.png", "layers.png", "layer_0.png", "attn_shift.png"):
+        assert any("overview" in each for each in undrawn[name] if isinstance(each, str)), name
+    for name in ("cls_attn_dist.png", "last_attn_dist.png"):
+        assert any("overview and crops" in each for each in undrawn[name] if isinstance(each, str)), name
     assert len(list((out / "examples").glob("*.jpg"))) == 8  # four pictures, twice each
 
 
