@@ -38,6 +38,7 @@ def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
     inputs, outputs = [*asked.values, shown.known], [*shown.results, shown.known]
     private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}  # Gradio would decode pictures, sound or not
     started: dict[str, Any] = {"fn": events.ask, "inputs": inputs, "outputs": outputs, **_MODEL, **private}
+    picked: dict[str, Any] = started | {"trigger_mode": "always_last"}
     moved = started | {"fn": events.ask_again, "trigger_mode": "always_last"}
     turns: list[Any] = [
         asked.ask.click(**started),
@@ -45,9 +46,7 @@ def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
         asked.keep.change(**moved),
         asked.layer.change(**moved),
         asked.method.input(events.show_layer, asked.method, asked.layer, **_LIGHT, **private).then(**moved),
-        asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **private).then(
-            **started | {"trigger_mode": "always_last"}
-        ),
+        asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **private).then(**picked),
     ]
     asked.stop.click(None, cancels=turns, api_visibility="private")
     asked.stop.click(views.stopped, shown.answers, shown.answers, **_LIGHT, **private)

@@ -95,7 +95,7 @@ def asked(engine: Engine, examples: Sequence[tuple[str, str]]) -> Asked:
 
 def _choice(engine: Engine, file: str | None) -> Any:
     """Where the picture or clip goes in."""
-    same: dict[str, Any] = {"height": 320 if engine.shows_clips else 260, "buttons": [], "elem_id": "fv-in"}
+    same: dict[str, Any] = {"height": 420 if engine.shows_clips else 260, "buttons": [], "elem_id": "fv-in"}
     if engine.shows_clips:
         return gr.Video(file, label="Clip", sources=["upload", "webcam"], **same)
     return gr.Image(file, label="Picture", sources=["upload", "webcam", "clipboard"], **same)
