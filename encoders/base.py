@@ -107,6 +107,8 @@ class VisionEncoder(Protocol):
 def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Attention of the [CLS] query alone, in float32 whatever the tower's dtype: one row, never an N x N map.
 
+    Each image is multiplied for itself, so that no rounding depends on the rest of the batch.
+
     Args:
         query: (B, M, 1, d), the [CLS] row.
         key: (B, M, T, d), all T tokens.
@@ -116,7 +118,8 @@ def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
         (B, M, T) float32, each row summing to 1.
     """
     with torch.autocast(query.device.type, enabled=False):
-        logits = torch.matmul(query.float(), key.float().transpose(-1, -2)) * scale
+        pairs = zip(query.float().split(1), key.float().split(1), strict=True)
+        logits = torch.cat([torch.matmul(q, k.transpose(-1, -2)) for q, k in pairs]) * scale
         return logits.softmax(dim=-1).squeeze(-2)
 
 

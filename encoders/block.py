@@ -55,7 +55,9 @@ class FeatureBlock(ABC):
 
     def cls_attention(self) -> Tensor:
         """(B, M, N) float32: the softmax of the [CLS] query over all P + N keys, the prefix's own columns dropped."""
-        return cls_row(self._query(self.normed[:, :1]), self.key, self.scale)[..., self.prefix :]
+        # One row at a time: several at once are rounded in another way, and scores would depend on the rest of the batch.
+        query = torch.cat([self._query(row) for row in self.normed[:, :1].split(1)])
+        return cls_row(query, self.key, self.scale)[..., self.prefix :]
 
     def keys(self) -> Tensor:
         """(B, M, N, d): the keys of the patches."""

@@ -69,7 +69,7 @@ class HfClipEncoder(TowerEncoder):
         tokens, attention = self.tower.post_layernorm(hidden), head.attention
         check_loaded(attention)
         weight, bias, count = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
-        query = heads(third(head.probe.expand(len(tokens), -1, -1), weight, bias, 0), count)
+        query = heads(third(head.probe, weight, bias, 0), count).expand(len(tokens), -1, -1, -1)
         return cls_row(query, heads(third(tokens, weight, bias, 1), count), attention.head_dim**-0.5)
 
 

@@ -88,7 +88,7 @@ class TimmEncoder(TowerEncoder):
         tokens = tower.norm(hidden)[:, self.prefix - seen :]
         if pool.pos_embed is not None:
             tokens = tokens + pool.pos_embed.unsqueeze(0).to(tokens.dtype)
-        query = heads(pool.q(pool.latent.expand(len(tokens), -1, -1)), pool.num_heads)
+        query = heads(pool.q(pool.latent), pool.num_heads).expand(len(tokens), -1, -1, -1)
         key = heads(pool.kv(tokens).chunk(2, dim=-1)[0], pool.num_heads)
         return cls_row(pool.q_norm(query), pool.k_norm(key), pool.scale)[..., seen:]
 

@@ -1,10 +1,12 @@
 """The checkpoint that ships: small, loads offline, answers, and is worth pruning by [CLS] attention."""
 
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import fastervlm
+from fastervlm import METHODS, InLLM
 from fastervlm.embedded import MODEL
 
 
@@ -49,3 +51,18 @@ def test_pruning_by_cls_attention_is_worth_it(loaded, asked) -> None:
     assert found["cls"] > every - 0.1
     assert found["cls"] > found["random"] + 0.15
     assert found["cls-lowest"] < 0.5
+
+
+@pytest.mark.parametrize("size", [2, 7])
+@torch.no_grad()
+def test_pictures_keep_alone_what_they_keep_in_a_batch(loaded, asked, size) -> None:
+    """Scores to the last bit, and so the choice of every method."""
+    pictures = asked[1][:21:3][:size]
+    pixels = loaded[1](images=pictures, text=["<image>"] * size, return_tensors="pt")["pixel_values"]
+    encoder = fastervlm.wrap(loaded[0].model.vision_tower)
+    together, alone = encoder(pixels), [encoder(one) for one in pixels.split(1)]
+    assert torch.equal(together.scores, torch.cat([one.scores for one in alone]))
+    for name, method in METHODS.items():
+        if not isinstance(method, InLLM):
+            kept = method(together, 58).index
+            assert torch.equal(kept, torch.cat([method(one, 58).index for one in alone])), name
