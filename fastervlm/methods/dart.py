@@ -9,7 +9,7 @@ import torch
 from encoders import ScoredPatches
 from fastervlm.kept import KeptTokens
 from fastervlm.methods.share import check_count
-from fastervlm.methods.similarity import levels
+from fastervlm.methods.similarity import cosines
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DART:
         features = patches.features()
         pictures = torch.arange(len(features), device=features.device)[:, None]
         pivots = pivots.to(features.device)
-        similar = levels(features[pictures, pivots], features)
+        similar = cosines(features[pictures, pivots], features)
         taken = torch.zeros(len(features), total, dtype=torch.bool, device=features.device).scatter_(1, pivots, True)
         for pivot in range(count):
             share = (k - count) // count + (pivot < (k - count) % count)

@@ -8,7 +8,7 @@ import torch
 
 from encoders import ScoredPatches
 from fastervlm.kept import KeptTokens
-from fastervlm.methods.similarity import levels
+from fastervlm.methods.similarity import cosines
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DivPrune:
         total = patches.scores.shape[1]
         if k >= total:
             return KeptTokens.top(patches.scores, k)
-        similar = levels(patches.features())
+        similar = cosines(patches.features())
         pictures = torch.arange(len(similar), device=similar.device)
         similar.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         nearest = similar.amax(dim=2)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from encoders import ScoredPatches
 from fastervlm.kept import KeptTokens
 from fastervlm.methods.share import check_count
-from fastervlm.methods.similarity import levels
+from fastervlm.methods.similarity import cosines
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ class PruMerge:
         if k >= total:
             return kept
         keys = patches.keys().transpose(1, 2).flatten(2)
-        similar = levels(kept.gather(keys), keys).to(scores.device)
+        similar = cosines(kept.gather(keys), keys).to(scores.device)
         own = F.one_hot(kept.index, total)
         similar.masked_fill_(own.bool(), -torch.inf)
         nearest = similar.sort(dim=2, descending=True, stable=True).indices[..., : min(self.neighbours, total - 1)]
-        added = torch.zeros_like(similar).scatter_(2, nearest, scores[:, None].expand_as(similar).gather(2, nearest))
+        received = scores[:, None].expand_as(similar)
+        added = torch.zeros_like(received).scatter_(2, nearest, received.gather(2, nearest))
         return KeptTokens(kept.index, total, weights=own + added)

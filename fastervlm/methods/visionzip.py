@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from encoders import ScoredPatches, UserError
 from fastervlm.kept import KeptTokens
 from fastervlm.methods.share import check_share
-from fastervlm.methods.similarity import levels
+from fastervlm.methods.similarity import cosines
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _mixtures(patches: ScoredPatches, left: Tensor, target: Tensor) -> Tensor:
     """(B, T, N) float32: the weights of the patches in contextual tokens at target (B, T), others being left (B, R)."""
     pictures = torch.arange(len(left), device=left.device)[:, None]
     keys = patches.keys().detach().double().mean(dim=1).to(left.device)
-    nearest = levels(keys[pictures, left], keys[pictures, target]).argmax(dim=2)
+    nearest = cosines(keys[pictures, left], keys[pictures, target]).argmax(dim=2)
     joined = F.one_hot(nearest, target.shape[1]).float().transpose(1, 2)
     own = F.one_hot(target, patches.scores.shape[1]).float()
     members = torch.zeros_like(own).scatter_(2, left[:, None].expand_as(joined), joined)

@@ -10,7 +10,7 @@ from torch import Tensor
 from encoders import ScoredPatches
 from fastervlm.kept import KeptTokens
 from fastervlm.methods.share import check_share
-from fastervlm.methods.similarity import levels
+from fastervlm.methods.similarity import cosines
 
 # So many duplicates go in a round.
 _ROUND = 8
@@ -21,7 +21,9 @@ class VisPruner:
     """Keep part by [CLS] attention, and of the others those that are left when duplicates are removed (arXiv 2412.01818v2).
 
     As in the authors' code, each round deals the patches that are left, in the order of their attention at first, into two
-    halves, and up to eight of the first half leave that are most similar to one of the second.
+    halves, and up to eight of the first half leave that are most similar to one of the second. Each round deals in the order
+    the last one left, so a single exchange of two patches changes many of the choices after it: where features are all
+    much alike, what is kept hangs on the last bits of the similarities, there as here.
 
     Args:
         important: the share of the tokens kept by attention, rounded down; in [0, 1].
@@ -39,7 +41,7 @@ class VisPruner:
         if important < k < order.shape[1]:
             features, others = patches.features(), order[:, important:]
             pictures = torch.arange(len(features), device=features.device)[:, None]
-            similar = levels(features[pictures, others.to(features.device)])
+            similar = cosines(features[pictures, others.to(features.device)])
             distinct = others.gather(1, _distinct(similar, k - important).to(order.device))
             order = torch.cat((order[:, :important], distinct), dim=1)
         return KeptTokens(order[:, :k].sort(dim=1).values, patches.scores.shape[1])
