@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Steps of 2 ** -40 are far above what float64 rounds and far below what tells two patches apart.
-_STEPS = 2.0**40
+# Vectors are brought to this length, so that products rounded to whole numbers are cosines in steps of 2 ** -40: far above
+# what float64 rounds and far below what tells two patches apart.
+_LENGTH = 2.0**20
 _BLOCK = 48
 
 
@@ -24,18 +25,18 @@ def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
     one = torch.empty_like(found[0]) if len(found) else found
     for picture in range(len(x)):
         if y is None:
-            _with_itself(_unit(x[picture]), one)
+            _with_itself(_scaled(x[picture]), one)
         else:
-            torch.mm(_unit(x[picture]), _unit(y[picture]).T, out=one)
-        found[picture] = one.mul_(_STEPS).round_()
-    return found.div_(_STEPS)
+            torch.mm(_scaled(x[picture]), _scaled(y[picture]).T, out=one)
+        torch.mul(one.round_(), _LENGTH**-2, out=found[picture])
+    return found
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Rows of x (N, C) at length 1, float64; rows of zeros stay zero."""
+def _scaled(x: Tensor) -> Tensor:
+    """Rows of x (N, C) at `_LENGTH`, float64; rows of zeros stay zero."""
     x = x.detach().to(torch.double, copy=True, memory_format=torch.contiguous_format)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x.div_(length.masked_fill(length == 0, 1))
+    return x.mul_(_LENGTH / length.masked_fill(length == 0, 1))
 
 
 def _with_itself(x: Tensor, found: Tensor) -> None:
