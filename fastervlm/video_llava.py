@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from encoders import ScoredPatches, UserError, VisionEncoder, wrap
 from fastervlm.budget import TokenBudget
-from fastervlm.choice import choose, counts_for
+from fastervlm.choice import asked, check_questions, choose, counts_for
 from fastervlm.llava import Encoded, Llava, check_strategy, encoder_of, flat
 from fastervlm.methods import ClsAttention
 from fastervlm.trace import ClipTrace
@@ -42,7 +42,7 @@ class VideoLlava(Llava):
 
     inputs = (
         *("pixel_values", "pixel_values_images", "pixel_values_videos", "image_index", "video_index"),
-        *("vision_feature_layer", "vision_feature_select_strategy"),
+        *("vision_feature_layer", "vision_feature_select_strategy", "questions"),
     )
     budgets = ("frame", "clip", "crop")
 
@@ -60,10 +60,11 @@ class VideoLlava(Llava):
         if pictures is not None and old is not None:
             raise UserError("pixel_values and pixel_values_images are two names of the same pictures; pass one of them.")
         pictures, videos, encoded = old if pictures is None else pictures, call.get("pixel_values_videos"), {}
+        about_pictures, about_clips = _questions(call, pictures, videos)
         if pictures is not None:
-            encoded["image"] = _encode_pictures(handle, call, pictures)
+            encoded["image"] = _encode_pictures(handle, call, pictures, about_pictures)
         if videos is not None:
-            encoded["video"] = _encode_clips(handle, call, videos)
+            encoded["video"] = _encode_clips(handle, call, videos, about_clips)
         return encoded
 
     @staticmethod
@@ -75,10 +76,23 @@ class VideoLlava(Llava):
         return torch.cat(features).unflatten(0, (-1, max(1, math.gcd(*map(len, features)))))
 
 
-def _encode_pictures(handle: PruneHandle, call: dict[str, Any], pixel_values: Tensor) -> Encoded:
+def _questions(
+    call: dict[str, Any], pictures: Tensor | None, videos: Tensor | None
+) -> tuple[Sequence[str] | None, Sequence[str] | None]:
+    """What is asked about each picture of the call, and about each clip; None where nothing is said."""
+    questions, shown, clips = call.get("questions"), *(0 if x is None else len(x) for x in (pictures, videos))
+    if questions is None:
+        return None, None
+    check_questions(questions, shown + clips, f"each of the {shown} pictures, then one for each of the {clips} clips")
+    return questions[:shown], questions[shown:]
+
+
+def _encode_pictures(
+    handle: PruneHandle, call: dict[str, Any], pixel_values: Tensor, questions: Sequence[str] | None
+) -> Encoded:
     """Pictures (B, 3, H, W) by the image tower; their [CLS] never reaches the language model."""
     model = handle.model
-    patches = encoder_of(model, call, model.model.image_tower)(pixel_values)
+    patches = asked(encoder_of(model, call, model.model.image_tower)(pixel_values), questions)
     if handle.clips.images:
         choice = choose(patches, counts_for(handle.budget, patches.scores), handle.method)
     else:
@@ -86,7 +100,7 @@ def _encode_pictures(handle: PruneHandle, call: dict[str, Any], pixel_values: Te
     return flat(choice, model.model.multi_modal_projector)
 
 
-def _encode_clips(handle: PruneHandle, call: dict[str, Any], videos: Tensor) -> Encoded:
+def _encode_clips(handle: PruneHandle, call: dict[str, Any], videos: Tensor, questions: Sequence[str] | None) -> Encoded:
     """Clips (B, F, 3, H, W) by the video tower, a chunk of frames at a time."""
     if videos.dim() != 5:
         raise UserError(f"pixel_values_videos of shape (B, F, 3, H, W) are needed, but these are {tuple(videos.shape)}.")
@@ -95,7 +109,8 @@ def _encode_clips(handle: PruneHandle, call: dict[str, Any], videos: Tensor) -> 
     # Temporal attention looks across the frames of a clip: such a tower gets whole clips, and keeps itself within bounds.
     chunks = [videos] if encoder.takes_clips else videos.flatten(0, 1).split(CHUNK)
     counts = _counts_ahead(handle, encoder, chunks, frames)
-    found = [_chunk(handle, encoder(chunk), own, frames) for chunk, own in zip(chunks, counts, strict=True)]
+    each = zip(chunks, _by_chunk(questions, chunks, frames), counts, strict=True)
+    found = [_chunk(handle, asked(encoder(chunk), about), own, frames) for chunk, about, own in each]
     tokens, mask, scores = (torch.cat(parts) for parts in zip(*(part[:3] for part in found), strict=True))
     mask, scores, grid = mask.unflatten(0, (clips, frames)), scores.unflatten(0, (clips, frames)), found[0][3]
     keep = F.pad(mask, (1, 0), value=cls).flatten(1)
@@ -117,6 +132,14 @@ def _chunk(
     choice = choose(patches, counts, handle.method)
     tokens, _ = choice.project(handle.model.model.multi_modal_projector, cls=handle.clips.keep_cls)
     return tokens, choice.mask, patches.scores.detach(), patches.grid, choice.counts
+
+
+def _by_chunk(questions: Sequence[str] | None, chunks: Sequence[Tensor], frames: int) -> Sequence[Sequence[str] | None]:
+    """For each chunk what is asked about its frames."""
+    if questions is None:
+        return [None] * len(chunks)
+    texts = [text for text in questions for _ in range(frames)]
+    return [texts] if len(chunks) == 1 else [texts[first : first + CHUNK] for first in range(0, len(texts), CHUNK)]
 
 
 @torch.no_grad()
