@@ -72,6 +72,8 @@ def get_method(method: str | Method, **settings: Any) -> Method:
     if not isinstance(method, str):
         if isinstance(method, type):
             raise UserError(f"method={method.__name__} is a class; make one of it: {method.__name__}().")
+        if isinstance(method, ClipRelevance):
+            raise UserError("ClipRelevance is no method by itself; give CDPruner(relevance=ClipRelevance(clip, tokenizer)).")
         if not callable(method):
             raise UserError(f"method={method!r} is neither a name nor a method; the names are {', '.join(METHODS)}.")
         return method

@@ -63,10 +63,11 @@ def determinant(rows):
 
 
 def cdpruner(picture, k, relevance=None):
-    """In the order of choice."""
+    """In the order of choice. Where every determinant is zero the definition is silent: then by relevance, then by score."""
     features, tiny = picture.features, Fraction(1e-6)
     r = [Fraction(1)] * picture.size if relevance is None else relevance
-    r = [(x - min(r) + tiny) / (max(r) - min(r) + tiny) for x in r]
+    span = max(r) - min(r)
+    r = [((x - min(r)) / span + tiny) / (1 + tiny) if span else Fraction(1) for x in r]
 
     def volume(chosen):
         lengths, weights = Fraction(1), Fraction(1)
@@ -75,9 +76,13 @@ def cdpruner(picture, k, relevance=None):
         products = [[dot(features[i], features[j]) for j in chosen] for i in chosen]
         return weights * determinant(products) / lengths if lengths else Fraction(0)
 
+    def order(i):
+        grown = volume([*kept, i])
+        return (grown, 0, 0) if grown else (grown, r[i], picture.scores[i])
+
     kept = []
     for _ in range(k):
-        kept.append(max((i for i in range(picture.size) if i not in kept), key=lambda i: volume([*kept, i])))
+        kept.append(max((i for i in range(picture.size) if i not in kept), key=order))
     return kept
 
 

@@ -7,10 +7,10 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 import fastervlm
-from encoders import UserError, wrap
-from fastervlm import CDPruner, ClipRelevance
+from encoders import ScoredPatches, UserError, UserTypeError, wrap
+from fastervlm import CDPruner, ClipRelevance, video_llava
 from fastervlm.choice import asked
-from tests import next_plain, plain, tiny
+from tests import next_plain, plain, tiny, video_plain
 
 QUESTIONS = ["What is it?", "Where is the dog, and why is it there, and who brought it?", "A cat."]
 POSITIONS = 40
@@ -100,7 +100,7 @@ def test_questions_come_with_the_call(clip, llava):
             llava.generate(**own, questions=[question], max_new_tokens=1)
             assert handle.trace[0].index.tolist() == expected[i]
         with pytest.raises(
-            UserError, match=r"Relevance to a question needs questions=.* beside pixel_values, one for each picture"
+            UserError, match=r"Relevance to a question needs questions=.* beside the pixels, one for each picture or clip"
         ):
             llava.generate(**batch, max_new_tokens=1)
         with pytest.raises(UserError, match="questions must be a list of texts, one for each of the 3 pictures"):
@@ -130,3 +130,58 @@ def test_all_crops_of_a_picture_have_its_question(clip):
         first = next_plain.traces(handle)[0].mask
         model(**batch, questions=QUESTIONS[1::-1])
         assert not torch.equal(next_plain.traces(handle)[0].mask, first)
+
+
+@torch.no_grad()
+def test_all_frames_of_a_clip_have_its_question(clip, monkeypatch):
+    """Pictures come first, then clips, whatever the order of the prompts and wherever chunks of frames begin."""
+    model = tiny.video_llava()
+    for tower in (model.model.image_tower, model.model.video_tower):
+        tower.load_state_dict(clip.vision_model.state_dict())
+    batch, method = video_plain.inputs(video_plain.PROMPTS["mixed"]), CDPruner(ClipRelevance(clip, tokenizer))
+    pictures, clips = batch["pixel_values"], batch["pixel_values_videos"]
+    questions = [f"Question {i}: what is it?" for i in range(len(pictures) + len(clips))]
+    pixels, texts = torch.cat((pictures, clips.flatten(0, 1))), questions[: len(pictures)]
+    texts += [text for text in questions[len(pictures) :] for _ in range(clips.shape[1])]
+    hand = torch.stack([by_hand(clip, *pair) for pair in zip(pixels, texts, strict=True)])
+    expected = CDPruner(lambda _: hand)(wrap(clip.vision_model)(pixels), 5).mask
+    for chunk in (32, 2):
+        monkeypatch.setattr(video_llava, "CHUNK", chunk)
+        with fastervlm.prune(model, 5, method=method) as handle:
+            model.generate(**batch, questions=questions, max_new_tokens=1)
+            masks = {name: [x for x in handle.trace if type(x).__name__ == name] for name in ("ImageTrace", "ClipTrace")}
+        shown = [trace.index.tolist() for trace in masks["ImageTrace"]]
+        assert shown == [row.nonzero().flatten().tolist() for row in expected[: len(pictures)]]
+        assert torch.equal(torch.cat([trace.mask for trace in masks["ClipTrace"]]), expected[len(pictures) :])
+
+
+@torch.no_grad()
+def test_questions_about_clips_are_counted_and_may_be_needless(clip):
+    model, batch = tiny.video_llava(), video_plain.inputs(video_plain.PROMPTS["clip and picture"])
+    with fastervlm.prune(model, 5) as handle:
+        model.generate(**batch, questions=QUESTIONS[:2], max_new_tokens=1)
+        assert len(handle.trace) == 2
+        for questions in (QUESTIONS, QUESTIONS[:1], "What?", [1, 2], 3):
+            with pytest.raises(UserError, match="one for each of the 1 pictures, then one for each of the 1 clips") as error:
+                model(**batch, questions=questions)
+            plain.one_sentence(error.value)
+    silent = pytest.raises(UserError, match=r"Relevance to a question needs questions=.* one for each picture or clip")
+    with fastervlm.prune(model, 5, method=CDPruner(ClipRelevance(clip, tokenizer))), silent:
+        model.generate(**batch, max_new_tokens=1)
+
+
+def test_what_is_no_clip_model_nor_its_tokenizer(clip, llava):
+    made = [(tokenizer, clip), (clip.vision_model, tokenizer), (None, None), (clip, None), (clip, clip), ("clip", tokenizer)]
+    for arguments in made:
+        with pytest.raises(UserTypeError, match=r"must be .* not a \w+\.$"):
+            ClipRelevance(*arguments)
+    with pytest.raises(UserError, match=r"ClipRelevance is no method by itself; give CDPruner\(relevance="):
+        fastervlm.prune(llava, 5, method=ClipRelevance(clip, tokenizer))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_a_clip_model_of_another_width(clip):
+    patches = asked(ScoredPatches(torch.rand(1, 2, 4), (2, 2), torch.arange(1), lambda index: torch.ones(1, 4, 48)), ["What?"])
+    with pytest.raises(UserError, match=r"vision tower is 32 wide, but the patches are 48; give the CLIPModel that") as error:
+        ClipRelevance(clip, tokenizer)(patches)
+    plain.one_sentence(error.value)

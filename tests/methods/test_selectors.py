@@ -6,10 +6,11 @@ import torch
 
 from encoders import ScoredPatches
 from encoders.base import gather_rows
-from fastervlm import DART, METHODS, CDPruner, InLLM, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
+from fastervlm import DART, METHODS, CDPruner, ClipRelevance, InLLM, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
 from fastervlm.methods import get_method
 from fastervlm.methods.cdpruner import likeliest, scaled
 from fastervlm.methods.similarity import cosines
+from tests import tiny
 from tests.methods import literal
 from tests.methods.literal import Picture
 
@@ -47,6 +48,10 @@ def hostile():
     some[:, ::3] = 0
     yield "some zero", some, None, some[:, None].repeat(1, 2, 1, 1)
     yield "opposites", torch.cat((pairs[:, :5], -pairs[:, :5]), dim=1), None, None
+    near = whole((1, 9, 4), 1, 7)
+    near[..., 0] = 100
+    near[:, 5:7] = near[:, :1]
+    yield "nearly dependent", near, whole((1, 2, 9), 3, 7).abs(), None
     yield "one patch", whole((1, 1, 4), 3, 1), None, None
     yield "two patches", whole((1, 2, 4), 3, 2), None, None
 
@@ -112,13 +117,19 @@ def test_duplicates_leave_in_many_rounds(seed):
 
 
 @each_picture
-@pytest.mark.parametrize("unit", [1.0, 1e-3, -40.0])
-def test_the_determinant_grows_most_at_each_step(name, unit):
+@pytest.mark.parametrize("kind", ["some equal", "falling", "hardly any"])
+@pytest.mark.parametrize("unit", [1.0, 1e-9, -40.0])
+def test_the_determinant_grows_most_at_each_step(name, unit, kind):
     """With relevance, in the order of choice; the relevance of some patches is equal, of one picture all."""
     features = HOSTILE[name].features()
     picture = Picture(HOSTILE[name])
-    relevance = whole((1, picture.size), 2, 3) * unit
-    chosen = likeliest(cosines(features), scaled(relevance.double()), min(5, picture.size))
+    steps = torch.randperm(picture.size, generator=torch.Generator().manual_seed(3))
+    relevance = {
+        "some equal": whole((1, picture.size), 2, 3),
+        "falling": 0.1 ** steps[None].float() * (1 if unit > 0 else -1),
+        "hardly any": 3e-6 * steps[None] + steps[None].eq(picture.size // 2),
+    }[kind] * unit
+    chosen = likeliest(cosines(features), scaled(relevance.double()), HOSTILE[name].scores, min(5, picture.size))
     assert chosen.tolist() == [literal.cdpruner(picture, min(5, picture.size), literal.exact(relevance[0].double()))]
     method = CDPruner(lambda _: relevance)
     for k in range(1, min(5, picture.size) + 1):
@@ -262,6 +273,10 @@ def test_similarities_are_in_steps_far_below_what_tells_patches_apart():
         (PruMerge, 2.5, UserTypeError),
         (DART, 0, UserError),
         (DART, None, UserTypeError),
+        (CDPruner, "clip", UserTypeError),
+        (CDPruner, 3, UserTypeError),
+        (CDPruner, ClipRelevance, UserTypeError),
+        (CDPruner, tiny.llava(), UserTypeError),
     ],
 )
 def test_settings_out_of_range(method, value, kind):
@@ -269,6 +284,27 @@ def test_settings_out_of_range(method, value, kind):
         method(value)
 
 
-def test_relevance_of_another_shape():
-    with pytest.raises(UserError, match=r"relevance must be \(1, 9\), a number for each patch, not \(9,\)\."):
-        CDPruner(lambda patches: patches.scores[0])(HOSTILE["all equal"], 3)
+@pytest.mark.parametrize(
+    ("relevance", "kind", "sentence"),
+    [
+        (lambda patches: patches.scores[0], UserError, r"must be \(1, 9\), a number for each patch, not \(9,\)\."),
+        (lambda patches: patches.scores.tolist(), UserTypeError, r"must give a tensor \(1, 9\), .* not a list\."),
+        (lambda patches: None, UserTypeError, r"not a NoneType\."),
+        (lambda patches: patches.scores * torch.nan, UserError, r"holds numbers that are infinite or undefined; give finite"),
+        (lambda patches: patches.scores.log() * patches.scores / 0, UserError, "infinite or undefined"),
+    ],
+)
+def test_what_is_no_relevance(relevance, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        CDPruner(relevance)(HOSTILE["all equal"], 3)
+
+
+def test_patches_without_gain_go_by_relevance_then_by_score():
+    """Two dimensions are spent after two patches; so are those of no dimension at all."""
+    relevance = torch.tensor([[0.0, 5, 5, 1, 1, 1, 9, 9]])
+    scores = torch.tensor([0.1, 0.1, 0.2, 0.2, 0.3, 0.1, 0.0, 0.0])
+    plane = torch.tensor([[[1.0, 0], [1, 0], [1, 0], [1, 0], [1, 0], [1, 0], [1, 0], [0, 1]]])
+    order = likeliest(cosines(plane), scaled(relevance.double()), scores[None], 8)
+    assert order.tolist() == [[6, 7, 2, 1, 4, 3, 5, 0]]
+    nothing = likeliest(cosines(torch.zeros(1, 8, 2)), torch.ones(1, 8).double(), scores[None], 8)
+    assert nothing.tolist() == [[4, 2, 3, 0, 1, 5, 6, 7]]
