@@ -95,7 +95,7 @@ class Mass(Budget):
 
     Args:
         share: in (0, 1].
-        at_most: never more tokens than this.
+        at_most: never more tokens than this, nor where the crops or frames of a picture or clip share theirs.
     """
 
     share: float

@@ -113,7 +113,9 @@ def counts_for(
     if not pool:
         return counts
     given = iter(counts)
-    return shared(scores, areas, groups, [sum(next(given) for _ in range(rows)) for rows in groups])
+    counts = shared(scores, areas, groups, [sum(next(given) for _ in range(rows)) for rows in groups])
+    most = getattr(budget, "at_most", None)
+    return counts if most is None else [min(count, most) for count in counts]
 
 
 def asked(patches: ScoredPatches, questions: Sequence[str] | None, groups: Sequence[int] | None = None) -> ScoredPatches:

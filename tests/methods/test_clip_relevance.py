@@ -138,7 +138,7 @@ def test_all_frames_of_a_clip_have_its_question(clip, monkeypatch):
     model = tiny.video_llava()
     for tower in (model.model.image_tower, model.model.video_tower):
         tower.load_state_dict(clip.vision_model.state_dict())
-    batch, method = video_plain.inputs(video_plain.PROMPTS["mixed"]), CDPruner(ClipRelevance(clip, tokenizer))
+    batch, method = video_plain.inputs(["<video> or <image>?", "<image><video>."]), CDPruner(ClipRelevance(clip, tokenizer))
     pictures, clips = batch["pixel_values"], batch["pixel_values_videos"]
     questions = [f"Question {i}: what is it?" for i in range(len(pictures) + len(clips))]
     pixels, texts = torch.cat((pictures, clips.flatten(0, 1))), questions[: len(pictures)]
