@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders import ScoredPatches, UserError
+from encoders import ScoredPatches, UserError, UserTypeError
 from fastervlm.kept import KeptTokens
 from fastervlm.methods.share import check_share
 from fastervlm.methods.similarity import cosines
@@ -35,7 +35,7 @@ class VisionZip:
         if not isinstance(self.contextual, numbers.Integral):
             check_share("contextual", self.contextual)
         elif isinstance(self.contextual, bool) or self.contextual < 0:
-            raise UserError(
+            raise (UserTypeError if isinstance(self.contextual, bool) else UserError)(
                 f"contextual={self.contextual} is no count of tokens; give a whole number, or a share of all tokens."
             )
 

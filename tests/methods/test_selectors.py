@@ -268,7 +268,7 @@ def test_similarities_are_in_steps_far_below_what_tells_patches_apart():
         (VisionZip, 1.5, UserError),
         (VisionZip, -1, UserError),
         (VisionZip, "ten", UserTypeError),
-        (VisionZip, True, UserError),
+        (VisionZip, True, UserTypeError),
         (PruMerge, 0, UserError),
         (PruMerge, 2.5, UserTypeError),
         (DART, 0, UserError),
