@@ -20,12 +20,13 @@ from encoders import UserError
 from fastervlm.eval.medium import selector_of
 from fastervlm.eval.pictures import GREY, MOST_STRETCHED, Batch
 from fastervlm.eval.prompts import conversation
-from fastervlm.eval.task import Question, Task
+from fastervlm.eval.task import Question
 from video.frames import Frames, check_sampling, sample_frames
 
 if TYPE_CHECKING:
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
+    from fastervlm.eval.task import Task
 
 Strategy = Literal["uniform", "fps", "keyframes"]
 Budget = Literal["frame", "clip"]
@@ -55,12 +56,19 @@ class Videos:
         if self.budget not in get_args(Budget):
             raise UserError(f"budget={self.budget!r} is not known; choose one of {', '.join(get_args(Budget))}.")
 
-    @property
-    def benchmark(self) -> Task:
-        """What questions of a file are, if nothing else is said."""
+    @staticmethod
+    def tasks() -> dict[str, Task]:
+        """The benchmarks about clips, by name."""
         from video.scoring import VIDEO_QA
 
-        return VIDEO_QA
+        return {VIDEO_QA.name: VIDEO_QA}
+
+    @classmethod
+    def of(cls, protocol: Mapping[str, Any]) -> Videos:
+        """As in the run of a protocol."""
+        start, end = protocol["range"] or (None, None)
+        pruning = {"keep_cls": protocol["keep_cls"] or False, "budget": protocol["budget_of"] or "frame"}
+        return cls(protocol["num_frames"], protocol["strategy"], start, end, **pruning)
 
     def frames(self, path: Path) -> Frames:
         """The frames that the model is shown of a file."""

@@ -166,7 +166,7 @@ def _asked(
     chosen, medium = CONVERSATIONS if is_conversations(questions) else benchmark, Pictures()
     if name == "attention" and hasattr(subject.model.config, "video_token_id"):
         medium = clips()
-        chosen = medium.benchmark
+        (chosen,) = medium.tasks().values()
     return subject, Settings(chosen, answers_file=folder / "answers.jsonl", medium=medium, **files, **asked), folder
 
 

@@ -40,7 +40,7 @@ def reproduce(
     ] = None,
     device: Device = None,
 ) -> None:
-    """Run again what a protocol describes and compare answers and score; exit code 1 if an answer differs."""
+    """Run again what a protocol describes and compare answers and score; exit code 1 if they or the annotations differ."""
     from fastervlm.eval.reproduce import reproduce as run
 
     if not protocol.is_file():
@@ -48,5 +48,5 @@ def reproduce(
     with resumable():
         found = run(protocol, answers_file, device=device)
     print("\n".join(found.lines()))
-    if found.equal < found.answers:
+    if not found.agrees:
         raise typer.Exit(1)

@@ -17,6 +17,7 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.questions import read_jsonl
+from fastervlm.eval.subject import hash_files
 from fastervlm.eval.task import Answer
 from fastervlm.report import write_json, write_text
 
@@ -141,7 +142,7 @@ def finished_protocol(answers_file: Path, identity: dict[str, Any]) -> dict[str,
     """The protocol of answers that are complete, None if there is something left to do.
 
     Raises:
-        UserError: The answers are not this run's.
+        UserError: The answers are not this run's, or not as it left them.
     """
     if not answers_file.exists():
         return None
@@ -150,12 +151,28 @@ def finished_protocol(answers_file: Path, identity: dict[str, Any]) -> dict[str,
     if protocol.exists():
         found = read_protocol(protocol)
         refuse_difference(answers_file, found, identity)
-        return None if in_progress else found
+        if in_progress:
+            return None
+        check_answers(answers_file, found)
+        return found
     if in_progress:
         return None
     raise UserError(
         f"{answers_file} exists and no protocol beside it says whose it is; write the answers elsewhere or remove it."
     )
+
+
+def check_answers(answers_file: Path, protocol: dict[str, Any]) -> None:
+    """A `UserError` if the answers are not those that the run of the protocol wrote."""
+    if not answers_file.is_file():
+        raise UserError(f"The answers {answers_file} are not there; run the evaluation again.")
+    count = sum(bool(line.strip()) for line in answers_file.read_bytes().split(b"\n"))
+    digest = protocol.get("answers_sha256")  # protocols of before it was written down are held to the count
+    if count != protocol.get("answered") or digest not in (None, hash_files([answers_file])):
+        raise UserError(
+            f"{answers_file} is not as its run left it ({count} answers, and {protocol.get('answered')} by its protocol); "
+            "bring that file back, or remove it and run again."
+        )
 
 
 def read_protocol(path: Path) -> dict[str, Any]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 class Medium(Protocol):
     """What a run needs to know of what its questions show.
 
+    Other packages name theirs by an entry point in the group `fastervlm.media`: a class that also has
+    `tasks() -> dict[str, Task]`, its benchmarks, and `of(protocol) -> Medium`, what a run of one showed.
+
     `kind` is the content type of chat templates, the name of the placeholder `<kind>` and of the features by which
     transformers takes ready-made ones; `inputs` are the model's arguments that hold it, one row for each picture or clip.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -16,19 +17,19 @@ from fastervlm.methods import METHODS
 
 
 def circumstances(subject: Subject, settings: Settings, device: str | None = None) -> dict[str, Any]:
-    """What the answers do not depend on, and whoever repeats the run wants to know.
+    """What the answers do not depend on, and whoever repeats the run wants to know, from whatever folder.
 
     `device` names where the answers were made if the model itself is not loaded here.
     """
     return {
         **program(),
-        "model_path": subject.path,
+        "model_path": str(Path(subject.path).absolute()) if Path(subject.path).is_dir() else subject.path,
         "budget": settings.keep,
         "method_settings": method_settings(settings),
         "conv_mode": settings.conv_mode,
         "device": device or device_name(subject.model.device),
         "batch_size": settings.batch_size,
-        "question_file": str(settings.question_file),
+        "question_file": str(settings.question_file.absolute()),
     }
 
 

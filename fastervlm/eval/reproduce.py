@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.anyres import Anyres
 from fastervlm.eval import get_task
-from fastervlm.eval.answers import read_answers, read_protocol
+from fastervlm.eval.answers import check_answers, journal_file, protocol_file, read_answers, read_protocol
+from fastervlm.eval.medium import Medium, Pictures
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject, hash_files
+from fastervlm.eval.task import Task
 from fastervlm.methods import get_method
 
 SUFFIX = ".protocol.json"
@@ -20,12 +23,26 @@ _NEEDED = (
     "task",
     "model_path",
     "weights_sha256",
+    "quantize",
+    "dtype",
     "question_file",
     "question_file_sha256",
-    "max_new_tokens",
+    "answers_sha256",
+    "limit",
     "batch_size",
-    "dtype",
+    "budget",
+    "method_settings",
+    "conv_mode",
+    "max_new_tokens",
+    "temperature",
+    "seed",
+    "blind",
 )
+# What may be other than it was and is then named, in words.
+_CIRCUMSTANCES = {
+    "annotation_file_sha256": "The right answers are not those the first run was scored by, so that the scores do not compare",
+    "processor_sha256": "The small files of the model (processor, templates, configuration) are not those of the first run",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,7 @@ class Reproduction:
     """How a repeated run agrees with the first: `equal` of `answers` are the same to the letter.
 
     `score` and `first_score` are in the unit of the benchmark, None without annotations; `versions` are the packages that
-    differ, as (then, now).
+    differ, as (then, now), and `changed` the files that do, by their names in the protocol.
     """
 
     answers_file: Path
@@ -42,14 +59,23 @@ class Reproduction:
     first_score: float | None
     score: float | None
     versions: dict[str, tuple[str, str]]
+    changed: list[str]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every answer is the same, and by the same right answers the score."""
+        same_score = "annotation_file_sha256" not in self.changed and self.first_score == self.score
+        return self.equal == self.answers and same_score
 
     def lines(self) -> list[str]:
         """The comparison in words."""
-        scores = [] if self.score is None else [f"Score: {self.first_score:.2f} then, {self.score:.2f} now"]
+        then, now = ("no score" if score is None else f"{score:.2f}" for score in (self.first_score, self.score))
+        scores = [] if self.first_score is self.score is None else [f"Score: {then} then, {now} now"]
         versions = [f"{name} was {then} then and is {now} now" for name, (then, now) in self.versions.items()]
         return [
             f"Answers equal to the letter: {self.equal} of {self.answers}",
             *scores,
+            *(f"{_CIRCUMSTANCES[name]}." for name in self.changed),
             *versions,
             f"Answers: {self.answers_file}",
         ]
@@ -58,31 +84,53 @@ class Reproduction:
 def reproduce(protocol: Path, out: Path | None = None, *, device: str | None = None) -> Reproduction:
     """Run again what a protocol describes; the answers go to `out`, beside the first ones if left out.
 
+    Answers of an earlier repetition that lie there are made anew; one that was interrupted goes on.
+
     Raises:
-        UserError: the file is no protocol, or what it names (model, questions, method) is not there or not the same any more.
+        UserError: the file is no protocol, or what it names (model, questions, method) is not there or not the same any more,
+            or there is something else at `out`.
     """
     first = read_protocol(protocol)
     missing = [key for key in _NEEDED if key not in first]
     if missing or not protocol.name.endswith(SUFFIX):
         raise UserError(f"{protocol} is not the protocol of a run (*{SUFFIX}) or lacks {', '.join(missing)}; run it anew.")
     answers = protocol.with_name(protocol.name.removesuffix(SUFFIX) + ".jsonl")
-    before = {answer["answer_id"]: answer["text"] for answer in read_answers(answers)}
+    check_answers(answers, first)
+    if out is not None and out.exists():
+        raise UserError(f"{out} is there already; give another place for the new answers, or remove it.")
     subject = _subject(first, device)
     settings = _settings(first, out or answers.with_name(f"{answers.stem}.reproduced.jsonl"))
-    again, score = evaluate(subject, settings)
-    after = {answer["answer_id"]: answer["text"] for answer in read_answers(settings.answers_file)}
-    found = first.get("score")
+    _remove_finished(settings.answers_file)
+    again, _ = evaluate(subject, settings)
+    return _compared(answers, settings.answers_file, first, again)
+
+
+def _remove_finished(answers_file: Path) -> None:
+    """Remove an earlier repetition, which would only be scored again; the journal of one that was interrupted stays."""
+    if answers_file.exists():
+        for file in (journal_file(answers_file), protocol_file(answers_file), answers_file):
+            file.unlink(missing_ok=True)
+
+
+def _compared(before: Path, after: Path, first: dict[str, Any], again: dict[str, Any]) -> Reproduction:
+    then, now = ({each["answer_id"]: each["text"] for each in read_answers(path)} for path in (before, after))
+    names = then.keys() | now.keys()
     return Reproduction(
-        settings.answers_file,
-        len(before),
-        sum(after.get(name) == text for name, text in before.items()),
-        found["value"] if found else None,
-        score.value if score else None,
-        _changed(first.get("versions", {}), again["versions"]),
+        after,
+        len(names),
+        sum(then.get(name) == now.get(name) for name in names),
+        _value(first),
+        _value(again),
+        _versions(first.get("versions", {}), again["versions"]),
+        [name for name in _CIRCUMSTANCES if first.get(name) != again.get(name)],
     )
 
 
-def _changed(then: dict[str, str], now: dict[str, str]) -> dict[str, tuple[str, str]]:
+def _value(protocol: dict[str, Any]) -> float | None:
+    return protocol["score"]["value"] if protocol.get("score") else None
+
+
+def _versions(then: dict[str, str], now: dict[str, str]) -> dict[str, tuple[str, str]]:
     return {name: (then[name], now[name]) for name in then if name in now and then[name] != now[name]}
 
 
@@ -94,18 +142,29 @@ def _subject(first: dict[str, Any], device: str | None) -> Subject:
     return subject
 
 
+def _asked(first: dict[str, Any]) -> tuple[Task, Medium]:
+    """The benchmark and what its questions show, those of other packages included."""
+    for point in entry_points(group="fastervlm.media"):
+        kind = point.load()
+        if first["task"] in kind.tasks():
+            return kind.tasks()[first["task"]], kind.of(first)
+    return get_task(first["task"]), Pictures()
+
+
 def _settings(first: dict[str, Any], out: Path) -> Settings:
     questions = Path(first["question_file"])
     if not questions.is_file() or hash_files([questions]) != first["question_file_sha256"]:
-        raise UserError(f"The question file {questions} is not there or not that of the run; run from the same folder.")
-    if first["budget"] is not None and first.get("method_settings") is None:
+        raise UserError(f"The question file {questions} is not there or not that of the run; put the same file there.")
+    if first["budget"] is not None and first["method_settings"] is None:
         raise UserError(f"The method {first['method']} is none of fastervlm's own; repeat the run where it is defined.")
     chosen = first["method_settings"] or {"name": "cls", "settings": {}}
-    images, right = first.get("image_folder"), first.get("annotation_file")
+    shown, right = first.get("image_folder") or first.get("video_dir"), first.get("annotation_file")
+    task, medium = _asked(first)
     return Settings(
-        task=get_task(first["task"]),
+        task=task,
+        medium=medium,
         question_file=questions,
-        image_folder=Path(images) if images else None,
+        image_folder=Path(shown) if shown else None,
         answers_file=out,
         annotation_file=Path(right) if right else None,
         keep=first["budget"],
@@ -115,7 +174,7 @@ def _settings(first: dict[str, Any], out: Path) -> Settings:
         conv_mode=first["conv_mode"],
         temperature=first["temperature"],
         max_new_tokens=first["max_new_tokens"],
-        image_aspect_ratio=first["image_aspect_ratio"],
+        image_aspect_ratio=first.get("image_aspect_ratio"),
         seed=first["seed"] or 0,
         blind=first["blind"],
     )

@@ -70,6 +70,7 @@ def _run(subject: Subject, settings: Settings, questions: list[Question], runnin
         about = {**circumstances(subject, settings, running.device), **running.about}
         protocol = {**identity, **about, **results(questions, journal)}
         write_answers(out, [answer_to(q, texts[q.line], identity) for q in questions if q.line in texts])
+        protocol["answers_sha256"] = hash_files([out])
         write_protocol(protocol_file(out), protocol)
         if not journal.failures:
             journal.path.unlink(missing_ok=True)
@@ -96,7 +97,11 @@ def _scored(settings: Settings, protocol: dict[str, Any]) -> tuple[dict[str, Any
     path, score = settings.annotation_file, None
     if path is not None and protocol["answered"]:
         score = settings.task.scored(read_answers(settings.answers_file), path, settings.question_file)
-        scored = {"annotation_file": str(path), "annotation_file_sha256": hash_files(_texts(path)), "score": score.summary()}
+        scored = {
+            "annotation_file": str(path.absolute()),
+            "annotation_file_sha256": hash_files(_texts(path)),
+            "score": score.summary(),
+        }
         protocol = {**protocol, **scored}
         write_protocol(protocol_file(settings.answers_file), protocol)
     return protocol, score

@@ -9,7 +9,6 @@ from PIL import Image
 from encoders import UserError
 from fastervlm.eval.answers import protocol_file
 from fastervlm.eval.overview import overviews, write
-from fastervlm.eval.reproduce import reproduce
 from fastervlm.eval.runner import evaluate
 from fastervlm.methods import FastV, RandomTokens
 
@@ -79,50 +78,3 @@ def test_report_without_an_unpruned_run_has_no_average(runs, tmp_path):
 def test_report_of_nothing_says_so(tmp_path):
     with pytest.raises(UserError, match="no scored run"):
         overviews(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["all", "random1", "fastv"])
-def test_reproduced_answers_are_equal_to_the_letter(runs, name):
-    folder, done = runs
-    found = reproduce(protocol_file(folder / name / "n.jsonl"))
-    assert (found.answers, found.equal, found.versions) == (10, 10, {})
-    assert found.score == found.first_score == done[name]["score"]["value"]
-    assert found.answers_file.name == "n.reproduced.jsonl"
-    first, again = ((folder / name / f"n{middle}.jsonl").read_text() for middle in ("", ".reproduced"))
-    assert first == again
-
-
-def test_answers_that_differ_are_counted(runs):
-    folder, _ = runs
-    file = folder / "cls5" / "n.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    lines[3]["text"] = "something else"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = reproduce(protocol_file(file))
-    assert (found.answers, found.equal) == (10, 9)
-    assert found.lines()[0] == "Answers equal to the letter: 9 of 10"
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"weights_sha256": "0"}, "not those of the run"),
-        ({"question_file_sha256": "0"}, "not there or not that of the run"),
-        ({"method_settings": None}, "none of fastervlm's own"),
-        ({"task": "msvd"}, "no benchmark 'msvd'"),
-    ],
-)
-def test_what_cannot_be_repeated_is_refused(runs, change, sentence):
-    folder, _ = runs
-    path = protocol_file(folder / "cls5" / "n.jsonl")
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(UserError, match=sentence):
-        reproduce(path)
-    assert not (folder / "cls5" / "n.reproduced.jsonl").exists()
-
-
-def test_file_that_is_no_protocol_is_refused(tmp_path):
-    path = tmp_path / "x.protocol.json"
-    path.write_text("{}")
-    with pytest.raises(UserError, match="lacks task"):
-        reproduce(path)

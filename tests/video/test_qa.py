@@ -13,7 +13,9 @@ from PIL import Image
 import fastervlm
 from encoders import UserError
 from fastervlm.eval.answers import Journal, journal_file, protocol_file
+from fastervlm.eval.reproduce import reproduce
 from fastervlm.eval.runner import evaluate
+from fastervlm.eval.settings import identity_of
 from fastervlm.eval.subject import Subject
 from fastervlm.trace import TokenTrace
 from tests.tiny import video_processor
@@ -317,3 +319,18 @@ def test_contact_sheet_shows_frames_kept_patches_and_times(subject, settings, vi
 @pytest.mark.parametrize(("seconds", "text"), [(0.0, "0:00.00"), (3.254, "0:03.25"), (59.999, "1:00.00"), (3725.5, "62:05.50")])
 def test_times(seconds, text):
     assert time_of(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"keep": None}, {"keep_cls": True, "budget": "clip"}, {"num_frames": 2, "limit": 3}, {"strategy": "fps"}, {"blind": True}],
+)
+def test_a_run_is_reproduced_from_its_protocol(subject, settings, changes):
+    chosen = settings(**changes)
+    first, _ = run(subject, chosen)
+    found = reproduce(protocol_file(chosen.answers_file))
+    assert found.agrees
+    assert found.answers_file.read_bytes() == chosen.answers_file.read_bytes()
+    again = json.loads(protocol_file(found.answers_file).read_text())
+    same = [*identity_of(subject, chosen), "batch_size", "mean_visual_tokens", "score"]
+    assert {key: again[key] for key in same} == {key: first[key] for key in same}
