@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import hypot
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from encoders.errors import UserError
-from fastervlm.eval.answers import read_protocol
+from fastervlm.eval.runs import MODEL, SETTINGS, Run, benchmark_names, differing, grouped, method_of, note, scored_runs
 from fastervlm.report import Curve, Panel, draw_panels, markdown_table, write_json, write_text
 
 ALL = "none"
 TIME = "mean_time_to_first_token_s"
 
-# What makes two runs rows of one table.
-_MODEL = ("model", "weights_sha256", "anyres", "dtype", "quantize")
-
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one budget: its runs by benchmark, several of a method with seeds."""
+    """One method at one budget: its runs by benchmark, several of a method with seeds.
+
+    `settings` names those that runs of one benchmark differ in.
+    """
 
     method: str
     visual_tokens: int | str
-    runs: dict[str, list[dict[str, Any]]]
+    settings: str
+    runs: dict[str, list[Run]]
 
     def value(self, task: str) -> float:
         """The mean score on a benchmark."""
@@ -45,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Overview:
-    """All scored runs of one model, unpruned first, then by budget and method."""
+    """All scored runs of one model, by settings, unpruned first, then by budget and method."""
 
     model: str
     about: dict[str, Any]
@@ -56,26 +57,39 @@ class Overview:
         """The benchmarks, in order of their names."""
         return sorted({task for row in self.rows for task in row.runs})
 
-    @property
-    def baseline(self) -> Row | None:
-        """The unpruned runs."""
-        return next((row for row in self.rows if row.method == ALL), None)
+    def baseline(self, row: Row) -> Row | None:
+        """The unpruned runs with the settings of a row."""
+        return next((each for each in self.rows if each.method == ALL and each.settings == row.settings), None)
 
     def relative(self, row: Row) -> float | None:
         """The mean over benchmarks of score / unpruned score, in percent, as the papers average; None unless all are there."""
-        whole = self.baseline
+        whole = self.baseline(row)
         if whole is None or any(task not in row.runs or task not in whole.runs or not whole.value(task) for task in self.tasks):
             return None
         return 100 * fmean(row.value(task) / whole.value(task) for task in self.tasks)
 
+    def relative_interval(self, row: Row) -> tuple[float, float]:
+        """Where that average lies by the intervals of the row's own scores, which do not depend on each other."""
+        whole, average = self.baseline(row), self.relative(row)
+        if whole is None or average is None:
+            raise ValueError(f"{row.method} at {row.visual_tokens} visual tokens has no relative average.")
+        ends = zip(*(row.interval(task) for task in self.tasks), strict=True)
+        low, high = (
+            100 * hypot(*((end - row.value(task)) / whole.value(task) for end, task in zip(side, self.tasks, strict=True)))
+            for side in ends
+        )
+        return average - low / len(self.tasks), average + high / len(self.tasks)
+
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Header and rows."""
-        rows = []
+        """Header and rows; the settings only where rows differ in them."""
+        rows, are_set = [], any(row.settings for row in self.rows)
         for row in self.rows:
             cells = [_score(row, task) if task in row.runs else "" for task in self.tasks]
             average, time = self.relative(row), row.time
-            rows.append([row.method, str(row.visual_tokens), *cells, _number(average, "%"), _number(time and 1000 * time)])
-        return ["method", "visual tokens", *self.tasks, "relative average", "TTFT (ms)"], rows
+            head = [row.method, str(row.visual_tokens), *([row.settings] if are_set else [])]
+            rows.append([*head, *cells, _number(average, "%"), _number(time and 1000 * time)])
+        head = ["method", "visual tokens", *(["settings"] if are_set else [])]
+        return [*head, *self.tasks, "relative average", "TTFT (ms)"], rows
 
     def summary(self) -> dict[str, Any]:
         """The table for a JSON file."""
@@ -85,23 +99,24 @@ class Overview:
                 task: {"value": row.value(task), "ci95": list(row.interval(task)), "runs": len(runs)}
                 for task, runs in row.runs.items()
             }
-            same = {"method": row.method, "visual_token_num": row.visual_tokens, "scores": scores}
-            rows.append({**same, "relative_average": self.relative(row), "mean_time_to_first_token_s": row.time})
+            same = {"method": row.method, "visual_token_num": row.visual_tokens, "settings": row.settings}
+            average = {"relative_average": self.relative(row), "mean_time_to_first_token_s": row.time}
+            rows.append({**same, "scores": scores, **average})
         return {"model": self.model, **self.about, "rows": rows}
 
     def panel(self) -> Panel | None:
-        """Relative average over visual tokens, a curve for each method; None without numbers to draw."""
-        curves: dict[str, list[tuple[int, float]]] = {}
+        """Relative average over visual tokens, a curve for each method with its settings; None without numbers to draw."""
+        curves: dict[str, list[tuple[int, float, float, float]]] = {}
         for row in self.rows:
             value = self.relative(row)
             if value is not None and isinstance(row.visual_tokens, int) and row.method != ALL:
-                curves.setdefault(row.method, []).append((row.visual_tokens, value))
+                label = f"{row.method}, {row.settings}" if row.settings else row.method
+                curves.setdefault(label, []).append((row.visual_tokens, value, *self.relative_interval(row)))
         if not curves:
             return None
-        drawn = [Curve(method, *zip(*sorted(points, reverse=True), strict=True)) for method, points in curves.items()]
-        return Panel(
-            f"{self.model}, {len(self.tasks)} benchmarks", "visual tokens", "relative average (%)", drawn, (ALL, 100.0)
-        )
+        drawn = [Curve(label, *zip(*sorted(points, reverse=True), strict=True)) for label, points in curves.items()]
+        title = f"{self.model}, {len(self.tasks)} benchmarks"
+        return Panel(title, "visual tokens", "relative average (%)", drawn, (ALL, 100.0))
 
 
 def overviews(folder: Path) -> list[Overview]:
@@ -110,54 +125,51 @@ def overviews(folder: Path) -> list[Overview]:
     Raises:
         UserError: there is no scored run.
     """
-    protocols = sorted(folder.rglob("*.protocol.json"))
-    runs = [run for path in protocols if (run := read_protocol(path)).get("score") and not run.get("blind")]
-    if not runs:
-        raise UserError(f"{folder} holds no scored run; run fastervlm eval or compare with annotations first.")
-    models: dict[str, list[dict[str, Any]]] = {}
-    for run in runs:
-        models.setdefault(repr([run.get(key) for key in _MODEL]), []).append(run)
-    return [_overview(found) for found in models.values()]
+    found = []
+    for called in grouped(scored_runs(folder), ["model"]):
+        apart = differing(called, MODEL)
+        found.extend(_overview(runs, apart) for runs in grouped(called, MODEL))
+    return found
 
 
-def _overview(runs: Sequence[dict[str, Any]]) -> Overview:
+def _overview(runs: Sequence[Run], apart: Sequence[str]) -> Overview:
+    """The table of one model; `apart` is what tells it from others of its name."""
+    columns = benchmark_names(runs)
+    differ = [key for key in SETTINGS if any(differing(column, [key]) for column in columns.values())]
     rows: dict[tuple[Any, ...], Row] = {}
-    for run in runs:
-        method = _method(run)
-        row = rows.setdefault((method, run["visual_token_num"]), Row(method, run["visual_token_num"], {}))
-        row.runs.setdefault(run["task"], []).append(run)
-    about = {key: runs[0].get(key) for key in ("weights_sha256", "anyres", "dtype", "device", "versions")}
-    return Overview(runs[0]["model"], about, sorted(rows.values(), key=_order))
-
-
-def _method(run: dict[str, Any]) -> str:
-    """What a run's method is called; its seed is not part of it."""
-    found = run.get("method_settings")
-    if found is None:
-        return run["method"]
-    changed = ", ".join(f"{key}={value}" for key, value in found["settings"].items() if key != "seed")
-    return f"{found['name']}({changed})" if changed else found["name"]
+    for alike in grouped(runs, differ):
+        settings = note(alike[0], differ)
+        for run in alike:
+            cell = method_of(run), run["visual_token_num"], settings
+            name = next(name for name, column in columns.items() if run in column)
+            rows.setdefault(cell, Row(*cell, {})).runs.setdefault(name, []).append(run)
+    about = {key: runs[0].get(key) for key in (*MODEL[1:], "device", "versions")}
+    model = ", ".join([runs[0]["model"], *([note(runs[0], apart)] if apart else [])])
+    return Overview(model, about, sorted(rows.values(), key=_order))
 
 
 def _order(row: Row) -> tuple[Any, ...]:
     count = row.visual_tokens if isinstance(row.visual_tokens, int) else -1
-    return row.method != ALL, -count, str(row.visual_tokens), row.method
+    return row.settings, row.method != ALL, -count, str(row.visual_tokens), row.method
 
 
 def write(found: Sequence[Overview], out: Path) -> None:
-    """Write report.md, report.json and, if there is something to draw, report.png."""
+    """Write report.md, report.json and, if there is something to draw, report.png; an older plot does not stay."""
     write_text(out / "report.md", "\n".join(_markdown(found)))
     write_json(out / "report.json", [overview.summary() for overview in found])
     panels = [panel for overview in found if (panel := overview.panel())]
     if panels:
         draw_panels(panels, out / "report.png")
+    else:
+        (out / "report.png").unlink(missing_ok=True)
 
 
 def _markdown(found: Sequence[Overview]) -> Iterator[str]:
     for overview in found:
         yield f"{overview.model}:\n\n{markdown_table(*overview.table())}"
     yield (
-        "Scores with half the width of their 95 % bootstrap interval; a method with a seed is the mean of its runs. "
+        "Scores with half the width of their 95 % bootstrap interval; a method with a seed is the mean of its runs. Runs of a "
+        "benchmark with different settings stand in rows of their own; what is the same in everything counts once. "
         "Relative average: the mean over the benchmarks of score / unpruned score, for rows that have all of them. TTFT: mean "
         "time to the first token of a batch.\n"
     )

@@ -1,4 +1,4 @@
-"""`report` over many runs, and `reproduce` of one."""
+"""`report` over runs as they are written."""
 
 import json
 from statistics import fmean
@@ -9,7 +9,10 @@ from PIL import Image
 from encoders import UserError
 from fastervlm.eval.answers import protocol_file
 from fastervlm.eval.overview import overviews, write
+from fastervlm.eval.reproduce import reproduce
 from fastervlm.eval.runner import evaluate
+from fastervlm.eval.runs import BENCHMARK, CELL, MODEL, SETTINGS
+from fastervlm.eval.settings import identity_of
 from fastervlm.methods import FastV, RandomTokens
 
 
@@ -73,6 +76,17 @@ def test_report_without_an_unpruned_run_has_no_average(runs, tmp_path):
     assert {found.relative(row) for row in found.rows} == {None}
     write([found], tmp_path / "runs")
     assert not (tmp_path / "runs" / "report.png").exists()
+
+
+def test_report_knows_all_that_tells_runs_apart(subject, settings):
+    assert set(identity_of(subject, settings())) <= {*MODEL, *BENCHMARK, *CELL, *SETTINGS, "blind"}
+
+
+def test_reproduced_runs_count_once(runs):
+    folder, _ = runs
+    before = overviews(folder)
+    reproduce(protocol_file(folder / "cls5" / "n.jsonl"))
+    assert overviews(folder) == before
 
 
 def test_report_of_nothing_says_so(tmp_path):

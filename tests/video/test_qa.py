@@ -15,6 +15,7 @@ from encoders import UserError
 from fastervlm.eval.answers import Journal, journal_file, protocol_file
 from fastervlm.eval.reproduce import reproduce
 from fastervlm.eval.runner import evaluate
+from fastervlm.eval.runs import BENCHMARK, CELL, MODEL, SETTINGS
 from fastervlm.eval.settings import identity_of
 from fastervlm.eval.subject import Subject
 from fastervlm.trace import TokenTrace
@@ -334,3 +335,7 @@ def test_a_run_is_reproduced_from_its_protocol(subject, settings, changes):
     again = json.loads(protocol_file(found.answers_file).read_text())
     same = [*identity_of(subject, chosen), "batch_size", "mean_visual_tokens", "score"]
     assert {key: again[key] for key in same} == {key: first[key] for key in same}
+
+
+def test_report_knows_all_that_tells_runs_apart(subject, settings):
+    assert set(identity_of(subject, settings())) <= {*MODEL, *BENCHMARK, *CELL, *SETTINGS, "blind"}

@@ -1,0 +1,107 @@
+"""The scored runs of a folder, and what tells them apart: model, benchmark, method and settings; seeds do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import UserError
+from fastervlm.eval import TASKS
+from fastervlm.eval.answers import read_protocol
+
+Run = dict[str, Any]
+
+# Of the identity of a run: what makes a table, a column, a cell of a row, and what else makes a row of its own.
+MODEL = ("model", "weights_sha256", "processor_sha256", "anyres", "dtype", "quantize")
+BENCHMARK = ("task", "question_file_sha256")
+CELL = ("method", "visual_token_num", "keep_cls", "budget_of", "seed")
+SETTINGS = (
+    "limit",
+    "image_aspect_ratio",
+    "num_frames",
+    "strategy",
+    "range",
+    "prompt_template",
+    "max_new_tokens",
+    "temperature",
+    "image_folder",
+    "video_dir",
+    "annotation_file_sha256",
+)
+
+
+def scored_runs(folder: Path) -> list[Run]:
+    """The protocols with a score anywhere in `folder`; of runs that are the same in everything the first, of blind ones none.
+
+    Raises:
+        UserError: there is no scored run.
+    """
+    read = map(read_protocol, sorted(folder.rglob("*.protocol.json")))
+    runs: dict[str, Run] = {}
+    for run in read:
+        if run.get("score") and not run.get("blind"):
+            runs.setdefault(_values(run, (*MODEL, *BENCHMARK, *CELL, *SETTINGS)), run)
+    if not runs:
+        raise UserError(f"{folder} holds no scored run; run fastervlm eval or compare with annotations first.")
+    return list(runs.values())
+
+
+def grouped(runs: Iterable[Run], keys: Sequence[str]) -> list[list[Run]]:
+    """Runs that agree in all of `keys`, together."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_values(run, keys), []).append(run)
+    return list(groups.values())
+
+
+def differing(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
+    """The keys in which runs differ."""
+    return [key for key in keys if len(grouped(runs, [key])) > 1]
+
+
+def note(run: Run, keys: Iterable[str]) -> str:
+    """What a run has under some keys, in words."""
+    return ", ".join(_said(run, key) for key in keys)
+
+
+def benchmark_names(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs by benchmark; other questions are another benchmark, told by their hash if they are called alike."""
+    columns = grouped(runs, BENCHMARK)
+    names = [_benchmark(column[0]) for column in columns]
+    return {
+        name if names.count(name) == 1 else f"{name} {column[0].get('question_file_sha256', '')[:8]}": column
+        for name, column in zip(names, columns, strict=True)
+    }
+
+
+def method_of(run: Run) -> str:
+    """What a run's method is called, with what is set otherwise than by default; its seed is not part of it."""
+    found = run.get("method_settings")
+    if found is None:
+        return run["method"]
+    shared = {"keep_cls": run.get("keep_cls") or None, "budget": "clip" if run.get("budget_of") == "clip" else None}
+    settings = found["settings"] | {key: value for key, value in shared.items() if value is not None}
+    changed = ", ".join(f"{key}={value}" for key, value in settings.items() if key != "seed")
+    return f"{found['name']}({changed})" if changed else found["name"]
+
+
+def _values(run: Run, keys: Iterable[str]) -> str:
+    return repr([run.get(key) for key in keys])
+
+
+def _benchmark(run: Run) -> str:
+    """The task, or the folder of the questions where one task serves many benchmarks."""
+    questions = Path(run.get("question_file", ""))
+    return run["task"] if run["task"] in TASKS else questions.parent.name or run["task"]
+
+
+def _said(run: Run, key: str) -> str:
+    value = run.get(key)
+    if key == "prompt_template":
+        return f"conv_mode={run.get('conv_mode')}"
+    if key.endswith("_sha256"):
+        return f"{key.removesuffix('_sha256')}={str(value)[:8]}"
+    if key == "anyres" and isinstance(value, dict):
+        return f"anyres={'/'.join(map(str, value.values()))}"
+    return f"{key}={'all' if key == 'limit' and value is None else value}"
