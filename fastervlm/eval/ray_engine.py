@@ -16,7 +16,7 @@ from encoders.errors import UserError
 from fastervlm.eval.answers import Entry
 from fastervlm.eval.engine import Running
 from fastervlm.eval.ray_pool import AHEAD, Pool
-from fastervlm.eval.ray_session import check_installed, session, share
+from fastervlm.eval.ray_session import check_installed, needs, session, share
 from fastervlm.eval.ray_worker import Worker
 from fastervlm.eval.runner import console
 from fastervlm.eval.settings import Settings
@@ -58,7 +58,7 @@ class RayEngine:
                 return actor.remote(unloaded, settings, folder)
 
             console.print(f"{count} {'worker loads' if count == 1 else 'workers load'} the model.")
-            with closing(Pool(ray, hire, count, console.print)) as pool:
+            with closing(Pool(ray, hire, count, console.print, lambda: needs(ray, share_of_each))) as pool:
                 pool.wait()
                 yield _Workers(pool, count)
 

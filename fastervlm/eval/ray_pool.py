@@ -15,6 +15,7 @@ from fastervlm.eval.task import Question
 AHEAD = 3  # batches a worker holds: the model answers one, the others are prepared
 DEADLY = 2  # so many workers die over a batch, then its questions are asked one by one; then over a question
 LOADS = 3  # so many workers in a row die before they are ready, then the run ends
+PATIENCE = 30.0  # seconds without a worker, then it is said what the run waits for
 SET_ASIDE = "kills every worker that is asked about it"
 
 
@@ -41,15 +42,17 @@ class _Place:
 
 
 class Pool:
-    """`count` workers, made by `hire`; `tell` says what happens to them.
+    """`count` workers, made by `hire`; `tell` says what happens to them, `needs` what each has to be given, in words.
 
     A worker holds at most `AHEAD` batches and gets the next one when it has answered one, so that nothing piles up. Over
     which of its batches a worker died nobody knows: each is asked again alone. If that kills another worker, its questions are
     asked one by one; a question that does so twice is set aside as a failure.
     """
 
-    def __init__(self, ray: Any, hire: Callable[[], Any], count: int, tell: Callable[[str], None]) -> None:
-        self._ray, self._hire, self._tell = ray, hire, tell
+    def __init__(
+        self, ray: Any, hire: Callable[[], Any], count: int, tell: Callable[[str], None], needs: Callable[[], str]
+    ) -> None:
+        self._ray, self._hire, self._tell, self._needs = ray, hire, tell, needs
         self._lost = (
             ray.exceptions.RayActorError,
             ray.exceptions.OutOfMemoryError,
@@ -60,7 +63,7 @@ class Pool:
         self._fresh: deque[_Ask] = deque()
         self._suspects: deque[_Ask] = deque()
         self._waiting: dict[Any, _Place] = {}
-        self._lost_loading = 0
+        self._lost_loading, self._patient = 0, True
         self.hellos: list[Hello] = []
         self._places = [self._fill_place(_Place(None)) for _ in range(count)]
 
@@ -110,8 +113,12 @@ class Pool:
         self._waiting[ref] = place
 
     def _next(self) -> list[Entry]:
-        """Wait until something happens; gives what it brought, if that are entries."""
-        (ref,), _ = self._ray.wait(list(self._waiting))
+        """Wait until something happens, or not for long; gives what it brought, if that are entries."""
+        ended, _ = self._ray.wait(list(self._waiting), timeout=PATIENCE)
+        if not ended:
+            self._say_what_for()
+            return []
+        (ref,) = ended
         place = self._waiting.pop(ref)
         try:
             found = self._ray.get(ref)
@@ -128,6 +135,17 @@ class Pool:
         working = sum(place.hello is not None for place in self._places)
         return [replace(entry, seconds=entry.seconds / working) for entry in found]
 
+    def _say_what_for(self) -> None:
+        """Say, once, that no worker has been given its place; those that load a model for long are not meant."""
+        if not self._patient or any(place.hello is not None for place in self._places):
+            return
+        begun, _ = self._ray.wait([place.worker.__ray_ready__.remote() for place in self._places], timeout=1)
+        if not begun:
+            self._patient = False
+            self._tell(
+                f"No worker has begun yet: each needs {self._needs()}; the run waits until Ray's other jobs leave it that."
+            )
+
     def _welcome(self, place: _Place, hello: Hello) -> None:
         first = self.hellos[0] if self.hellos else hello
         if other := [key for key, value in first.identity.items() if hello.identity.get(key) != value]:
@@ -135,7 +153,7 @@ class Pool:
                 f"The machines {first.machine} and {hello.machine} differ in {', '.join(other)}; every machine of the cluster "
                 "needs the same files at the same paths."
             )
-        place.hello, self._lost_loading = hello, 0
+        place.hello, self._lost_loading, self._patient = hello, 0, True
         self.hellos.append(hello)
 
     def _replace(self, place: _Place, ask: _Ask | None, error: Exception) -> list[Entry]:

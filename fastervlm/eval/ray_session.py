@@ -73,6 +73,15 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
+def needs(ray: Any, given: dict[str, float]) -> str:
+    """What each worker is to be given, in words, and how much of it nobody uses at this moment."""
+    free, total = ray.available_resources(), ray.cluster_resources()
+    kinds = ((name.removeprefix("num_").removesuffix("s").upper(), count) for name, count in given.items())
+    return " and ".join(
+        f"{count:g} {kind}{'s' * (count != 1)} ({free.get(kind, 0):g} of {total.get(kind, 0):g} free)" for kind, count in kinds
+    )
+
+
 def share(ray: Any, workers: int | None, device: str | None) -> tuple[int, dict[str, float]]:
     """How many workers there shall be, and what Ray is to reserve for each of them.
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray_workers
@@ -88,6 +89,30 @@ def test_question_that_kills_every_worker_is_set_aside(pool, subject, model, set
     assert len(chosen.answers_file.read_text().splitlines()) == 9
     assert journal_file(chosen.answers_file).exists()
     assert evaluate(subject, settings())[0]["failed"] == 0, "one process tries it again"
+    assert chosen.answers_file.read_bytes() == whole()[1]
+
+
+def test_it_is_said_what_a_run_waits_for(pool, model, settings, whole, monkeypatch):
+    import ray
+
+    class Other:
+        """Holds all CPUs until it is told that somebody waits for them."""
+
+    other: Any = ray.remote(Other).options(num_cpus=2).remote()
+    told = []
+    ray.get(other.__ray_ready__.remote())
+
+    def tell(*words):
+        told.extend(words)
+        if str(*words).startswith("No worker"):
+            ray.kill(other)
+
+    monkeypatch.setattr("fastervlm.eval.ray_pool.PATIENCE", 2.0)
+    monkeypatch.setattr("fastervlm.eval.ray_engine.console.print", tell)
+    chosen = settings(engine=RayEngine(1))
+    evaluate(Subject(str(model)), chosen)
+    sentence = "No worker has begun yet: each needs 2 CPUs (0 of 2 free); the run waits until Ray's other jobs leave it that."
+    assert told.count(sentence) == 1
     assert chosen.answers_file.read_bytes() == whole()[1]
 
 

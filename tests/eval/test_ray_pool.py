@@ -39,7 +39,7 @@ class FakeRay:
         self.hired.append(FakeWorker(self))
         return self.hired[-1]
 
-    def wait(self, refs):
+    def wait(self, refs, timeout):
         """One call of a worker comes to its end; if the worker dies, all its calls do."""
         assert len(set(refs)) == len(refs)
         ended = [ref for ref in refs if ref.worker.dead]
@@ -103,7 +103,7 @@ def batches(count, size):
 def run(ray, workers, asked):
     """Entries by line of a whole run, each of which came once."""
     told = []
-    pool = Pool(ray, ray.hire, workers, told.append)
+    pool = Pool(ray, ray.hire, workers, told.append, str)
     pool.wait()
     entries = [entry for entries in pool.answers(asked) for entry in entries]
     assert max(Counter(entry.line for entry in entries).values(), default=0) <= 1
@@ -128,7 +128,7 @@ def test_whole_batches_are_asked_as_they_are_and_few_at_a_time(workers, count, s
 
 def test_workers_share_the_work_and_its_seconds():
     ray = FakeRay(0)
-    pool = Pool(ray, ray.hire, 3, print)
+    pool = Pool(ray, ray.hire, 3, print, str)
     pool.wait()
     entries = [entry for entries in pool.answers(batches(90, 1)) for entry in entries]
     assert entries[-1].seconds == 2.0, "three workers give three times six seconds in six"
@@ -173,7 +173,7 @@ def test_each_question_comes_once_however_many_workers_die(seed):
 
 def test_workers_that_die_while_they_load_end_the_run():
     ray = FakeRay(0, loads={0, 1, 2})
-    pool = Pool(ray, ray.hire, 1, print)
+    pool = Pool(ray, ray.hire, 1, print, str)
     with pytest.raises(UserError, match=r"3 workers in a row died while they loaded the model; .* fewer by --workers\.$"):
         pool.wait()
 
@@ -186,7 +186,7 @@ def test_a_worker_that_cannot_begin_ends_the_run_with_the_reason(monkeypatch):
     with pytest.raises(
         UserError, match=r"cannot begin \(ModuleNotFoundError: No module named 'mine'\); what the run uses must be"
     ):
-        Pool(ray, ray.hire, 1, print).wait()
+        Pool(ray, ray.hire, 1, print, str).wait()
 
 
 def test_machines_with_other_files_are_refused():
@@ -206,4 +206,21 @@ def test_a_users_mistake_in_a_worker_is_told_as_it_is(monkeypatch):
 
     monkeypatch.setattr(ray, "get", get)
     with pytest.raises(UserError, match=r"^There is no such model\.$"):
-        Pool(ray, ray.hire, 1, print).wait()
+        Pool(ray, ray.hire, 1, print, str).wait()
+
+
+@pytest.mark.parametrize(
+    ("begun", "said"), [(False, ["No worker has begun yet: each needs 1 CPU (0 of 2 free); the run waits"]), (True, [])]
+)
+def test_it_is_said_once_if_no_worker_is_given_a_place(monkeypatch, begun, said):
+    ray, told, answers = FakeRay(0), [], iter([False, begun, False, begun])
+    real = ray.wait
+
+    def wait(refs, timeout):
+        ends = next(answers, True)
+        return real(refs, timeout) if ends and timeout > 1 else (refs[:1] if ends else [], refs)
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(FakeWorker, "__ray_ready__", SimpleNamespace(remote=lambda: None), raising=False)
+    Pool(ray, ray.hire, 1, told.append, lambda: "1 CPU (0 of 2 free)").wait()
+    assert [sentence.partition(" until")[0] for sentence in told] == said
