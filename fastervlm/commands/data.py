@@ -31,4 +31,4 @@ def data(
         print(f"{task} is not complete in {place}; put there under these names:")
         print("\n".join(f"  {each.name}   from {each.origin}" for each in missing))
         raise typer.Exit(1)
-    print(f"Complete. fastervlm eval {task} --data {place} answers it.")
+    print(f"All that these questions need is there; fastervlm eval {task} --data {place} answers them.")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
 from rich.progress import track
 
 from encoders.errors import UserError
-from fastervlm.eval.pictures import BadPicture, open_picture
+from fastervlm.eval.pictures import WORKERS, BadPicture, open_picture
+from fastervlm.eval.questions import read_json, read_jsonl
+from fastervlm.eval.settings import answer_to
 from fastervlm.eval.task import Question, Task
 
 ROOT = Path("playground") / "data" / "eval"
@@ -95,6 +97,20 @@ LAYOUTS: dict[str, Layout] = {
     "aokvqa": _layout("aokvqa", "aokvqa_v1p0_val.json", "val2017", "aokvqa_v1p0_val.json", _AOKVQA, _COCO),
     "ocrvqa": _layout("ocrvqa", "dataset.json", "images", "dataset.json", _OCRVQA, f"{_OCRVQA}, each under its key"),
 }
+# Questions of the releases that the layouts are of.
+RELEASED = {
+    "gqa": 12578,
+    "vqav2": 107394,
+    "vizwiz": 8000,
+    "sqa": 4241,
+    "textvqa": 5000,
+    "pope": 8910,
+    "mme": 2374,
+    "mmbench": 4377,
+    "mmbench_cn": 4329,
+    "mmvet": 218,
+    "aokvqa": 1145,
+}
 
 
 @dataclass(frozen=True)
@@ -125,48 +141,84 @@ def files_of(task: Task, folder: Path) -> dict[str, Path | None]:
 
 
 def inspect(task: Task, folder: Path) -> Iterator[Found]:
-    """What is there of a benchmark: files, the number of questions, and the pictures, each opened, with a progress bar."""
+    """What is there of a benchmark: its files, each read, and the pictures, each opened whole, with a progress bar."""
     layout = LAYOUTS[task.name]
-    questions: list[Question] = []
+    asked, wrong = _questions(task, layout, folder)
     for name in layout.names:
         path, origin = folder / name, layout.origins[name]
         if not path.exists():
             yield Found(name, False, "missing", origin)
-        elif name == layout.questions and (layout.images is None or (folder / layout.images).is_dir()):
-            try:
-                questions = task.questions(path, folder / (layout.images or ""))
-                yield Found(name, True, f"{len(questions)} questions", origin)
-            except UserError as error:
-                yield Found(name, False, str(error), origin)
-        elif name == layout.images and questions:
-            yield Found(name, *_pictures(questions), origin)
+        elif name == layout.questions and wrong:
+            yield Found(name, False, wrong, origin)
         else:
-            yield Found(name, True, "there", origin)
-    if layout.images is None and questions:
-        good, state = _pictures(questions)
-        yield Found("pictures in it", good, state, layout.origins[layout.questions])
+            told = list(_told(task, layout, folder, name, asked))
+            yield Found(name, all(good for good, _ in told), "; ".join(state for _, state in told) or "there, not read", origin)
+    if layout.images is None and asked:
+        yield Found("pictures in it", *_pictures(asked), layout.origins[layout.questions])
+
+
+def _questions(task: Task, layout: Layout, folder: Path) -> tuple[list[Question], str | None]:
+    """The questions, and what is wrong with them; none and nothing while file or pictures are missing."""
+    file, images = folder / layout.questions, folder / (layout.images or "")
+    if not file.exists() or not images.is_dir():
+        return [], None
+    try:
+        return task.questions(file, images), None
+    except UserError as error:
+        return [], str(error)
+
+
+def _told(task: Task, layout: Layout, folder: Path, name: str, asked: list[Question]) -> Iterator[tuple[bool, str]]:
+    """Whether a file or folder is good, and why, for each part it has in the benchmark."""
+    if name in layout.more:
+        yield _filled(folder / name)
+    if not asked:
+        return
+    if name == layout.questions:
+        released = RELEASED.get(task.name, len(asked))
+        yield (
+            True,
+            f"{len(asked)} questions" if len(asked) == released else f"{len(asked)} questions, {released} in the release",
+        )
+    if name == layout.images:
+        yield _pictures(asked)
+    if name == layout.annotations:
+        yield _annotations(task, folder / name, folder / layout.questions, asked)
+
+
+def _annotations(task: Task, path: Path, question_file: Path, asked: list[Question]) -> tuple[bool, str]:
+    """Whether every question has a right answer, as a run asks before it begins."""
+    try:
+        task.scored([answer_to(question, "", {}) for question in asked], path, question_file)
+    except UserError as error:
+        return False, str(error)
+    return True, "a right answer to each question"
+
+
+def _filled(path: Path) -> tuple[bool, str]:
+    """Whether a further file can be read and holds something."""
+    try:
+        found = read_jsonl(path) if path.suffix == ".jsonl" else read_json(path)
+    except UserError as error:
+        return False, str(error)
+    return (True, f"{len(found)} entries") if isinstance(found, list | dict) and found else (False, "holds nothing")
 
 
 def _pictures(questions: list[Question]) -> tuple[bool, str]:
     """Whether all pictures of the questions can be opened, and in words how many."""
-    shown = {question.image: question for question in questions if question.image is not None}
-    bad = [f"{question.image} {reason}" for question in track(shown.values(), "pictures") if (reason := _why_bad(question))]
+    shown = list({question.image: question for question in questions if question.image is not None}.values())
+    with ThreadPoolExecutor(WORKERS) as pool:
+        reasons = list(track(pool.map(_why_bad, shown), "pictures", total=len(shown)))
+    bad = [f"{question.image} {reason}" for question, reason in zip(shown, reasons, strict=True) if reason]
     if not bad:
         return True, f"{len(shown)} pictures, all readable"
     return False, f"{len(bad)} of {len(shown)} pictures cannot be used, the first: {bad[0]}"
 
 
 def _why_bad(question: Question) -> str | None:
-    """What is wrong with a question's picture, as far as its header tells."""
+    """What is wrong with a question's picture, which is read to its end."""
     try:
-        if isinstance(question.image, Path):
-            with Image.open(question.image):
-                return None
         open_picture(question)
     except BadPicture as error:
         return str(error)
-    except FileNotFoundError:
-        return "is missing"
-    except Exception as error:  # a decoder may raise anything on bad bytes
-        return f"cannot be read as a picture ({type(error).__name__})"
     return None
