@@ -15,7 +15,7 @@ TOKEN="${1:-}"
 if [[ $# -ne 1 || ! "$TOKEN" =~ ^[1-9][0-9]*$ ]]; then
     OF=$([[ "$KIND" == next ]] && echo " of each crop" || true)
     ANY=$([[ "$KIND" == next ]] && echo "[ANYRES=paper] " || true)
-    echo "usage: [CKPT=folder] [METHOD=cls] $ANY[DATA=folder] [BATCH=16] bash $0 TOKEN    (visual tokens to keep$OF, for example 58)" >&2
+    echo "usage: [CKPT=folder] [METHOD=cls] $ANY[DATA=folder] [BATCH=16] [WORKERS=n] bash $0 TOKEN    (visual tokens to keep$OF, for example 58)" >&2
     exit 2
 fi
 CKPT="${CKPT:-}"
