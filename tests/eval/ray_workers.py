@@ -45,7 +45,7 @@ class KilledOnce(Noting):
     def answer(self, questions):
         self.note(questions)
         mark = self.settings.answers_file.with_name("killed")
-        if questions[0].line == 5 and not mark.exists():
+        if any(question.line == 5 for question in questions) and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return Worker.answer(self, questions)
