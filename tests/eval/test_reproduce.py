@@ -180,6 +180,13 @@ def test_other_annotations_are_named_and_no_agreement(finished, bench):
     ]
 
 
+def test_other_annotations_are_no_agreement_if_they_give_the_same_score(finished, bench):
+    path, first = finished()
+    bench["annotation_file"].write_text(bench["annotation_file"].read_text() + "\n")
+    found = reproduce(path)
+    assert (found.score, found.agrees) == (first["score"]["value"], False)
+
+
 def test_score_of_the_same_answers_that_differs_is_no_agreement(finished):
     path, first = finished()
     rewrite(path, score=first["score"] | {"value": 12.5})
