@@ -14,10 +14,15 @@ from email.message import Message
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from encoders.errors import UserError
+from video.deadline import TimedHttp, TimedHttps
 
 LONGEST_WAIT = 60.0
+LONGEST_TIMEOUT = 86_400.0
+SLOWEST = 0.01
+MOST_DOUBLINGS = 10
 LONGEST_REPLY = 1 << 20
 PASSING = (408, 409, 425, 429)
 FATAL = (401, 402, 403, 404, 405)
@@ -35,8 +40,8 @@ class RateLimit:
     """Lets callers of all threads through so that they are evenly spaced."""
 
     def __init__(self, per_minute: float | None) -> None:
-        if per_minute is not None and not per_minute > 0:
-            raise UserError(f"--requests-per-minute is {per_minute}; it must be more than 0.")
+        if per_minute is not None and not per_minute >= SLOWEST:
+            raise UserError(f"--requests-per-minute is {per_minute}; it must be at least {SLOWEST}.")
         self.spacing = 60 / per_minute if per_minute else 0.0
         self._lock, self._next = threading.Lock(), 0.0
 
@@ -51,7 +56,7 @@ class RateLimit:
 
 @dataclass(frozen=True)
 class Chat:
-    """A chat model; `key` is sent as a bearer token if there is one, `timeout` in seconds.
+    """A chat model; `key` is sent as a bearer token if there is one, `timeout` are the seconds that a whole reply may take.
 
     `base` is the address that `/chat/completions` hangs on, such as https://api.openai.com/v1. If the endpoint is busy, broken
     or silent, a request is tried again `retries` times: after `pause` seconds at first, then later and later, or when a
@@ -70,8 +75,12 @@ class Chat:
     _said: dict[str, object] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.base.startswith(("http://", "https://")):
+        if not _is_address(self.base):
             raise UserError(f"--api-base {self.base!r} is no address; give one such as https://api.openai.com/v1.")
+        if not 0 < self.timeout <= LONGEST_TIMEOUT:
+            raise UserError(f"--timeout is {self.timeout}; it must be above 0 and at most {LONGEST_TIMEOUT:.0f} seconds.")
+        if self.key is not None and not _is_key(self.key):
+            raise UserError("The key in OPENAI_API_KEY holds characters that no key has; copy it again.")
 
     def __call__(self, messages: list[dict[str, str]]) -> str:
         """What the model says to the messages, at temperature 0.
@@ -88,7 +97,7 @@ class Chat:
                 if attempt == self.retries:
                     raise NoReply(f"{passing}, {attempt + 1} times", everybody=True) from None
                 self._tell(str(passing))
-                self._sleep(_pause(self.pause * 2.0**attempt, passing.after))
+                self._sleep(_pause(self.pause * 2.0 ** min(attempt, MOST_DOUBLINGS), passing.after))
         raise AssertionError("unreachable")
 
     def _tell(self, reason: str) -> None:
@@ -138,7 +147,23 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """None, so that the redirection is an error."""
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
+_OPENER = urllib.request.build_opener(_NoRedirect, TimedHttp, TimedHttps)
+
+
+def _is_address(base: str) -> bool:
+    """Whether a connection to it can be tried: http(s), a host that can be looked up, and no space or letter outside ASCII."""
+    try:
+        parts = urlsplit(base)
+        host, _ = (parts.hostname or "").encode("idna"), parts.port
+    except ValueError:
+        return False
+    known = parts.scheme in ("http", "https") and parts.username is None
+    return known and bool(host) and all("!" <= letter <= "~" for letter in base)
+
+
+def _is_key(key: str) -> bool:
+    """Whether it can stand in a header: printable ASCII."""
+    return bool(key) and key.isascii() and key.isprintable()
 
 
 def _content(body: bytes) -> str:

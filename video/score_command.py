@@ -24,7 +24,7 @@ Model = Annotated[str | None, typer.Option(help="The chat model's name there.")]
 Out = Annotated[Path | None, typer.Option(help="Where its verdicts go (.json); beside the answers if left out.")]
 Workers = Annotated[int, typer.Option(help="Requests to the judge at a time.", min=1)]
 PerMinute = Annotated[float | None, typer.Option(help="Most requests a minute to the judge.")]
-Timeout = Annotated[float, typer.Option(help="Seconds to wait for each reply.", min=0.001)]
+Timeout = Annotated[float, typer.Option(help="Seconds that each reply may take.")]
 Retries = Annotated[int, typer.Option(help="How often a request that failed is tried again.", min=0)]
 
 
@@ -64,7 +64,7 @@ def video_score(
     from fastervlm.eval.runner import console
     from video.chat import Chat, RateLimit
 
-    key = os.environ.get("OPENAI_API_KEY") or None
+    key = os.environ.get("OPENAI_API_KEY", "").strip() or None
     chat = Chat(api_base, model, key, RateLimit(requests_per_minute), timeout, retries, say=console.print)
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in model)
     _judge(result_file, chat, verdicts_file or result_file.with_suffix(f".{name}.json"), workers)

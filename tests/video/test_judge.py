@@ -2,11 +2,13 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -350,8 +352,65 @@ def test_command_names_what_failed_and_ends_with_an_error(stub, predictions, com
     assert json.loads((tmp_path / "score.json").read_text())["samples"] == 6
 
 
-def test_wrong_addresses_and_rates_are_refused():
-    with pytest.raises(UserError, match="no address"):
-        Chat("localhost:8000", "m")
-    with pytest.raises(UserError, match="must be more than 0"):
-        RateLimit(0)
+WRONG = [
+    (["--api-base", "localhost:8000"], "no address"),
+    (["--api-base", ""], "no address"),
+    (["--api-base", "http://"], "no address"),
+    (["--api-base", "http://[bad"], "no address"),
+    (["--api-base", "http://host:port/v1"], "no address"),
+    (["--api-base", "http://me:word@host/v1"], "no address"),
+    (["--api-base", "http://b\u00fccher.example/v1"], "no address"),
+    (["--api-base", f"http://{'a' * 64}.example/v1"], "no address"),
+    (["--api-base", "http://host/v 1"], "no address"),
+    (["--timeout", "1e12"], "--timeout is 1000000000000.0; it must be above 0 and at most 86400 seconds"),
+    (["--timeout", "inf"], "--timeout is inf"),
+    (["--timeout", "nan"], "--timeout is nan"),
+    (["--requests-per-minute", "0"], "must be at least 0.01"),
+    (["--requests-per-minute", "1e-300"], "must be at least 0.01"),
+    (["--requests-per-minute", "nan"], "must be at least 0.01"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG)
+def test_wrong_addresses_times_and_rates_are_one_sentence(predictions, command, options, message):
+    base = [] if "--api-base" in options else ["--api-base", "http://127.0.0.1:9/v1"]
+    code, _, err = command("--result-file", predictions, *base, "--model", "m", *options)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert message in err
+
+
+def test_the_line_end_that_a_file_leaves_in_the_key_is_not_sent(stub, predictions, command, monkeypatch):
+    server = stub(YES)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-SECRET\r\n")
+    assert command("--result-file", predictions, "--api-base", server.base, "--model", "m")[0] == 0
+    assert {headers["Authorization"] for _, headers, _ in server.requests} == {"Bearer sk-SECRET"}
+
+
+@pytest.mark.parametrize("key", ["sk-SECRET\rx", "sk-SECRET\u0416", "sk-SECRET\u2026", "sk-SECRET\x7f", "\u00fcSECRET"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(predictions, command, monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    code, out, err = command("--result-file", predictions, "--api-base", "http://127.0.0.1:9/v1", "--model", "m")
+    assert (code, err) == (2, "fastervlm: The key in OPENAI_API_KEY holds characters that no key has; copy it again.\n")
+    assert "SECRET" not in out
+    with pytest.raises(UserError) as caught:
+        Chat("http://127.0.0.1:9", "m", key)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 500 Down\r\n\r\n"])
+def test_a_reply_that_drips_in_does_not_outlive_the_timeout(head, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip():
+            with listening.accept()[0] as connection, suppress(OSError):
+                connection.sendall(head)
+                for _ in range(200):
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(NoReply):
+            Chat(f"http://127.0.0.1:{listening.getsockname()[1]}", "m", timeout=0.4, retries=0)([])
+    assert 0.3 < time.monotonic() - began < 5
