@@ -101,7 +101,12 @@ def judge(predictions_file: Path, chat: Chat, out: Path, *, workers: int = 8) ->
         UserError: the file, the endpoint or `out` cannot be used, or five answers in a row got no reply.
     """
     predictions = read_predictions(predictions_file)
-    identity = {"judge": chat.model, "prompt": [ROLE, TASK], "predictions_sha256": hash_files([predictions_file])}
+    identity = {
+        "judge": chat.model,
+        "api_base": chat.base.rstrip("/"),
+        "prompt": [ROLE, TASK],
+        "predictions_sha256": hash_files([predictions_file]),
+    }
     writable_folder(out.parent)
     if out.exists():
         found = read_protocol(out)
@@ -113,7 +118,7 @@ def judge(predictions_file: Path, chat: Chat, out: Path, *, workers: int = 8) ->
         console.print(f"Verdicts go to {out}; until all are in they collect in {journal.path.name} beside it.")
         _judge_all(predictions, chat, journal, workers)
         result, tally = _result(predictions, journal)
-        write_json(out, {**identity, "api_base": chat.base, **result})
+        write_json(out, {**identity, **result})
         if not journal.failures:
             journal.path.unlink(missing_ok=True)
     return result, tally
@@ -145,16 +150,21 @@ def _in_range(score: Any) -> bool:
 
 
 def _judge_all(predictions: list[Prediction], chat: Chat, journal: Journal, workers: int) -> None:
-    """Ask about every answer that has no verdict yet, several at a time."""
-    left = [line for line in range(1, len(predictions) + 1) if line not in journal.entries or line in journal.failures]
-    silent = 0
+    """Ask about every answer that has no verdict yet, several at a time, and last about those given up by an earlier run.
+
+    Five failures in a row end it; of what was given up before, only silence counts, so that each run comes further.
+    """
+    again = journal.failures
+    left = [line for line in range(1, len(predictions) + 1) if line not in journal.entries] + list(again)
+    in_a_row = 0
     with _pool(chat, workers) as pool:
         asked = [pool.submit(_judge_one, line, predictions[line - 1], chat) for line in left]
         for done in track(as_completed(asked), "judging", total=len(asked), console=console):
             entry, silently = done.result()
             journal.add([entry])
-            silent = silent + 1 if silently else 0
-            if silent == IN_A_ROW:
+            failed = silently or (entry.failure is not None and entry.line not in again)
+            in_a_row = in_a_row + 1 if failed else 0
+            if in_a_row == IN_A_ROW:
                 raise UserError(
                     f"{IN_A_ROW} answers in a row got no verdict: {entry.failure}; the same command goes on where this one "
                     "stopped."

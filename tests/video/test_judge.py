@@ -141,9 +141,35 @@ def test_finished_verdicts_are_not_asked_for_again(stub, predictions, tmp_path):
     assert first[1] == second[1]
     with pytest.raises(UserError, match="judge is 'tiny-judge' there and 'other' now"):
         judge(predictions, Chat(server.base, "other"), tmp_path / "out.json")
+    assert judge(predictions, Chat(f"{server.base}/", "tiny-judge"), tmp_path / "out.json")[1] == first[1]
+
+
+def test_verdicts_of_two_endpoints_never_mix(stub, predictions, tmp_path):
+    """Neither finished ones nor those of a run that was ended."""
+    one, other = stub(lambda name, _: (401, "") if name == "Q3?" else YES), stub(YES)
+    with pytest.raises(UserError, match="401"):
+        judge(predictions, one.chat(), tmp_path / "out.json", workers=1)
+    assert (tmp_path / "out.json.partial").exists()
+    for reply in (YES, None):
+        with pytest.raises(UserError, match=f"api_base is '{one.base}' there and '{other.base}' now"):
+            judge(predictions, other.chat(), tmp_path / "out.json")
+        one.reply = lambda *_, reply=reply: reply
+        judge(predictions, one.chat(), tmp_path / "out.json")
+    assert not other.requests
+
+
+def test_a_journal_left_beside_finished_verdicts_is_cleared(stub, predictions, tmp_path):
+    server, journal = stub(YES), tmp_path / "out.json.partial"
+    judge(predictions, server.chat(), tmp_path / "out.json")
+    journal.touch()
+    judge(predictions, server.chat(), tmp_path / "out.json")
+    assert not journal.exists()
 
 
 BUSY = {
+    "408": (408, ""),
+    "409": (409, ""),
+    "425": (425, ""),
     "429 and seconds": (429, "{}", {"Retry-After": "0.3"}),
     "429 and a date": (429, "slow", {"Retry-After": formatdate(time.time() - 5, usegmt=True)}),
     "429 and nonsense": (429, "slow", {"Retry-After": "soon"}),
@@ -232,6 +258,38 @@ def test_a_dead_endpoint_ends_the_run(stub, predictions, tmp_path):
     assert 2 * IN_A_ROW <= len(server.requests) <= 2 * IN_A_ROW + 2
     with pytest.raises(NoReply, match="cannot be reached"):
         Chat("http://127.0.0.1:9", "m", retries=0)([])
+
+
+@pytest.mark.parametrize("reply", ["no idea", (400, "no")])
+def test_an_endpoint_that_never_judges_ends_the_run(stub, predictions, tmp_path, reply):
+    """The next run goes on behind the five, and one more asks about those again, to the end."""
+    server, out = stub(reply), tmp_path / "out.json"
+    with pytest.raises(UserError, match="5 answers in a row got no verdict"):
+        judge(predictions, server.chat(), out, workers=1)
+    assert not out.exists()
+    assert len(server.times) <= IN_A_ROW + 1  # one may have begun meanwhile
+    server.reply = lambda name, _: YES if name == "Q5?" else (400, "filtered")
+    result, tally = judge(predictions, server.chat(), out, workers=1)
+    assert (tally.judged, result["failed"]) == (1, 5)
+    assert out.exists()
+
+
+def test_only_failures_in_a_row_end_the_run(stub, predictions, tmp_path):
+    """Three silent, one answered, and again three."""
+    lines = predictions.read_text() * 2
+    predictions.write_text(lines)
+    said = iter([(500, "")] * 3 + [YES] + [(500, "")] * 4 + [YES] * 4)
+    result, _ = judge(predictions, stub(lambda *_: next(said)).chat(retries=0), tmp_path / "out.json", workers=1)
+    assert result["failed"] == 7
+
+
+def test_a_reply_without_end_is_read_to_a_bound(stub):
+    server = stub((200, completion("x" * (2 * chat_module.LONGEST_REPLY))))
+    with pytest.raises(NoReply, match="no chat completion"):
+        server.chat(retries=0)([{"role": "user", "content": "x"}])
+    server = stub((400, "x" * (2 * chat_module.LONGEST_REPLY)))
+    with pytest.raises(NoReply, match=r"400 \(x{200}\)$"):
+        server.chat(retries=0)([{"role": "user", "content": "x"}])
 
 
 def test_requests_keep_to_the_rate(monkeypatch):
