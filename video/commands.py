@@ -137,6 +137,8 @@ def one_file(video: Path | None, question: str | None, others: list[Path | None]
         raise UserError("Give --video and --question together.")
     if any(path is not None for path in others):
         raise UserError("--video asks about one file; leave out the files of a benchmark, or --video and --question.")
+    if not video.name:
+        raise UserError(f"--video {video} is not a file; give the path of a video file.")
     return {"question_file": video, "image_folder": video.parent, "answers_file": video.with_suffix(".jsonl")}
 
 

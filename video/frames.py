@@ -14,11 +14,15 @@ import numpy as np
 
 from encoders import UserError, UserTypeError
 from video.decoder import Crashed, decoder
-from video.sampling import MOST_PIXELS, STRATEGIES, Limits, Sampling
+from video.sampling import LIST, MOST_PIXELS, STRATEGIES, Limits, Sampling
 from video.worker import READERS, Request
 
 BUFFERED = 64e6
 MOST_CRASHES = 4
+MOST_FRAMES = 4096
+# How playlists begin, which no reader may open.
+LISTS = (b"#EXTM3U", b"ffconcat")
+HEAD = max(map(len, LISTS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +85,8 @@ def check_sampling(
         raise UserTypeError(f"num_frames must be a whole number, not {num_frames!r}.") from None
     if isinstance(num_frames, bool) or count < 1:
         raise UserError(f"num_frames must be at least 1, not {num_frames!r}.")
+    if count > MOST_FRAMES:
+        raise UserError(f"num_frames must be at most {MOST_FRAMES}, not {count}; they are all held in memory.")
     if strategy not in STRATEGIES:
         raise UserError(f"There is no strategy {strategy!r}; choose one of {', '.join(STRATEGIES)}.")
     for name, seconds in (("start", start), ("end", end)):
@@ -100,8 +106,11 @@ def _file(path: str | os.PathLike[str]) -> Path:
         if file.exists() and not file.is_file():
             raise UserError(f"{path} is not a file; give the path of a video file.")
         with file.open("rb") as opened:
-            if not opened.read(1):
-                raise UserError(f"{path} is empty; download or copy it again.")
+            head = opened.read(HEAD)
+        if not head:
+            raise UserError(f"{path} is empty; download or copy it again.")
+        if head.startswith(LISTS):
+            raise UserError(f"{path} {LIST}.")
     except FileNotFoundError:
         raise UserError(f"There is no video {path}.") from None
     except (OSError, TypeError, ValueError) as error:
@@ -150,7 +159,7 @@ def _ask(file: Path, request: Request, failed: set[str]) -> Frames | None:
             elif kind == "frame":
                 number, picture = content
                 if pixels is None:
-                    pixels = np.empty((len(numbers), *picture.shape), np.uint8)
+                    pixels = _room(file, (len(numbers), *picture.shape))
                 pixels[[place for place, other in enumerate(numbers) if other == number]] = picture
             elif kind == "refused":
                 refusal = content[0]
@@ -161,3 +170,12 @@ def _ask(file: Path, request: Request, failed: set[str]) -> Frames | None:
     if pixels is None or reader in failed:
         return None
     return Frames(pixels, tuple(times), tuple(numbers))
+
+
+def _room(file: Path, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """Memory for pixels (F, H, W, 3) of a file."""
+    try:
+        return np.empty(shape, np.uint8)
+    except MemoryError:
+        count, height, width, _ = shape
+        raise UserError(f"There is no memory for {count} frames of {width} x {height} of {file}; ask for fewer.") from None

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from video.sampling import Refused, Timeline, refuse_huge
+from video.sampling import LIST, Refused, Timeline, refuse_huge
 
 STRIDE = 16
 STEPS_BACK = (0, 10)
+# What ffmpeg draws of text, and what names other files.
+DRAWN = {"adf", "bin", "idf", "tty", "xbin"}
+LISTS = {"concat", "dash", "hls", "image2", "imf", "lavfi", "rtp", "rtsp", "sdp"}
 STAMPED = {"asf", "flv", "gif", "matroska", "mov", "mpegts"}
 
 
@@ -72,11 +75,16 @@ class PyavReader:
 
     def _open(self) -> bool:
         import av
+        from av.stream import Disposition
 
         self._file: Any = av.open(self._path, metadata_errors="replace")
-        if not self._file.streams.video:
+        kinds = set(self._file.format.name.split(","))
+        if kinds & LISTS:
+            raise Refused(LIST)
+        films = [stream for stream in self._file.streams.video if not stream.disposition & Disposition.attached_pic]
+        if kinds & DRAWN or not films:
             raise Refused("holds no moving pictures")
-        self._stream: Any = self._file.streams.video[0]
+        self._stream: Any = films[0]
         self._stream.codec_context.thread_count = 1
         self._base = self._stream.time_base or Fraction(1, 1000)
         self._frames = self._numbered()
@@ -139,7 +147,7 @@ class PyavReader:
         if not shown:
             raise LookupError(0)
         times = np.array([np.nan if time is None else time for time, _ in shown])
-        if not (np.diff(times) > 0).all():
+        if np.isnan(times).any() or not (np.diff(times) > 0).all():
             times = np.arange(len(shown)) * step
         times = (times - times[0]).round(6)
         return Timeline(times, float(times[-1] + step), np.flatnonzero([key for _, key in shown]))

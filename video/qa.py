@@ -11,7 +11,6 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.eval.answers import read_answers
 from fastervlm.eval.generator import Generator, pruned
-from fastervlm.eval.questions import without_image_token
 from fastervlm.eval.runner import checked_questions, evaluate
 from fastervlm.eval.score import Score
 from fastervlm.eval.settings import Settings
@@ -20,7 +19,7 @@ from fastervlm.eval.task import Question
 from fastervlm.report import whole
 from fastervlm.trace import ClipTrace, TokenTrace
 from video.frames import Frames
-from video.questions import VIDEO_TOKEN, predictions_of, write_predictions
+from video.questions import plain_text, predictions_of, write_predictions
 from video.sheet import contact_sheet, in_llm_trace
 from video.videos import file_of, videos_of
 
@@ -48,9 +47,7 @@ def ask(subject: Subject, settings: Settings, path: Path, question: str) -> Clip
     Raises:
         UserError: the file cannot be read, or the question holds a placeholder.
     """
-    if VIDEO_TOKEN in question:
-        raise UserError(f"The question holds {VIDEO_TOKEN}; remove it, the prompt template places the video.")
-    asked = Question(1, 1, without_image_token(question, "--question"), path)
+    asked = Question(1, 1, plain_text(question, "--question"), path)
     frames = videos_of(settings).frames(path)
     prepare = videos_of(settings).preparation(subject, settings)
     clip = prepare.pixels(path, frames, subject.processor)

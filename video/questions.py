@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -108,11 +109,20 @@ def _asked(question_file: Path) -> Sequence[tuple[str | int, str, str]]:
 def _question(record: Any, where: str) -> tuple[str | int, str, str]:
     fields = [record.get(key) if isinstance(record, dict) else None for key in ("question_id", "question", "video_name")]
     name, text, video = fields
-    if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(video, str) or not video:
+    if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(video, str) or not Path(video).name:
         raise UserError(f"{where}: it needs 'question_id', 'question' and 'video_name'.")
+    return name, plain_text(text, where), video
+
+
+def plain_text(text: str, where: str) -> str:
+    """The question itself; refused if it would place a video or a picture, or is no text."""
     if VIDEO_TOKEN in text:
         raise UserError(f"{where}: the question holds {VIDEO_TOKEN}; remove it, the prompt template places the video.")
-    return name, without_image_token(text, where), video
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: the question {text!r} holds half a character, which is no text; remove it.") from None
+    return without_image_token(text, where)
 
 
 def _file_of(folder: Path, video: str, where: str) -> Path:
@@ -125,6 +135,6 @@ def _file_of(folder: Path, video: str, where: str) -> Path:
         if ending or named.suffix.lower() in ENDINGS
     ]
     for file in candidates:
-        if file.is_file():
+        if os.path.isfile(file):  # False too where a name is too long
             return inside(folder, str(file.relative_to(folder)), where)
     return named if named.suffix.lower() in ENDINGS else named.with_name(f"{named.name}{ENDINGS[0]}")

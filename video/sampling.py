@@ -11,6 +11,7 @@ RATE = 1.0
 TOLERANCE = 1e-3
 MOST_PIXELS = 2**26
 MOST_RATE = 60
+LIST = "names other files; give a video file itself"
 
 
 class Refused(Exception):

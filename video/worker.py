@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from video.sampling import MOST_PIXELS, Limits, Refused, Sampling, choose, refuse_huge
 
 MOST_MEMORY = 4 << 30
+STARVED = f"takes more than the {MOST_MEMORY >> 30} GB of memory that reading a file may take"
 READERS = ("decord", "pyav")
 
 
@@ -52,6 +53,7 @@ def _answer(request: Request, replies: BinaryIO) -> None:
         pickle.dump(message, replies)
         replies.flush()
 
+    starved = False
     for name in request.readers:
         send("reader", name)
         try:
@@ -63,9 +65,11 @@ def _answer(request: Request, replies: BinaryIO) -> None:
             return send("refused", str(error))
         except BrokenPipeError:
             raise
+        except MemoryError:
+            starved = True
         except Exception:  # a decoder may raise anything on bad bytes
             continue
-    return send("failed")
+    return send("refused", STARVED) if starved else send("failed")
 
 
 def _check_header(path: str, limits: Limits) -> None:

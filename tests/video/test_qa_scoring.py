@@ -83,7 +83,10 @@ WRONG_QUESTIONS = [
     ([asked(video_name="")], "question 1: it needs"),
     ([asked(question="Is <video> it?")], "holds <video>"),
     ([asked(question="Is <image> it?")], "holds <image>"),
+    ([asked(question="Is \ud83d it?")], "question 1: the question .* holds half a character"),
+    ([asked(video_name=".")], "question 1: it needs"),
     ([asked(video_name="../a")], "leads out of"),
+    ([asked(video_name="\ud83d")], "leads out of"),
     ([asked(video_name="/etc/passwd")], "leads out of"),
 ]
 
@@ -125,6 +128,8 @@ FOUND = [
     ("deep/a", ["deep/v_a.mov", "a.mp4"], "deep/v_a.mov"),
     ("a", ["a", "ab.mp4"], "a.mp4"),
     ("a.avi", [], "a.avi"),
+    ("x" * 5000, [], "x" * 5000 + ".mp4"),
+    ("x" * 252, [], "x" * 252 + ".mp4"),
 ]
 
 
