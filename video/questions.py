@@ -36,7 +36,7 @@ def read_questions(question_file: Path, video_dir: Path | None) -> list[Question
         raise UserError(f"The video folder {video_dir} does not exist; give the folder that holds the videos.")
     folder = video_dir.resolve()
     return [
-        Question(place, name, text, _file_of(folder, video, f"{question_file}, question {place}"))
+        Question(place, name, text, _file_of(folder, video, f"{question_file}, question {place}"), record={"line": place})
         for place, (name, text, video) in enumerate(_asked(question_file), start=1)
     ]
 
@@ -61,18 +61,26 @@ def read_right(question_file: Path, answer_file: Path) -> list[Prediction]:
 
 
 def predictions_of(answers: Sequence[Answer], question_file: Path, answer_file: Path) -> list[Prediction]:
-    """The answers beside what is right.
+    """The answers beside what is right, by their lines: an id and its question may stand there again, about another video.
+
+    An answer without a line is to the first such question that is left.
 
     Raises:
         UserError: a question is not in the files.
     """
-    right = {(found.id, found.question): found for found in read_right(question_file, answer_file)}
+    right = read_right(question_file, answer_file)
+    left: dict[tuple[str | int, str], list[int]] = {}
+    for line, one in enumerate(right, start=1):
+        left.setdefault((one.id, one.question), []).append(line)
     found = []
     for given in answers:
         name, text = given["question_id"], given["prompt"]
-        if (name, text) not in right:
+        lines = left.get((name, text), [])
+        line = given.get("line", lines[0] if lines else None)
+        if line not in lines:
             raise UserError(f"{question_file} has no question {name!r} that is {text!r}; use the files of the answers.")
-        found.append(replace(right[name, text], pred=given["text"]))
+        lines.remove(line)
+        found.append(replace(right[line - 1], pred=given["text"]))
     return found
 
 

@@ -75,6 +75,21 @@ def test_answers_are_scored_by_id_and_question(files):
         score_answers([answers[0] | {"question_id": 3, "prompt": "What?"}], answer_file, question_file=question_file)
 
 
+def test_an_id_and_question_that_stand_there_twice_are_told_by_their_line(files, tmp_path):
+    """About three videos, of which the first could not be read."""
+    question_file, answer_file = files([asked(video_name=name) for name in "abc"], [{"answer": name} for name in "abc"])
+    lines = [question.record["line"] for question in read_questions(question_file, tmp_path)]
+    assert lines == [1, 2, 3]
+    answers: Any = [{"question_id": 1, "prompt": "What?", "text": text} for text in "bc"]
+    named = [answer | {"line": line} for answer, line in zip(answers, lines[1:], strict=True)]
+    assert score_answers(named, answer_file, question_file=question_file).value == 100
+    assert score_answers(answers, answer_file, question_file=question_file).value == 0
+    everything: Any = [answers[0] | {"text": text} for text in "abc"]
+    assert score_answers(everything, answer_file, question_file=question_file).value == 100
+    with pytest.raises(UserError, match="has no question"):
+        score_answers([named[0], named[0]], answer_file, question_file=question_file)
+
+
 WRONG_QUESTIONS = [
     ({}, "is no JSON list of questions"),
     ([], "is no JSON list of questions"),
