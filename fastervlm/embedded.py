@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -44,8 +45,16 @@ def embedded_benchmark(model: Path = MODEL) -> tuple[Path, Path, Path]:
 def embedded_video_benchmark() -> tuple[Path, Path, Path]:
     """Question file, answer file and folder of the clips of the video mini benchmark, drawn and encoded at first use."""
     folder = VIDEO_BENCHMARK
+    if not (folder / VIDEO_QUESTIONS).exists():
+        need_av()
     _make(folder / VIDEO_QUESTIONS, "playground.videobench")
     return folder / VIDEO_QUESTIONS, folder / VIDEO_ANSWERS, folder / VIDEOS
+
+
+def need_av() -> None:
+    """Refuse to go on without the library that encodes clips."""
+    if find_spec("av") is None:
+        raise UserError("The video mini benchmark is encoded by PyAV, which is not installed: pip install 'fastervlm[video]'.")
 
 
 def _make(questions: Path, module: str, *arguments: str) -> None:
@@ -63,3 +72,10 @@ def _make(questions: Path, module: str, *arguments: str) -> None:
             print(f"Drawing the mini benchmark into {folder}.", file=sys.stderr)
             command = [sys.executable, "-m", module, *arguments, "--out", str(folder)]
             subprocess.run(command, cwd=ROOT, check=True, stdout=2)
+
+
+if __name__ == "__main__":  # for scripts, which share the lock with the commands that way
+    try:
+        embedded_video_benchmark()
+    except UserError as error:
+        sys.exit(f"fastervlm: {error}")

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from fastervlm.embedded import VIDEO_ANSWERS, VIDEO_BENCHMARK, VIDEO_QUESTIONS, VIDEOS
+from encoders import UserError
+from fastervlm.embedded import VIDEO_ANSWERS, VIDEO_BENCHMARK, VIDEO_QUESTIONS, VIDEOS, need_av
 from fastervlm.report import write_text
 from playground.clips import Clip, clip_questions, draw_clip
 
@@ -40,6 +41,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.clips < 1:
         parser.error("--clips must be at least 1.")
+    try:
+        need_av()
+    except UserError as error:
+        parser.error(str(error))
     write(arguments.out, arguments.clips)
     print(f"Wrote {3 * arguments.clips} questions over {arguments.clips} clips to {arguments.out}.")
 

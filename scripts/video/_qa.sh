@@ -17,8 +17,8 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 TOKEN="${1:-}"
 if [[ $# -ne 1 || ! "$TOKEN" =~ ^[1-9][0-9]*$ ]]; then
-    MORE=$([[ "$STEP" == eval ]] && echo "[API_BASE=https://... JUDGE=model] " || echo "[FRAMES=8] [BATCH=8] ")
-    echo "usage: [CKPT=folder] [METHOD=cls] [DATA=folder] ${MORE}bash $0 TOKEN    (visual tokens to keep of each frame, for example 64)" >&2
+    MORE=$([[ "$STEP" == eval ]] && echo "[API_BASE=https://... JUDGE=model] " || echo "[BATCH=8] ")
+    echo "usage: [CKPT=folder] [METHOD=cls] [DATA=folder] [FRAMES=8] ${MORE}bash $0 TOKEN    (visual tokens to keep of each frame, for example 64)" >&2
     exit 2
 fi
 source "$ROOT/scripts/_python.sh"
@@ -44,17 +44,19 @@ if [[ -z "$CKPT" && -z "${DATA:-}" ]]; then
     DATA="$MINI"
     VIDEOS=videos
     echo "CKPT is not set: the embedded tiny model ($MODEL) answers the embedded mini benchmark ($DATA)."
-    [[ "$STEP" == eval || -f "$DATA/test_q.json" ]] || "$PYTHON" -m playground.videobench --out "$DATA"
+    [[ "$STEP" == eval || -f "$DATA/test_q.json" ]] || (cd "$ROOT" && "$PYTHON" -m fastervlm.embedded)
 else
     DATA="${DATA:-$ROOT/playground/data/eval/GPT_Zero_Shot_QA/${NAME}_Zero_Shot_QA}"
     [[ -n "$CKPT" ]] || echo "CKPT is not set: the embedded tiny model ($MODEL) answers the questions in $DATA."
     [[ -d "$DATA/$VIDEOS" ]] || VIDEOS=videos
 fi
+FRAMES="${FRAMES:-8}"
 OUT="$DATA/answers/$(basename "$MODEL")/$METHOD/n_$TOKEN"
+[[ "$FRAMES" == 8 ]] || OUT+="_f_$FRAMES" # the runs of other numbers of frames lie side by side
 
 if [[ "$STEP" == eval ]]; then
     if [[ ! -f "$OUT.pred.jsonl" ]]; then
-        echo "There are no answers in $OUT.pred.jsonl; run run_qa_$TASK.sh $TOKEN first, with the same CKPT, METHOD and DATA." >&2
+        echo "There are no answers in $OUT.pred.jsonl; run run_qa_$TASK.sh $TOKEN first, with the same CKPT, METHOD, FRAMES and DATA." >&2
         exit 1
     fi
     JUDGED=()
@@ -72,7 +74,7 @@ if [[ ! -f "$DATA/test_q.json" || ! -f "$DATA/test_a.json" || ! -d "$DATA/$VIDEO
 fi
 CONV=()
 [[ -z "$CKPT" ]] || CONV=(--conv-mode llava_v1) # as the reference asks
-exec "$PYTHON" -m video.qa --model "$MODEL" --visual-token-num "$TOKEN" --method "$METHOD" --num-frames "${FRAMES:-8}" \
+exec "$PYTHON" -m video.qa --model "$MODEL" --visual-token-num "$TOKEN" --method "$METHOD" --num-frames "$FRAMES" \
     --question-file "$DATA/test_q.json" --answer-file "$DATA/test_a.json" --video-dir "$DATA/$VIDEOS" \
     --answers-file "$OUT.jsonl" --sheet "$OUT.png" --batch-size "${BATCH:-8}" \
     ${CONV[@]+"${CONV[@]}"} ${ENGINE[@]+"${ENGINE[@]}"}

@@ -11,6 +11,8 @@ from drawn import check_labels
 from transformers import VideoLlavaForConditionalGeneration
 
 import fastervlm
+from encoders import UserError
+from fastervlm import embedded
 from fastervlm.embedded import MODEL
 from playground import video_task, videobench
 from playground.clips import FRAMES, GRID, QUESTION_TYPES, Clip, clip_questions, draw_clip
@@ -195,3 +197,15 @@ def test_batches_hold_all_patches_or_as_many_of_each_clip(tokenizer: Any) -> Non
     assert any(not even for _, _, even in seen)
     picture = data.pictures((0, 1), 2, 1.0)
     assert picture["kept"].tolist() == [list(range(1, 257))] * 2
+
+
+def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(embedded, "VIDEO_BENCHMARK", tmp_path / "video-mini")
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'fastervlm\[video\]'"):
+        embedded.embedded_video_benchmark()
+    monkeypatch.setattr("sys.argv", ["videobench", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        videobench.main()
+    assert "pip install 'fastervlm[video]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -34,16 +34,21 @@ def test_scripts_answer_and_score(tmp_path, model, bench, videos):
     done = script(tmp_path, "run_qa_activitynet", "2", **chosen, FRAMES=2, BATCH=8)
     assert done.returncode == 0, done.stderr
     out = data / "answers" / "tiny" / "random"
-    assert {path.name for path in out.iterdir()} == {"n_2.jsonl", "n_2.pred.jsonl", "n_2.png", "n_2.protocol.json"}
-    protocol = json.loads((out / "n_2.protocol.json").read_text())
+    assert {path.name for path in out.iterdir()} == {
+        f"n_2_f_2{end}" for end in (".jsonl", ".pred.jsonl", ".png", ".protocol.json")
+    }
+    protocol = json.loads((out / "n_2_f_2.protocol.json").read_text())
     assert (protocol["answered"], protocol["num_frames"], protocol["visual_token_num"]) == (8, 2, 2)
     assert protocol["prompt_template"].startswith("A chat between a curious human and")
     assert "USER: <video>\n{text} ASSISTANT:" in protocol["prompt_template"]
     assert protocol["max_new_tokens"] == 1024
     done = script(tmp_path, "eval_qa_activitynet", "2", **chosen)
+    assert done.returncode == 1
+    assert "no answers in" in done.stderr
+    done = script(tmp_path, "eval_qa_activitynet", "2", **chosen, FRAMES=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Samples: 8\nExact match: ")
-    assert json.loads((out / "n_2.score.json").read_text())["samples"] == 8
+    assert json.loads((out / "n_2_f_2.score.json").read_text())["samples"] == 8
 
 
 @pytest.mark.parametrize("name", [f"{step}_{task}" for step in ("run_qa", "eval_qa") for task in FOLDERS])
