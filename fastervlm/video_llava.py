@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -101,16 +102,17 @@ def _encode_pictures(
 
 
 def _encode_clips(handle: PruneHandle, call: dict[str, Any], videos: Tensor, questions: Sequence[str] | None) -> Encoded:
-    """Clips (B, F, 3, H, W) by the video tower, a chunk of frames at a time."""
+    """Clips (B, F, 3, H, W) by the video tower, a chunk of frames or of whole clips at a time."""
     if videos.dim() != 5:
         raise UserError(f"pixel_values_videos of shape (B, F, 3, H, W) are needed, but these are {tuple(videos.shape)}.")
     cls, (clips, frames) = handle.clips.keep_cls, videos.shape[:2]
     encoder = encoder_of(handle.model, call, handle.model.model.video_tower)
-    # Temporal attention looks across the frames of a clip: such a tower gets whole clips, and keeps itself within bounds.
-    chunks = [videos] if encoder.takes_clips else videos.flatten(0, 1).split(CHUNK)
+    # Temporal attention looks across the frames of a clip: such a tower gets whole clips, as many as fit, or one.
+    few = max(1, CHUNK // max(1, frames))
+    chunks = videos.split(few) if encoder.takes_clips else videos.flatten(0, 1).split(CHUNK)
     counts = _counts_ahead(handle, encoder, chunks, frames)
-    each = zip(chunks, _by_chunk(questions, chunks, frames), counts, strict=True)
-    found = [_chunk(handle, asked(encoder(chunk), about), own, frames) for chunk, about, own in each]
+    asks = zip(chunks, _by_chunk(questions, chunks, frames), counts, strict=True)
+    found = [_chunk(handle, asked(encoder(chunk), about), own, frames) for chunk, about, own in asks]
     tokens, mask, scores = (torch.cat(parts) for parts in zip(*(part[:3] for part in found), strict=True))
     mask, scores, grid = mask.unflatten(0, (clips, frames)), scores.unflatten(0, (clips, frames)), found[0][3]
     keep = F.pad(mask, (1, 0), value=cls).flatten(1)
@@ -135,11 +137,11 @@ def _chunk(
 
 
 def _by_chunk(questions: Sequence[str] | None, chunks: Sequence[Tensor], frames: int) -> Sequence[Sequence[str] | None]:
-    """For each chunk what is asked about its frames."""
+    """For each chunk, of frames (S, 3, H, W) or of whole clips (b, F, 3, H, W), what is asked about its frames."""
     if questions is None:
         return [None] * len(chunks)
-    texts = [text for text in questions for _ in range(frames)]
-    return [texts] if len(chunks) == 1 else [texts[first : first + CHUNK] for first in range(0, len(texts), CHUNK)]
+    texts = iter([text for text in questions for _ in range(frames)])
+    return [list(islice(texts, chunk[..., 0, 0, 0].numel())) for chunk in chunks]
 
 
 @torch.no_grad()
@@ -148,7 +150,7 @@ def _counts_ahead(
 ) -> Sequence[list[int] | None]:
     """For each chunk how many patches its frames keep, where that is known only once all are scored; else None."""
     pool = handle.clips.budget == "clip"
-    if len(chunks) == 1 or (isinstance(handle.budget, TokenBudget) and not pool):
+    if len(chunks) == 1 or encoder.takes_clips or (isinstance(handle.budget, TokenBudget) and not pool):
         return [None] * len(chunks)
     scores = torch.cat([encoder(chunk).scores for chunk in chunks])
     counts = counts_for(handle.budget, scores, groups=_groups(len(scores), frames), pool=pool)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoProcessor, VideoLlavaForConditionalGeneration
 
 import fastervlm
-from fastervlm import UserError, UserTypeError
+from fastervlm import UserError, UserTypeError, video_llava
 from fastervlm.conversation import LLAVA_V1
 from fastervlm.eval.subject import Subject
 from fastervlm.original import convert, tower_files
@@ -180,6 +180,27 @@ def test_checkpointing_gives_the_same_gradients(inside):
 
 
 # --- pruned
+
+
+@pytest.mark.parametrize(
+    "settings", [{"keep": 3}, {"keep": 3, "budget": "clip"}, {"keep": fastervlm.Mass(0.5)}, {"keep": fastervlm.Total(7)}]
+)
+def test_a_batch_of_clips_is_encoded_a_few_whole_clips_at_a_time(inside, monkeypatch, settings):
+    """Three clips of two frames, by chunks of one, four and thirty-two frames; each clip goes through the tower once."""
+    model, processor = fastervlm.load(inside, device="cpu")
+    asked = processor(videos=[original_video.clip(2)] * 3, text=ASKED[:1] * 3, return_tensors="pt")
+    torch.manual_seed(0)
+    asked["pixel_values_videos"] = torch.randn_like(asked["pixel_values_videos"])
+    logits, rows = [], []
+    hook = model.model.video_tower.encoder.layers[0].register_forward_hook(lambda *call: rows.append(len(call[-1])))
+    for chunk in (32, 4, 1):
+        monkeypatch.setattr(video_llava, "CHUNK", chunk)
+        with fastervlm.prune(model, **settings), torch.no_grad():
+            logits.append(model(**asked).logits)
+    hook.remove()
+    assert rows == [6, 4, 2, 2, 2, 2]
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", ["generate", "forward"])

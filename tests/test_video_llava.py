@@ -11,6 +11,7 @@ from transformers import VideoLlavaForConditionalGeneration
 import fastervlm
 from fastervlm import ClipTrace, FastV, ImageTrace, Mass, TokenBudget, Total, UserError, video_llava
 from fastervlm.kv_cache import CACHE
+from fastervlm.video_llava import _by_chunk
 from tests import plain, tiny
 from tests.plain import IMAGE_ID, close, one_sentence
 from tests.test_generation import BEAMS, GREEDY, LOOKUP, MODES, SAMPLES, Collect, padded, tokens
@@ -678,3 +679,13 @@ def test_a_gap_behind_the_prompt_is_refused(model):
     batch = inputs(["What? <video>"])
     with fastervlm.prune(model, 1, positions="original"), pytest.raises(UserError, match="cannot end with a picture"):
         model.generate(**batch, **GREEDY)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(4, ["aaab", "bb"]), (2, ["aa", "ab", "bb"])])
+def test_each_frame_of_a_chunk_goes_with_its_clips_question(size, expected):
+    """Of two clips with three frames each, in chunks of frames or of clips."""
+    videos = torch.zeros(2, 3, 3, 4, 4)
+    chunks = videos.flatten(0, 1).split(size)
+    assert ["".join(about or []) for about in _by_chunk(["a", "b"], chunks, 3)] == expected
+    assert _by_chunk(["a", "b"], videos.split(1), 3) == [["a"] * 3, ["b"] * 3]
+    assert _by_chunk(None, videos.split(1), 3) == [None, None]
