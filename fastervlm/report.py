@@ -62,11 +62,15 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write that is written aside, flushed to disk and then renamed; what fails leaves the one that was there."""
     aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)

@@ -564,6 +564,14 @@ def test_the_trace_of_a_clip(model):
 # --- what is refused
 
 
+@pytest.mark.parametrize("name", ["video_tower", "image_tower"])
+def test_each_tower_is_looked_at_before_anything_is_changed(model, name):
+    model = copy.deepcopy(model)
+    setattr(model.model, name, torch.nn.Identity())
+    with pytest.raises(UserError):
+        fastervlm.prune(model, 3)
+
+
 def as_list(batch):
     batch["pixel_values_videos"] = list(batch["pixel_values_videos"])
 

@@ -220,3 +220,17 @@ def test_a_second_reader_begins_with_frames_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setattr(frames_module, "decoder", lambda: nullcontext(Asked()))
     (tmp_path / "a.mp4").write_bytes(b"x")
     assert sample_frames(tmp_path / "a.mp4", 2).pixels.shape == (2, 4, 4, 3)
+
+
+def test_a_frame_that_cannot_be_decoded_is_passed(tmp_path):
+    """Of eight pictures in a file without time stamps the fourth is blank; the other seven are counted."""
+    settings = {"codec": "mjpeg", "pixel_format": "yuvj420p", "gop": 1}
+    path = write_clip(tmp_path / "a.avi", numbered_frames(8), **settings)
+    with av.open(str(path)) as file:
+        packet = [bytes(packet) for packet in file.demux(video=0) if packet.size][3]
+    path.write_bytes(path.read_bytes().replace(packet, bytes(len(packet))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames_module, "READERS", ("pyav",))
+        found = sample_frames(path, 7)
+    assert found.indices == tuple(range(7))
+    assert frame_numbers(found.pixels) == [0, 1, 2, 4, 5, 6, 7]

@@ -20,7 +20,7 @@ from fastervlm.eval.settings import identity_of
 from fastervlm.eval.subject import Subject
 from fastervlm.trace import TokenTrace
 from tests.tiny import video_processor
-from video.frames import sample_frames
+from video.frames import Frames, sample_frames
 from video.qa import ask, predictions_file, run, save_sheet
 from video.sheet import contact_sheet, in_llm_trace, time_of
 
@@ -339,3 +339,11 @@ def test_a_run_is_reproduced_from_its_protocol(subject, settings, changes):
 
 def test_report_knows_all_that_tells_runs_apart(subject, settings):
     assert set(identity_of(subject, settings())) <= {*MODEL, *BENCHMARK, *CELL, *SETTINGS, "blind"}
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16)])
+def test_contact_sheet_shows_the_middle_of_a_frame(shape):
+    pixels = np.zeros((1, *shape, 3), np.uint8)
+    pixels[:, shape[0] // 2 - 8 : shape[0] // 2 + 8, shape[1] // 2 - 8 : shape[1] // 2 + 8] = 200
+    sheet = np.asarray(contact_sheet(Frames(pixels, (0.0,), (0,)), None))
+    assert (sheet[8:264, 8:264] == 200).all()
