@@ -90,14 +90,14 @@ def video_qa(
     from video.scoring import VIDEO_QA
     from video.videos import Videos
 
-    check(method, visual_token_num, sheet)
+    check(method, visual_token_num, sheet, keep_cls or budget != "frame")
     data = {"question_file": question_file, "annotation_file": answer_file, "image_folder": video_dir}
     if video is None and question is None:
         refuse_range(start, end)
         model, files = benchmark(model, data)
         files["answers_file"] = answers_file or default_answers(files["question_file"], model, method, visual_token_num)
     else:
-        model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file], engine)
+        model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file], engine, limit)
     keep = None if visual_token_num is None else number(visual_token_num)
     pruning: dict[str, Any] = {"keep": keep, "method": seeded(method, seed)}
     asking = {"conv_mode": conv_mode, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
@@ -129,7 +129,9 @@ def benchmark(model: str | None, data: dict[str, Path | None]) -> tuple[str, dic
     )
 
 
-def one_file(video: Path | None, question: str | None, others: list[Path | None], engine: str) -> dict[str, Any]:
+def one_file(
+    video: Path | None, question: str | None, others: list[Path | None], engine: str, limit: int | None
+) -> dict[str, Any]:
     """Where one video is, in the settings' words."""
     if engine != "local":
         raise UserError(f"--engine {engine} answers a benchmark; leave it out for one video.")
@@ -137,6 +139,8 @@ def one_file(video: Path | None, question: str | None, others: list[Path | None]
         raise UserError("Give --video and --question together.")
     if any(path is not None for path in others):
         raise UserError("--video asks about one file; leave out the files of a benchmark, or --video and --question.")
+    if limit is not None:
+        raise UserError("--limit is for the questions of a benchmark; leave it out for one video.")
     if not video.name:
         raise UserError(f"--video {video} is not a file; give the path of a video file.")
     return {"question_file": video, "image_folder": video.parent, "answers_file": video.with_suffix(".jsonl")}
@@ -163,12 +167,14 @@ def default_answers(question_file: Path, model: str, method: str, kept: str | No
     return question_file.parent / "answers" / Path(model).name / f"{name}.jsonl"
 
 
-def check(method: str, kept: str | None, sheet: Path | None) -> None:
-    """Refuse, before the run, a method that prunes nothing, and a picture that could not be written after it."""
+def check(method: str, kept: str | None, sheet: Path | None, of_pruning: bool) -> None:
+    """Refuse, before the run, options `of_pruning` where nothing is pruned, and a picture that could not be written after it."""
     from fastervlm.eval.answers import writable_folder
 
     if kept is None and method != "cls":
         raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
+    if kept is None and of_pruning:
+        raise UserError("--keep-cls and --budget clip are for pruned frames; give --visual-token-num as well.")
     if sheet is None:
         return
     if sheet.suffix != ".png" or sheet.is_dir():

@@ -16,6 +16,7 @@ from fastervlm.report import write_text
 
 # Endings of the files of MSVD, MSRVTT, TGIF and ActivityNet, and of their usual conversions.
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif")
+SPELLINGS = ("", *ENDINGS, *map(str.upper, ENDINGS))
 VIDEO_TOKEN = "<video>"
 
 
@@ -139,7 +140,7 @@ def _file_of(folder: Path, video: str, where: str) -> Path:
     candidates = [
         named.with_name(f"{prefix}{named.name}{ending}")
         for prefix in ("", "v_")
-        for ending in ("", *ENDINGS)
+        for ending in SPELLINGS
         if ending or named.suffix.lower() in ENDINGS
     ]
     for file in candidates:

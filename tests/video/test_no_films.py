@@ -226,9 +226,10 @@ def test_a_frame_that_cannot_be_decoded_is_passed(tmp_path):
     """Of eight pictures in a file without time stamps the fourth is blank; the other seven are counted."""
     settings = {"codec": "mjpeg", "pixel_format": "yuvj420p", "gop": 1}
     path = write_clip(tmp_path / "a.avi", numbered_frames(8), **settings)
+    packets = []
     with av.open(str(path)) as file:
-        packet = [bytes(packet) for packet in file.demux(video=0) if packet.size][3]
-    path.write_bytes(path.read_bytes().replace(packet, bytes(len(packet))))
+        packets += [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes().replace(packets[3], bytes(len(packets[3]))))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frames_module, "READERS", ("pyav",))
         found = sample_frames(path, 7)

@@ -143,6 +143,9 @@ FOUND = [
     ("deep/a", ["deep/v_a.mov", "a.mp4"], "deep/v_a.mov"),
     ("a", ["a", "ab.mp4"], "a.mp4"),
     ("a.avi", [], "a.avi"),
+    ("a", ["a.MP4"], "a.MP4"),
+    ("a", ["a.AVI", "a.webm"], "a.webm"),
+    ("a.MP4", ["a.MP4"], "a.MP4"),
     ("x" * 5000, [], "x" * 5000 + ".mp4"),
     ("x" * 252, [], "x" * 252 + ".mp4"),
 ]
