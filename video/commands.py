@@ -168,7 +168,7 @@ def default_answers(question_file: Path, model: str, method: str, kept: str | No
 
 
 def check(method: str, kept: str | None, sheet: Path | None, of_pruning: bool) -> None:
-    """Refuse, before the run, options `of_pruning` where nothing is pruned, and a picture that could not be written after it."""
+    """Refuse, before the run, options `of_pruning` where nothing is pruned, and a picture that cannot be written after it."""
     from fastervlm.eval.answers import writable_folder
 
     if kept is None and method != "cls":
