@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def _make(questions: Path, module: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":  # for scripts, which share the lock with the commands that way
+    kinds = {"llava": embedded_benchmark, "next": partial(embedded_benchmark, NEXT_MODEL), "video": embedded_video_benchmark}
     try:
-        embedded_video_benchmark()
+        kinds[sys.argv[1]]()
     except UserError as error:
         sys.exit(f"fastervlm: {error}")

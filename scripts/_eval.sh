@@ -59,7 +59,7 @@ if [[ -z "$CKPT" && -z "${DATA:-}" ]]; then
     DATA="$ROOT/playground/data/eval/$MINI"
     echo "CKPT is not set: the embedded tiny model ($MODEL) answers tiny data of its own ($DATA)."
     if [[ "$TASK" == textvqa ]]; then
-        [[ -f "$DATA/llava_textvqa_val_v051_ocr.jsonl" ]] || "$PYTHON" -m playground.minibench "$KIND" --out "$DATA"
+        [[ -f "$DATA/llava_textvqa_val_v051_ocr.jsonl" ]] || "$PYTHON" -m fastervlm.embedded "$KIND"
     else
         [[ -d "$DATA" ]] || "$PYTHON" -m playground.layouts "$TASK" "$KIND" --out "$DATA"
     fi

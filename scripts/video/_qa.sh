@@ -44,7 +44,7 @@ if [[ -z "$CKPT" && -z "${DATA:-}" ]]; then
     DATA="$MINI"
     VIDEOS=videos
     echo "CKPT is not set: the embedded tiny model ($MODEL) answers the embedded mini benchmark ($DATA)."
-    [[ "$STEP" == eval || -f "$DATA/test_q.json" ]] || (cd "$ROOT" && "$PYTHON" -m fastervlm.embedded)
+    [[ "$STEP" == eval || -f "$DATA/test_q.json" ]] || "$PYTHON" -m fastervlm.embedded video
 else
     DATA="${DATA:-$ROOT/playground/data/eval/GPT_Zero_Shot_QA/${NAME}_Zero_Shot_QA}"
     [[ -n "$CKPT" ]] || echo "CKPT is not set: the embedded tiny model ($MODEL) answers the questions in $DATA."
