@@ -161,6 +161,8 @@ def _judge_all(predictions: list[Prediction], chat: Chat, journal: Journal, work
         asked = [pool.submit(_judge_one, line, predictions[line - 1], chat) for line in left]
         for done in track(as_completed(asked), "judging", total=len(asked), console=console):
             entry, silently = done.result()
+            if entry.failure is not None and chat.stopped.is_set():
+                continue  # the one that stopped all is still to come and says why
             journal.add([entry])
             failed = silently or (entry.failure is not None and entry.line not in again)
             in_a_row = in_a_row + 1 if failed else 0

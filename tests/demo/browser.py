@@ -159,6 +159,10 @@ class Page:
         self.until(lambda: [len(card) for card in self.numbers] == [4, 4])
         return self.texts(".fv-pair .fv-answer")
 
+    def titled(self, question):
+        """Wait until the answers stand under this question."""
+        self.until(lambda: any(question in title for title in self.texts(".fv-title")))
+
     def swept(self):
         """Wait for the sweep; gives budgets and answers."""
         self.until(lambda: len(self.find(".fv-sweep li")) == 5)

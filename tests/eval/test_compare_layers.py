@@ -11,9 +11,10 @@ from encoders import UserError
 from fastervlm import cli
 from fastervlm.anyres import Anyres
 from fastervlm.eval import TASKS
+from fastervlm.eval.answers import protocol_file
 from fastervlm.eval.compare import compare
 from fastervlm.eval.settings import Settings
-from fastervlm.eval.subject import Subject
+from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.report import LINES, STYLES, Curve, Heatmap, Panel, draw_panels
 from tests import tiny
 from tests.eval.benchmarks import aokvqa, sqa
@@ -136,6 +137,8 @@ def test_part_of_a_random_method_is_the_mean_of_its_runs(subject, tmp_path):
         path = tmp_path / "cmp" / f"random-seed{seed}" / "n_4.jsonl"
         answers = [json.loads(line) | {"text": text} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+        protocol = json.loads(protocol_file(path).read_text()) | {"answers_sha256": hash_files([path])}
+        protocol_file(path).write_text(json.dumps(protocol))
     cell = compare(subject, shared, **options).cell("random", 4)
     assert (cell.score.value, [part.value for part in cell.score.parts]) == (0, [0, 50, 50])
 
