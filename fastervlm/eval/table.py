@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from fastervlm.eval.score import Difference, Score, difference
+from fastervlm.measure import program
 from fastervlm.report import Curve, Heatmap, Panel, draw_panels, markdown_table, write_json, write_text
 
 ALL = "all tokens"
@@ -181,10 +182,10 @@ class Comparison:
             *(f"{name}:\n\n{markdown_table(*more[name])}" for name in more),
         ]
         write_text(folder / "compare.md", "\n".join(parts))
-        same = ("command", "task", "model", "weights_sha256", "prompt_template", "dtype", "device", "batch_size", "versions")
+        same = ("task", "model", "weights_sha256", "prompt_template", "dtype", "device", "batch_size", "versions")
         shown = ("anyres", "num_frames", "keep_cls", "question_file_sha256")
         first = self.whole.protocols[0]
-        about = {key: first[key] for key in (*same, *shown) if key in first}
+        about = {"command": program()["command"], **{key: first[key] for key in (*same, *shown) if key in first}}
         write_json(folder / "compare.json", {**about, "cells": [self._summary(cell) for cell in self._all()]})
         draw_panels(self._panels(), folder / "compare.png")
 

@@ -199,6 +199,9 @@ def test_command_prints_both_tables(run, model, bench, tmp_path):
     assert code == 0, err
     for word in ("fastv, by layer", "8 tokens", "TTFT"):
         assert word in out
+    run("compare", *options[:-2], "--out-dir", str(tmp_path / "cmp"), "--batch-size", "3")  # the answers are there already
+    told = json.loads((tmp_path / "cmp" / "compare.json").read_text())["command"]
+    assert told.endswith("--batch-size 3")
 
 
 @pytest.mark.parametrize(
