@@ -61,8 +61,7 @@ def prune(
 
     Several prompts about one picture or clip need it encoded once only: pass it once, and `image_index=[0, 0, 1]` or
     `video_index` beside it to say which one each <image> or <video> of the prompts shows. Clips may have any number of frames;
-    a few at a time go through the tower (whole clips where it attends over time), and through it twice if they are many and do
-    not all keep the same number.
+    a few at a time go through the tower (whole clips if it attends over time), twice if they are many and keep unequal numbers.
 
     Args:
         model: a `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or `VideoLlavaForConditionalGeneration`.
