@@ -13,7 +13,7 @@ from fastervlm.commands.common import Dtype, budgets_of, check_json, names_of, w
 ShapeName = Annotated[str, typer.Option("--shape", help="The model's shape, such as llava-1.5-7b.")]
 SpecName = Annotated[
     str,
-    typer.Option("--device-spec", help="h100, a100, l4, rtx4090, or cpu-measured: this machine, measured for a second."),
+    typer.Option("--device-spec", help="h100, a100, l4, rtx4090, or cpu-measured: this machine, measured for some seconds."),
 ]
 Budgets = Annotated[
     str, typer.Option(help="Counts or fractions of the tokens of a picture, crop or frame, separated by commas.")
@@ -43,7 +43,7 @@ def plan(
 ) -> None:
     """Predict the time to the first token from operations and bytes, and where fewer tokens buy nothing.
 
-    Without --calibrate, image processing and what lies between the stages is not in it, and efficiencies are guesses.
+    Without --calibrate, image processing and what lies between the stages is not in it, and efficiencies of GPUs are guesses.
     """
     from fastervlm.bench.calibrate import calibrate as fit
     from fastervlm.bench.calibrate import check, read_bench
