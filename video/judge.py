@@ -16,10 +16,11 @@ import ast
 import json
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from rich.progress import track
@@ -157,10 +158,12 @@ def _judge_all(predictions: list[Prediction], chat: Chat, journal: Journal, work
     again = journal.failures
     left = [line for line in range(1, len(predictions) + 1) if line not in journal.entries] + list(again)
     in_a_row = 0
+    done: SimpleQueue[Future[tuple[Entry, bool]]] = SimpleQueue()  # in the order in which they end, which makes "in a row" true
     with _pool(chat, workers) as pool:
-        asked = [pool.submit(_judge_one, line, predictions[line - 1], chat) for line in left]
-        for done in track(as_completed(asked), "judging", total=len(asked), console=console):
-            entry, silently = done.result()
+        for line in left:
+            pool.submit(_judge_one, line, predictions[line - 1], chat).add_done_callback(done.put)
+        for _ in track(left, "judging", console=console):
+            entry, silently = done.get().result()
             if entry.failure is not None and chat.stopped.is_set():
                 continue  # the one that stopped all is still to come and says why
             journal.add([entry])

@@ -19,6 +19,7 @@ import pytest
 from encoders import UserError
 from fastervlm import cli
 from video import chat as chat_module
+from video import judge as judge_module
 from video.chat import Chat, NoReply, RateLimit
 from video.judge import ASKED, IN_A_ROW, Tally, judge, verdict_in
 
@@ -274,13 +275,21 @@ def test_an_endpoint_that_never_judges_ends_the_run(stub, predictions, tmp_path,
     assert out.exists()
 
 
-def test_only_failures_in_a_row_end_the_run(stub, predictions, tmp_path):
-    """Three silent, one answered, and again three."""
-    lines = predictions.read_text() * 2
-    predictions.write_text(lines)
-    said = iter([(500, "")] * 3 + [YES] + [(500, "")] * 4 + [YES] * 4)
-    result, _ = judge(predictions, stub(lambda *_: next(said)).chat(retries=0), tmp_path / "out.json", workers=1)
-    assert result["failed"] == 7
+def test_only_failures_in_a_row_end_the_run(stub, predictions, tmp_path, monkeypatch):
+    """Four silent and one answered, twelve times; nobody looks before all have come."""
+    predictions.write_text(predictions.read_text() * 10)
+    said = iter(([(500, "")] * 4 + [YES]) * 12)
+    server = stub(lambda *_: next(said))
+
+    def late(things, *_, **__):
+        while len(server.requests) < 60:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        return things
+
+    monkeypatch.setattr(judge_module, "track", late)
+    result, _ = judge(predictions, server.chat(retries=0), tmp_path / "out.json", workers=1)
+    assert result["failed"] == 48
 
 
 def test_a_reply_without_end_is_read_to_a_bound(stub):
