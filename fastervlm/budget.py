@@ -18,7 +18,13 @@ from encoders import UserError, UserTypeError
 
 
 class Budget(abc.ABC):
-    """How many tokens each picture, crop or frame of a call keeps; which ones is the method's business."""
+    """How many tokens each picture, crop or frame of a call keeps; which ones is the method's business.
+
+    Attributes:
+        at_most: never more tokens than this, nor where rows share theirs; None for no bound.
+    """
+
+    at_most: int | None = None
 
     @abc.abstractmethod
     def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:

@@ -114,8 +114,7 @@ def counts_for(
         return counts
     given = iter(counts)
     counts = shared(scores, areas, groups, [sum(next(given) for _ in range(rows)) for rows in groups])
-    most = getattr(budget, "at_most", None)
-    return counts if most is None else [min(count, most) for count in counts]
+    return counts if budget.at_most is None else [min(count, budget.at_most) for count in counts]
 
 
 def asked(patches: ScoredPatches, questions: Sequence[str] | None, groups: Sequence[int] | None = None) -> ScoredPatches:

@@ -8,7 +8,7 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.questions import read_json, read_questions
-from fastervlm.eval.score import Score
+from fastervlm.eval.score import Score, strayed
 from fastervlm.eval.task import Answer, Task
 
 
@@ -22,9 +22,8 @@ def score(answers: Sequence[Answer], questions_json: Path) -> Score:
     asked, others = _balanced(questions_json)
     every = {str(answer["question_id"]): answer["text"].rstrip(".").lower() for answer in answers}
     given = {name: text for name, text in every.items() if name in asked}
-    for name in every:
-        if name not in asked and (name not in others or not given):
-            raise UserError(f"{questions_json} has no balanced question {name!r}; use the questions of the same split.")
+    if (name := strayed(every, asked, others)) is not None:
+        raise UserError(f"{questions_json} has no balanced question {name!r}; use the questions of the same split.")
     values = {name: float(given.get(name) == record["answer"]) for name, record in asked.items()}
     groups: dict[str, list[float]] = {}
     for name, record in asked.items():

@@ -12,7 +12,7 @@ import numpy as np
 
 from encoders.errors import UserError
 from fastervlm.eval.questions import read_jsonl, read_questions
-from fastervlm.eval.score import Score, Statistic
+from fastervlm.eval.score import Score, Statistic, strayed
 from fastervlm.eval.task import Answer, Task
 
 PREFIX = "coco_pope_"
@@ -45,9 +45,8 @@ def score(answers: Sequence[Answer], annotation_dir: Path, question_file: Path) 
     places, others = _places(question_file, labels)
     every = {answer["question_id"]: answer for answer in answers}
     given = {name: answer for name, answer in every.items() if name in places}
-    for name in every:
-        if name not in places and (name not in others or not given):
-            raise UserError(f"{question_file} has no question {name!r} that has a label; use the file the answers are to.")
+    if (name := strayed(every, places, others)) is not None:
+        raise UserError(f"{question_file} has no question {name!r} that has a label; use the file the answers are to.")
     rows = np.zeros((len(given), _COLUMNS * len(labels)))
     for row, (name, answer) in zip(rows, given.items(), strict=True):
         category, place = places[name]

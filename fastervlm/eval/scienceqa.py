@@ -9,7 +9,7 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.questions import IMAGE_TOKEN, existing_folder, inside, read_json
-from fastervlm.eval.score import Score
+from fastervlm.eval.score import Score, strayed
 from fastervlm.eval.task import Answer, Question, Task
 
 LETTERS = "ABCDE"
@@ -93,9 +93,8 @@ def score(answers: Sequence[Answer], annotation_file: Path, split: str = SPLITS[
     problems, others = _problems(annotation_file, split)
     every = {answer["question_id"]: answer for answer in answers}
     given = {name: answer for name, answer in every.items() if name in problems}
-    for name in every:
-        if name not in problems and (name not in others or not given):
-            raise UserError(f"Question {name!r} is not in the {split} split of {annotation_file}; score that of the questions.")
+    if (name := strayed(every, problems, others)) is not None:
+        raise UserError(f"Question {name!r} is not in the {split} split of {annotation_file}; score that of the questions.")
     pictured = [IMAGE_TOKEN in given[name]["prompt"] if name in given else False for name in problems]
     by_llava, by_simignore = (
         [_value(problem, given.get(name), parser) for name, problem in problems.items()] for parser in (strict, lenient)

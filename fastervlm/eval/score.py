@@ -7,7 +7,7 @@ itself for an accuracy, an F1 or a sum of accuracies for others. Resampling the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Container, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,6 +158,12 @@ def difference(score: Score, other: Score) -> Difference:
     p_value = min(1.0, 2 * (1 + against) / (1 + len(changes)))
     left_out = len(first.keys() ^ second.keys())
     return Difference(score.metric, value, low, high, p_value, len(common), left_out, score.unit)
+
+
+def strayed(answered: Collection[Hashable], asked: Container[object], others: Container[object]) -> Hashable | None:
+    """The first answered question that is neither `asked` nor, where anything asked is answered, one of the `others`."""
+    known = others if any(name in asked for name in answered) else ()
+    return next((name for name in answered if name not in asked and name not in known), None)
 
 
 def _numbered(score: Score) -> dict[Hashable, int]:
