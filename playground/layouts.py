@@ -1,6 +1,6 @@
 """Tiny data sets in each benchmark's own layout, drawn by seed, so that every script runs without a download.
 
-`python -m playground.layouts gqa` writes 24 questions over 12 fresh scenes to playground/data/eval/gqa-mini. The questions are
+`python -m playground.layouts gqa` writes 36 questions over 12 fresh scenes to playground/data/eval/gqa-mini. The questions are
 the ones the tiny models know, asked as the benchmark asks. The numbers that come out show that a script works, no more: the
 tiny models were never taught to answer with a letter or in sentences.
 """
