@@ -126,14 +126,15 @@ def asked(patches: ScoredPatches, questions: Sequence[str] | None, groups: Seque
     if questions is None:
         return patches
     groups = groups or [1] * len(patches.scores)
-    check_questions(questions, len(groups), f"each of the {len(groups)} pictures of pixel_values")
+    check_questions(questions, len(groups))
     rows = [text for text, count in zip(questions, groups, strict=True) for _ in range(count)]
     return replace(patches, questions=tuple(rows))
 
 
-def check_questions(questions: object, count: int, each: str) -> None:
-    """Refuse questions that are not as many texts as `count`; `each` says what they are about."""
+def check_questions(questions: object, count: int, each: str = "") -> None:
+    """Refuse questions that are not as many texts as `count`; `each` says what they are about, pictures if left out."""
     if not isinstance(questions, (list, tuple)) or len(questions) != count or not all(isinstance(x, str) for x in questions):
+        each = each or f"each of the {count} pictures of pixel_values"
         raise UserError(f"questions must be a list of texts, one for {each}.")
 
 

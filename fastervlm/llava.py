@@ -10,7 +10,7 @@ from torch import Tensor
 
 from encoders import ScoredPatches, UserError, VisionEncoder, wrap
 from fastervlm.budget import TokenBudget
-from fastervlm.choice import Choice, asked, choose, counts_for
+from fastervlm.choice import Choice, asked, check_questions, choose, counts_for
 from fastervlm.trace import ImageTrace
 
 if TYPE_CHECKING:
@@ -62,6 +62,12 @@ class Llava:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
         wrap(model.model.vision_tower, select_layer=model.config.vision_feature_layer)
         check_strategy(model.config.vision_feature_select_strategy)
+
+    @staticmethod
+    def check_questions(call: dict[str, Any]) -> None:
+        """Refuse questions that are not one text for each picture of a call."""
+        if call.get("questions") is not None:
+            check_questions(call["questions"], len(call["pixel_values"]))
 
     @classmethod
     def encode_all(cls, handle: PruneHandle, call: dict[str, Any]) -> dict[str, Encoded]:

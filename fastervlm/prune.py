@@ -191,6 +191,7 @@ def _encode_compiled(compiled: Callable[..., dict[str, Encoded]], handle: PruneH
     """`family.encode_all` by its graph, of which questions are no part; past torch's limit of graphs without one."""
     from torch._dynamo.exc import FailOnRecompileLimitHit  # seconds to import, needless to who compiles nothing
 
+    handle.family.check_questions(call)
     shown = {name: value for name, value in call.items() if name != "questions"}
     try:
         return compiled(handle, shown)

@@ -54,13 +54,15 @@ class VideoLlava(Llava):
             wrap(tower, select_layer=model.config.vision_feature_layer)
         check_strategy(model.config.vision_feature_select_strategy)
 
+    @staticmethod
+    def check_questions(call: dict[str, Any]) -> None:
+        """Refuse questions that are not one text for each picture of a call, then one for each clip."""
+        _questions(call, *_shown(call))
+
     @classmethod
     def encode_all(cls, handle: PruneHandle, call: dict[str, Any]) -> dict[str, Encoded]:
         """All clips and pictures of the call, by the kind of their placeholders."""
-        pictures, old = call.get("pixel_values"), call.get("pixel_values_images")
-        if pictures is not None and old is not None:
-            raise UserError("pixel_values and pixel_values_images are two names of the same pictures; pass one of them.")
-        pictures, videos, encoded = old if pictures is None else pictures, call.get("pixel_values_videos"), {}
+        (pictures, videos), encoded = _shown(call), {}
         about_pictures, about_clips = _questions(call, pictures, videos)
         if pictures is not None:
             encoded["image"] = _encode_pictures(handle, call, pictures, about_pictures)
@@ -75,6 +77,14 @@ class VideoLlava(Llava):
         Beam search parts it between the rows of a batch, which groups of G therefore must not cross.
         """
         return torch.cat(features).unflatten(0, (-1, max(1, math.gcd(*map(len, features)))))
+
+
+def _shown(call: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """The pictures of a call, by either of their names, and its clips."""
+    pictures, old = call.get("pixel_values"), call.get("pixel_values_images")
+    if pictures is not None and old is not None:
+        raise UserError("pixel_values and pixel_values_images are two names of the same pictures; pass one of them.")
+    return old if pictures is None else pictures, call.get("pixel_values_videos")
 
 
 def _questions(

@@ -94,6 +94,9 @@ def test_questions_that_nobody_reads_make_no_new_graph():
         handle.compile(backend=graphs)
         for question in ("what?", "where?", "who?"):
             assert torch.equal(model(**picture(0), questions=[question]).logits, expected)
+        for wrong in (["what?"] * 2, "what?", [1]):
+            with pytest.raises(UserError, match="one for each of the 1 pictures of pixel_values"):
+                model(**picture(0), questions=wrong)
     assert graphs.count == 1
 
 

@@ -101,7 +101,7 @@ def calibrate(device: DeviceSpec, bench: Measured, rows: Sequence[MeasuredRow] |
     Raises:
         UserError: the benchmark ran on a device of another kind.
     """
-    _check_device(device, bench)
+    check_device(device.name, device.kind, bench)
     rows = bench.rows if rows is None else rows
     for _ in range(3):  # which stages compute and which read depends on the efficiencies
         found: dict[str, list[float]] = {}
@@ -116,14 +116,20 @@ def calibrate(device: DeviceSpec, bench: Measured, rows: Sequence[MeasuredRow] |
     )
 
 
-def _check_device(device: DeviceSpec, bench: Measured) -> None:
-    """Refuse a benchmark of a device of another kind, of a GPU that is another one of `SPECS`, or of another processor."""
+def check_device(device: str, kind: str, bench: Measured) -> None:
+    """Refuse a benchmark of a device of another kind, of a GPU that is another one of `SPECS`, or of another processor.
+
+    Args:
+        device: what the device is called.
+        kind: the type of its torch device.
+        bench: what was measured.
+    """
     model = bench.device.lower().replace(" ", "")
-    others = [name for name in SPECS if name in model and name != device.name]
-    if bench.device.partition(":")[0].partition(" ")[0] != device.kind or (others and device.name in SPECS):
-        raise UserError(f"The benchmark ran on {bench.device}, which is not like {device.name}; choose another --device-spec.")
+    others = [name for name in SPECS if name in model and name != device]
+    if bench.device.partition(":")[0].partition(" ")[0] != kind or (others and device in SPECS):
+        raise UserError(f"The benchmark ran on {bench.device}, which is not like {device}; choose another --device-spec.")
     here = machine(torch.device("cpu"))
-    told = {name: value for name, value in bench.machine.items() if device.kind == "cpu" and value != here[name]}
+    told = {name: value for name, value in bench.machine.items() if kind == "cpu" and value != here[name]}
     if told:
         there = ", ".join(f"{name} {value}" for name, value in told.items())
         raise UserError(f"The benchmark ran on another machine than this ({there}); run it here with as many threads.")

@@ -26,7 +26,7 @@ def measured_cpu(dtype: torch.dtype, seconds: float = 0.5, tower: int = 1024, wi
 
     Args:
         dtype: of weights and states.
-        seconds: how long each of the nine things is measured.
+        seconds: how long each of the eight things is measured.
         tower: width of a tower's blocks, ViT-L's if left out.
         width: of a language model's layers, that of a Llama of 1 B if left out.
         side: rows and columns of the patches that the tower's blocks see.

@@ -163,10 +163,3 @@ def decoder_parameters(text: Any) -> int:
     keys = text.num_key_value_heads * text.head_dim
     layer = 2 * width * (inner + keys) + 3 * width * text.intermediate_size + 2 * width
     return text.num_hidden_layers * layer + width + text.vocab_size * width
-
-
-def cache_values(text: Any, job: Job) -> int:
-    """Numbers in the KV cache behind the prompts: keys and values of all layers."""
-    first = min(job.fastv_layer, text.num_hidden_layers) if job.route == "fastv" else text.num_hidden_layers
-    tokens = first * job.length + (text.num_hidden_layers - first) * job.left
-    return 2 * job.batch * tokens * text.num_key_value_heads * text.head_dim

@@ -199,7 +199,7 @@ def _or(given: int | None, usual: int) -> int:
 def _refuse(given: dict[str, Any], reason: str) -> None:
     """Refuse options that mean nothing here."""
     for name, value in given.items():
-        if value not in (None, False):
+        if value is not None and value is not False:
             raise UserError(f"--{name.replace('_', '-')} {reason}.")
 
 

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The benchmark, for example textvqa.")]
 ModelPath = Annotated[str, typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub.")]
-QuestionFile = Annotated[Path, typer.Option(help="Questions, in the benchmark's own layout.")]
-ImageFolder = Annotated[Path, typer.Option(help="Folder of the pictures named in the question file.")]
-AnnotationFile = Annotated[Path, typer.Option(help="The right answers.")]
 BatchSize = Annotated[int, typer.Option(help="Questions answered at a time.")]
 Limit = Annotated[int | None, typer.Option(help="Take only the first questions.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; chosen for the device if left out.")]
@@ -140,8 +137,8 @@ def check_json(out: Path | None) -> None:
 
     if out is None:
         return
-    if out.suffix != ".json":
-        raise UserError(f"The file {out} must end in .json.")
+    if out.suffix != ".json" or out.is_dir():
+        raise UserError(f"{out} must be a file that ends in .json, and no folder.")
     writable_folder(out.parent)
 
 

@@ -46,7 +46,7 @@ def plan(
     Without --calibrate, image processing and what lies between the stages is not in it, and efficiencies of GPUs are guesses.
     """
     from fastervlm.bench.calibrate import calibrate as fit
-    from fastervlm.bench.calibrate import check, read_bench
+    from fastervlm.bench.calibrate import check, check_device, read_bench
     from fastervlm.bench.devices import CPU, get_spec
     from fastervlm.bench.plan import plan as predict
     from fastervlm.bench.plan_table import advice, check_table, plan_table, worst, write_plan
@@ -64,6 +64,10 @@ def plan(
     counts = check_counts(budgets_of(visual_token_num), chosen.num_visual_tokens)
     measured = None if calibrate is None else read_bench(calibrate)
     kind = dtype or (measured.dtype if measured else "bfloat16" if device_spec == CPU else "float16")
+    if measured and device_spec == CPU:  # before it is measured for some seconds
+        check_device(CPU, "cpu", measured)
+        if kind != measured.dtype:
+            raise UserError(f"{calibrate} was measured in {measured.dtype}; leave --dtype out, or give a benchmark in {kind}.")
     device = get_spec(device_spec, kind)
     checks = check(device, measured) if measured else []
     device = fit(device, measured) if measured else device

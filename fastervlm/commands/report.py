@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from encoders.errors import UserError
-from fastervlm.commands.common import Device, resumable
+from fastervlm.commands.common import Device, report_failures, resumable
 
 
 def report(
@@ -40,7 +40,10 @@ def reproduce(
     ] = None,
     device: Device = None,
 ) -> None:
-    """Run again what a protocol describes and compare answers and score; exit code 1 if they or the annotations differ."""
+    """Run again what a protocol describes and compare answers and score.
+
+    The exit code is 1 if they or the annotations differ, or if questions failed.
+    """
     from fastervlm.eval.reproduce import reproduce as run
 
     if not protocol.is_file():
@@ -48,5 +51,6 @@ def reproduce(
     with resumable():
         found = run(protocol, answers_file, device=device)
     print("\n".join(found.lines()))
+    report_failures(len(found.failures), found.failures)
     if not found.agrees:
         raise typer.Exit(1)

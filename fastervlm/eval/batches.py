@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 from fastervlm.eval.task import Question
@@ -14,21 +14,38 @@ WINDOW = 16  # batches
 def batched(questions: Sequence[Question], size: int, length: Callable[[Question], int]) -> list[list[Question]]:
     """Batches of at most `size` questions, which are the same for the same questions.
 
-    Questions change places within a window of sixteen batches: those without a picture come first, then the shorter ones.
-    Neighbours about one picture or clip stay together, since a batch encodes it once.
+    Questions change places within a window of about sixteen batches: those without a picture come first, then the shorter
+    ones. Neighbours about one picture or clip stay together, since a batch encodes it once, as far as a batch holds them; a
+    batch ends early rather than part them.
 
     Args:
         questions: in the order of their file.
         size: of a batch.
         length: how long a question's prompt is, in any unit.
     """
-    found = []
-    for start in range(0, len(questions), WINDOW * size):
-        groups = [list(group) for _, group in groupby(questions[start : start + WINDOW * size], key=_shown)]
-        groups.sort(key=lambda group: (group[0].image is not None, max(map(length, group))))
-        window = [question for group in groups for question in group]
-        found += [window[first : first + size] for first in range(0, len(window), size)]
+    groups = [group for _, each in groupby(questions, key=_shown) for group in _cut(list(each), size)]
+    found: list[list[Question]] = []
+    for window in _packed(groups, WINDOW * size):
+        window.sort(key=lambda group: (group[0].image is not None, max(map(length, group))))
+        found += [list(chain.from_iterable(part)) for part in _packed(window, size)]
     return found
+
+
+def _cut(group: list[Question], size: int) -> list[list[Question]]:
+    return [group[first : first + size] for first in range(0, len(group), size)]
+
+
+def _packed(groups: Sequence[list[Question]], size: int) -> list[list[list[Question]]]:
+    """The groups, in their order, in parts of at most `size` questions."""
+    parts: list[list[list[Question]]] = []
+    room = 0
+    for group in groups:
+        if len(group) > room:
+            parts.append([])
+            room = size
+        parts[-1].append(group)
+        room -= len(group)
+    return parts
 
 
 def _shown(question: Question) -> Any:

@@ -39,6 +39,7 @@ def score(answers: Sequence[Answer], questions_json: Path) -> Score:
         keys=list(asked),
         answered=[name in given for name in asked],
         notes=[f"Answers to questions that are not balanced, left out: {left_out}"] if left_out else (),
+        left_out=left_out,
     )
 
 

@@ -12,7 +12,7 @@ from rich.progress import track
 from encoders.errors import UserError
 from fastervlm.eval.pictures import WORKERS, BadPicture, open_picture
 from fastervlm.eval.questions import read_json, read_jsonl
-from fastervlm.eval.settings import answer_to
+from fastervlm.eval.settings import check_annotations
 from fastervlm.eval.task import Question, Task
 
 ROOT = Path("playground") / "data" / "eval"
@@ -148,6 +148,8 @@ def inspect(task: Task, folder: Path) -> Iterator[Found]:
         path, origin = folder / name, layout.origins[name]
         if not path.exists():
             yield Found(name, False, "missing", origin)
+        elif name == layout.images and not path.is_dir():
+            yield Found(name, False, "is no folder", origin)
         elif name == layout.questions and wrong:
             yield Found(name, False, wrong, origin)
         else:
@@ -189,7 +191,7 @@ def _told(task: Task, layout: Layout, folder: Path, name: str, asked: list[Quest
 def _annotations(task: Task, path: Path, question_file: Path, asked: list[Question]) -> tuple[bool, str]:
     """Whether every question has a right answer, as a run asks before it begins."""
     try:
-        task.scored([answer_to(question, "", {}) for question in asked], path, question_file)
+        check_annotations(task, asked, path, question_file)
     except UserError as error:
         return False, str(error)
     return True, "a right answer to each question"

@@ -9,7 +9,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fastervlm.eval.runs import MODEL, SETTINGS, Run, benchmark_names, differing, grouped, method_of, note, scored_runs
+from fastervlm.eval.runs import (
+    CELL,
+    CIRCUMSTANCES,
+    MODEL,
+    SETTINGS,
+    Run,
+    benchmark_names,
+    differing,
+    grouped,
+    method_of,
+    note,
+    scored_runs,
+)
 from fastervlm.report import Curve, Panel, draw_panels, markdown_table, write_json, write_text
 
 ALL = "none"
@@ -18,15 +30,21 @@ TIME = "mean_time_to_first_token_s"
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one budget: its runs by benchmark, several of a method with seeds.
+    """One method at one budget: its runs by benchmark, several of a method with seeds and of what was run again.
 
-    `settings` names those that runs of one benchmark differ in.
+    `settings` names those that runs of one benchmark differ in, `circumstances` what else runs of one cell differ in.
     """
 
     method: str
     visual_tokens: int | str
     settings: str
+    circumstances: str
     runs: dict[str, list[Run]]
+
+    @property
+    def told(self) -> str:
+        """What tells the row from others of its method and budget."""
+        return ", ".join(filter(None, (self.settings, self.circumstances)))
 
     def value(self, task: str) -> float:
         """The mean score on a benchmark."""
@@ -58,8 +76,9 @@ class Overview:
         return sorted({task for row in self.rows for task in row.runs})
 
     def baseline(self, row: Row) -> Row | None:
-        """The unpruned runs with the settings of a row."""
-        return next((each for each in self.rows if each.method == ALL and each.settings == row.settings), None)
+        """The unpruned runs with the settings of a row, those under its circumstances first."""
+        whole = [each for each in self.rows if each.method == ALL and each.settings == row.settings]
+        return next((each for each in whole if each.circumstances == row.circumstances), whole[0] if whole else None)
 
     def relative(self, row: Row) -> float | None:
         """The mean over benchmarks of score / unpruned score, in percent, as the papers average; None unless all are there."""
@@ -82,11 +101,11 @@ class Overview:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows; the settings only where rows differ in them."""
-        rows, are_set = [], any(row.settings for row in self.rows)
+        rows, are_set = [], any(row.told for row in self.rows)
         for row in self.rows:
             cells = [_score(row, task) if task in row.runs else "" for task in self.tasks]
             average, time = self.relative(row), row.time
-            head = [row.method, str(row.visual_tokens), *([row.settings] if are_set else [])]
+            head = [row.method, str(row.visual_tokens), *([row.told] if are_set else [])]
             rows.append([*head, *cells, _number(average, "%"), _number(time and 1000 * time)])
         head = ["method", "visual tokens", *(["settings"] if are_set else [])]
         return [*head, *self.tasks, "relative average", "TTFT (ms)"], rows
@@ -99,7 +118,7 @@ class Overview:
                 task: {"value": row.value(task), "ci95": list(row.interval(task)), "runs": len(runs)}
                 for task, runs in row.runs.items()
             }
-            same = {"method": row.method, "visual_token_num": row.visual_tokens, "settings": row.settings}
+            same = {"method": row.method, "visual_token_num": row.visual_tokens, "settings": row.told}
             average = {"relative_average": self.relative(row), "mean_time_to_first_token_s": row.time}
             rows.append({**same, "scores": scores, **average})
         return {"model": self.model, **self.about, "rows": rows}
@@ -110,7 +129,7 @@ class Overview:
         for row in self.rows:
             value = self.relative(row)
             if value is not None and isinstance(row.visual_tokens, int) and row.method != ALL:
-                label = f"{row.method}, {row.settings}" if row.settings else row.method
+                label = f"{row.method}, {row.told}" if row.told else row.method
                 curves.setdefault(label, []).append((row.visual_tokens, value, *self.relative_interval(row)))
         if not curves:
             return None
@@ -136,12 +155,12 @@ def _overview(runs: Sequence[Run], apart: Sequence[str]) -> Overview:
     """The table of one model; `apart` is what tells it from others of its name."""
     columns = benchmark_names(runs)
     differ = [key for key in SETTINGS if any(differing(column, [key]) for column in columns.values())]
+    cells = [cell for column in columns.values() for cell in grouped(column, (*CELL, *differ))]
+    circumstances = [key for key in CIRCUMSTANCES if any(differing(cell, [key]) for cell in cells)]
     rows: dict[tuple[Any, ...], Row] = {}
-    for alike in grouped(runs, differ):
-        settings = note(alike[0], differ)
-        for run in alike:
-            cell = method_of(run), run["visual_token_num"], settings
-            name = next(name for name, column in columns.items() if run in column)
+    for name, column in columns.items():
+        for run in column:
+            cell = method_of(run), run["visual_token_num"], note(run, differ), note(run, circumstances)
             rows.setdefault(cell, Row(*cell, {})).runs.setdefault(name, []).append(run)
     about = {key: runs[0].get(key) for key in (*MODEL[1:], "device", "versions")}
     model = ", ".join([runs[0]["model"], *([note(runs[0], apart)] if apart else [])])
@@ -150,7 +169,7 @@ def _overview(runs: Sequence[Run], apart: Sequence[str]) -> Overview:
 
 def _order(row: Row) -> tuple[Any, ...]:
     count = row.visual_tokens if isinstance(row.visual_tokens, int) else -1
-    return row.settings, row.method != ALL, -count, str(row.visual_tokens), row.method
+    return row.settings, row.method != ALL, -count, str(row.visual_tokens), row.method, row.circumstances
 
 
 def write(found: Sequence[Overview], out: Path) -> None:
@@ -169,7 +188,7 @@ def _markdown(found: Sequence[Overview]) -> Iterator[str]:
         yield f"{overview.model}:\n\n{markdown_table(*overview.table())}"
     yield (
         "Scores with half the width of their 95 % bootstrap interval; a method with a seed is the mean of its runs. Runs of a "
-        "benchmark with different settings stand in rows of their own; what is the same in everything counts once. "
+        "benchmark with different settings stand in rows of their own; what is the same, answers and all, counts once. "
         "Relative average: the mean over the benchmarks of score / unpruned score, for rows that have all of them. TTFT: mean "
         "time to the first token of a batch.\n"
     )

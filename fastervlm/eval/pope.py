@@ -54,10 +54,12 @@ def score(answers: Sequence[Answer], annotation_dir: Path, question_file: Path) 
         row[_COLUMNS * list(labels).index(category) + (yes != right) + 2 * (not yes)] = 1
     left_out = len(every) - len(given)
     notes = [f"Answers of categories without labels, left out: {left_out}"] if left_out else []
-    return _score(list(labels), rows, list(given), len(places) - len(given), notes)
+    return _score(list(labels), rows, list(given), len(places) - len(given), notes, left_out)
 
 
-def _score(categories: list[str], rows: np.ndarray, names: list[str | int], missing: int, notes: Sequence[str]) -> Score:
+def _score(
+    categories: list[str], rows: np.ndarray, names: list[str | int], missing: int, notes: Sequence[str], left_out: int
+) -> Score:
     """The score of questions called `names` that earned `rows` (questions, columns of all categories)."""
     blocks = {category: rows[:, _COLUMNS * i : _COLUMNS * (i + 1)] for i, category in enumerate(categories)}
     shown = {category: block[block.any(axis=1)] for category, block in blocks.items() if block.any()}
@@ -67,7 +69,7 @@ def _score(categories: list[str], rows: np.ndarray, names: list[str | int], miss
         for category, block in shown.items()
     ]
     # What is missing is not wrong here, so that it is told beside the score and not by it.
-    more = {"missing_is": "not counted", "notes": [*counts, *notes]}
+    more = {"missing_is": "not counted", "notes": [*counts, *notes], "left_out": left_out}
     return Score.of("Mean F1", rows, parts, missing, keys=names, statistic=_mean_f1, **more)
 
 

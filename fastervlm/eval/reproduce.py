@@ -38,6 +38,8 @@ _NEEDED = (
     "seed",
     "blind",
 )
+# What a repetition that lies there already shares with the run, whatever else changed.
+_SAME = ("task", "weights_sha256", "question_file_sha256", "limit", "budget", "method_settings", "seed")
 # What may be other than it was and is then named, in words.
 _CIRCUMSTANCES = {
     "annotation_file_sha256": "The right answers are not those the first run was scored by, so that the scores do not compare",
@@ -50,7 +52,8 @@ class Reproduction:
     """How a repeated run agrees with the first: `equal` of `answers` are the same to the letter.
 
     `score` and `first_score` are in the unit of the benchmark, None without annotations; `versions` are the packages that
-    differ, as (then, now), and `changed` the files that do, by their names in the protocol.
+    differ, as (then, now), and `changed` the files that do, by their names in the protocol. `failures` are the questions
+    that could not be answered this time, as in the protocol.
     """
 
     answers_file: Path
@@ -60,6 +63,7 @@ class Reproduction:
     score: float | None
     versions: dict[str, tuple[str, str]]
     changed: list[str]
+    failures: list[dict[str, Any]]
 
     @property
     def agrees(self) -> bool:
@@ -100,14 +104,18 @@ def reproduce(protocol: Path, out: Path | None = None, *, device: str | None = N
         raise UserError(f"{out} is there already; give another place for the new answers, or remove it.")
     subject = _subject(first, device)
     settings = _settings(first, out or answers.with_name(f"{answers.stem}.reproduced.jsonl"))
-    _remove_finished(settings.answers_file)
+    _remove_finished(settings.answers_file, first)
     again, _ = evaluate(subject, settings)
     return _compared(answers, settings.answers_file, first, again)
 
 
-def _remove_finished(answers_file: Path) -> None:
+def _remove_finished(answers_file: Path, first: dict[str, Any]) -> None:
     """Remove an earlier repetition, which would only be scored again; the journal of one that was interrupted stays."""
     if answers_file.exists():
+        protocol = protocol_file(answers_file)
+        found = read_protocol(protocol) if protocol.exists() else {}
+        if any(key not in found or found[key] != first[key] for key in _SAME):
+            raise UserError(f"{answers_file} is there and no repetition of this run; give --answers-file, or remove it.")
         for file in (journal_file(answers_file), protocol_file(answers_file), answers_file):
             file.unlink(missing_ok=True)
 
@@ -123,6 +131,7 @@ def _compared(before: Path, after: Path, first: dict[str, Any], again: dict[str,
         _value(again),
         _versions(first.get("versions", {}), again["versions"]),
         [name for name in _CIRCUMSTANCES if first.get(name) != again.get(name)],
+        again["failures"],
     )
 
 

@@ -25,7 +25,7 @@ from fastervlm.eval.batches import batched
 from fastervlm.eval.engine import Local, Running
 from fastervlm.eval.protocol import circumstances, results
 from fastervlm.eval.score import Score
-from fastervlm.eval.settings import Settings, answer_to
+from fastervlm.eval.settings import Settings, answer_to, check_annotations
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Question
 
@@ -54,8 +54,7 @@ def checked_questions(settings: Settings) -> list[Question]:
     """The questions to ask; a `UserError` if a file is wrong, an annotation is missing or the answers cannot be written."""
     questions = settings.task.questions(settings.question_file, settings.image_folder)[: settings.limit]
     if settings.annotation_file is not None:
-        blank = [answer_to(question, "", {}) for question in questions]
-        settings.task.scored(blank, settings.annotation_file, settings.question_file)
+        check_annotations(settings.task, questions, settings.annotation_file, settings.question_file)
     writable_folder(settings.answers_file.parent)
     return questions
 

@@ -29,19 +29,24 @@ SETTINGS = (
     "video_dir",
     "annotation_file_sha256",
 )
+# What changes the time, and the score by rounding at most: told where runs of one cell differ in it.
+CIRCUMSTANCES = ("batch_size", "device", "versions")
 
 
 def scored_runs(folder: Path) -> list[Run]:
-    """The protocols with a score anywhere in `folder`; of runs that are the same in everything the first, of blind ones none.
+    """The protocols with a score anywhere in `folder`; of equal runs, answers and all, the first, of blind ones none.
 
     Raises:
-        UserError: there is no scored run.
+        UserError: there is no scored run, or a protocol is none of a run.
     """
-    read = map(read_protocol, sorted(folder.rglob("*.protocol.json")))
+    same = (*MODEL, *BENCHMARK, *CELL, *SETTINGS, *CIRCUMSTANCES, "answers_sha256", "score")
     runs: dict[str, Run] = {}
-    for run in read:
+    for path in sorted(folder.rglob("*.protocol.json")):
+        run = read_protocol(path)
         if run.get("score") and not run.get("blind"):
-            runs.setdefault(_values(run, (*MODEL, *BENCHMARK, *CELL, *SETTINGS)), run)
+            if not {"task", "model", "method", "visual_token_num"} <= run.keys():
+                raise UserError(f"{path} is not the protocol of a run of fastervlm; take it out of {folder}.")
+            runs.setdefault(_values(run, same), run)
     if not runs:
         raise UserError(f"{folder} holds no scored run; run fastervlm eval or compare with annotations first.")
     return list(runs.values())
@@ -102,6 +107,8 @@ def _said(run: Run, key: str) -> str:
         return f"conv_mode={run.get('conv_mode')}"
     if key.endswith("_sha256"):
         return f"{key.removesuffix('_sha256')}={str(value)[:8]}"
+    if key == "versions" and isinstance(value, dict):
+        return " ".join(f"{name}={version}" for name, version in value.items())
     if key == "anyres" and isinstance(value, dict):
         return f"anyres={'/'.join(map(str, value.values()))}"
     return f"{key}={'all' if key == 'limit' and value is None else value}"

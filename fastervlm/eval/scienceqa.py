@@ -118,6 +118,7 @@ def score(answers: Sequence[Answer], annotation_file: Path, split: str = SPLITS[
         keys=list(problems),
         answered=[name in given for name in problems],
         notes=[f"Answers to other splits, left out: {left_out}"] if left_out else (),
+        left_out=left_out,
     )
 
 

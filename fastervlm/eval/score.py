@@ -33,7 +33,8 @@ class Score:
     `rows` (n, d) are what the questions (or groups of them) earned, named by `keys` where two runs are to be compared, and
     `value` is the `statistic` of their mean. `answered` says which of the rows have an answer, all of them if it is empty.
     `parts` are further numbers of the same answers, such as that of the questions with a picture; `missing` of the questions
-    have no answer, and `missing_is` says what that means. `unit` stands behind the value, and `notes` are further lines.
+    have no answer, and `missing_is` says what that means. `left_out` answers are to questions of the same files that have no
+    right answer here. `unit` stands behind the value, and `notes` are further lines.
     """
 
     metric: str
@@ -49,6 +50,7 @@ class Score:
     unit: str = "%"
     answered: tuple[bool, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    left_out: int = 0
 
     @classmethod
     def of(
@@ -64,13 +66,14 @@ class Score:
         unit: str = "%",
         answered: Sequence[bool] = (),
         notes: Sequence[str] = (),
+        left_out: int = 0,
     ) -> Score:
         """The score of questions that earned `rows`, for an accuracy a number from 0 to 1 each."""
         if not len(rows):
             raise UserError("There is no answer to score; the answers file is empty.")
         table = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
         value, (low, high) = float(statistic(_mean(table))), _interval(statistic(_resampled(table)))
-        more = tuple(parts), missing, missing_is, unit, tuple(answered), tuple(notes)
+        more = tuple(parts), missing, missing_is, unit, tuple(answered), tuple(notes), left_out
         return cls(metric, value, low, high, table, tuple(keys), statistic, *more)
 
     @property

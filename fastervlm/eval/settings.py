@@ -155,6 +155,17 @@ def answer_to(question: Question, text: str, identity: dict[str, Any]) -> Answer
     }  # type: ignore[return-value]
 
 
+def check_annotations(task: Task, questions: Sequence[Question], annotations: Path, question_file: Path) -> None:
+    """A `UserError` if not every question has a right answer."""
+    blank = [answer_to(question, "", {}) for question in questions]
+    unknown = task.scored(blank, annotations, question_file).left_out
+    if unknown:
+        raise UserError(
+            f"{annotations} holds no right answer to {unknown} of the {len(questions)} questions of {question_file}; "
+            "give the complete annotations, or answer without them and score afterwards."
+        )
+
+
 def _answer_id(identity: dict[str, Any], line: int) -> str:
     """22 characters that look like the reference's random ids and are the same in every run of the same identity."""
     parts = [identity.get(key) for key in ("model", "method", "visual_token_num")]

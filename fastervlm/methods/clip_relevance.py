@@ -33,7 +33,7 @@ class ClipRelevance:
         parts = ("text_model", "text_projection", "vision_model", "visual_projection")
         if not all(hasattr(self.clip, part) for part in parts):
             raise UserTypeError(f"clip must be a CLIPModel of transformers, both its towers, not a {type(self.clip).__name__}.")
-        if not callable(self.tokenizer) or isinstance(self.tokenizer, torch.nn.Module):
+        if not callable(self.tokenizer) or isinstance(self.tokenizer, torch.nn.Module) or hasattr(self.tokenizer, "tokenizer"):
             raise UserTypeError(f"tokenizer must be that of the CLIPModel, not a {type(self.tokenizer).__name__}.")
 
     @torch.no_grad()

@@ -245,7 +245,7 @@ MISTAKES = [
     ({"layer": -1}, "--layer is -1, but llava-1.5-7b has the layers 0 to 31"),
     ({"layer": 32}, "--layer is 32, but llava-1.5-7b has the layers 0 to 31"),
     ({"out": "/proc/none/plan.json"}, "output folder /proc/none cannot be made"),
-    ({"out": "plan.md"}, "plan.md must end in .json"),
+    ({"out": "plan.md"}, "plan.md must be a file that ends in .json"),
     ({"calibrate": "none.json"}, "none.json cannot be read"),
     ({"calibrate": "other.json"}, "other.json holds no benchmark of a shape"),
     ({"calibrate": "broken.json"}, "broken.json holds no benchmark of a shape"),
@@ -285,6 +285,18 @@ def test_command_writes_plan_and_errors(tmp_path, capsys, monkeypatch):
         assert "Largest error" in shown
         assert "Batch 8: " in shown
     assert "Tables and numbers" in printed
+
+
+@pytest.mark.parametrize(
+    ("processor", "dtype", "message"),
+    [("abacus", None, "ran on another machine than this"), (None, "bfloat16", "was measured in float16; leave --dtype out")],
+)
+def test_command_refuses_an_unfit_benchmark_before_it_measures(tmp_path, monkeypatch, processor, dtype, message):
+    monkeypatch.setattr("fastervlm.bench.cpu.measured_cpu", lambda dtype: pytest.fail("measured"))
+    here = {**machine(torch.device("cpu"))} | ({"processor": processor} if processor else {})
+    bench = bench_of(spec(1, 1), tmp_path / "b.json", device="cpu", processor=here["processor"], threads=here["threads"])
+    with pytest.raises(UserError, match=message):
+        command("llava-1.5-7b", "cpu-measured", calibrate=bench, dtype=dtype)
 
 
 def test_command_plans_for_this_machine(capsys, monkeypatch):

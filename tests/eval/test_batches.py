@@ -1,5 +1,6 @@
 """Which questions share a batch."""
 
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def test_those_without_a_picture_come_first():
 
 def test_neighbours_about_one_picture_stay_together():
     assert lines(asked(1, 9, 4, 5, images=["a", "a", "b", "c"]), 2) == [[3, 4], [1, 2]]
+
+
+@pytest.mark.parametrize(("size", "about"), [(16, 3), (8, 3), (7, 5), (4, 9), (1, 3)])
+def test_a_picture_is_in_as_few_batches_as_hold_it(size, about):
+    """Three questions a picture, and sixteen a batch: fifteen are asked together, and no picture twice."""
+    count = about * 40
+    questions = asked(*((5 * i) % 13 for i in range(count)), images=[i // about for i in range(count)])
+    found = batched(questions, size, lambda question: len(question.text))
+    assert sorted(question.line for batch in found for question in batch) == list(range(1, count + 1))
+    assert max(map(len, found)) <= size
+    times = Counter(image for batch in found for image in {question.image for question in batch})
+    assert set(times.values()) == {-(-about // size)}
+    room = size - about if about < size else 0
+    assert all(len(batch) > room for batch in found[:-1] if about <= size), "no batch ends while the next picture fits"
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])

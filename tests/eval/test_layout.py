@@ -54,6 +54,8 @@ WRONG = [
     ("vqav2", lambda d: (d / "llava_vqav2_mscoco_test2015.jsonl").write_text(""), "llava_vqav2_mscoco_test2015.jsonl", "holds"),
     ("mme", lambda d: next(d.rglob("*.txt")).unlink(), "MME_Benchmark_release_version", "12 pictures, all readable; "),
     ("vizwiz", lambda d: (d / "llava_test.jsonl").write_text("{"), "llava_test.jsonl", "line 1: this is not valid JSON"),
+    ("pope", lambda d: (d / "coco/coco_pope_adversarial.json").unlink(), "coco", "no right answer to 8 of the 24 questions"),
+    ("vizwiz", lambda d: ((d / "test").rename(d / "elsewhere"), (d / "test").touch()), "test", "is no folder"),
 ]
 
 

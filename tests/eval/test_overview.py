@@ -168,9 +168,49 @@ def test_seeds_of_sampling_are_averaged(report):
 
 
 def test_the_same_run_twice_counts_once_and_a_blind_one_never(report):
-    (found,) = report((40.0, {}), (20.0, {"device": "cuda", "batch_size": 1}), (10.0, {"blind": True}))
+    (found,) = report((40.0, {}), (40.0, {}), (10.0, {"blind": True}))
     assert values(found) == {("cls", "", "textvqa"): 40}
     assert len(found.rows[0].runs["textvqa"]) == 1
+
+
+def test_a_run_that_came_out_otherwise_the_second_time_is_averaged_with_the_first(report):
+    (found,) = report((40.0, {"answers_sha256": "a"}), (50.0, {"answers_sha256": "b"}))
+    assert values(found) == {("cls", "", "textvqa"): 45}
+    assert found.summary()["rows"][0]["scores"]["textvqa"]["runs"] == 2
+
+
+SLOW = {"batch_size": 1, "mean_time_to_first_token_s": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (SLOW, ("batch_size=8", "batch_size=1")),
+        ({"device": "cuda"}, ("device=cpu", "device=cuda")),
+        ({"versions": {"torch": "3", "python": "4"}}, ("torch=2 python=3", "torch=3 python=4")),
+    ],
+)
+def test_a_cell_under_two_circumstances_is_two_rows_with_one_baseline(report, change, told):
+    usual = {"batch_size": 8, "device": "cpu", "versions": {"torch": "2", "python": "3"}}
+    (found,) = report((80.0, usual | UNPRUNED), (40.0, usual), (20.0, usual | change))
+    rows = {row.circumstances: (row.value("textvqa"), found.relative(row)) for row in found.rows if row.method == "cls"}
+    assert rows == {told[0]: (40, 50), told[1]: (20, 25)}
+    header, *lines = found.table()[0], *found.table()[1]
+    assert header[2] == "settings"
+    assert {line[2] for line in lines} == set(told)
+
+
+def test_benchmarks_under_other_circumstances_share_a_row(report):
+    gqa = {"task": "gqa", "question_file_sha256": "g", "batch_size": 1, "device": "cuda"}
+    (found,) = report((40.0, {"batch_size": 8}), (30.0, gqa))
+    assert values(found) == {("cls", "", "textvqa"): 40, ("cls", "", "gqa"): 30}
+    assert len(found.rows) == 1
+
+
+def test_a_protocol_of_something_else_is_refused(tmp_path):
+    (tmp_path / "0.protocol.json").write_text('{"score": 1}')
+    with pytest.raises(UserError, match="is not the protocol of a run of fastervlm"):
+        overviews(tmp_path)
 
 
 def test_only_blind_runs_are_nothing(report):

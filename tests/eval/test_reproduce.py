@@ -146,6 +146,18 @@ def test_what_lies_elsewhere_is_never_replaced(finished, tmp_path):
         assert place.read_bytes() == before
 
 
+@pytest.mark.parametrize("protocol", [None, "{}", '{"task": "textvqa"}'])
+def test_what_lies_beside_the_answers_and_is_no_repetition_is_never_replaced(finished, protocol):
+    path, _ = finished()
+    notes = path.with_name("n_5.reproduced.jsonl")
+    notes.write_text("my notes")
+    if protocol is not None:
+        protocol_file(notes).write_text(protocol)
+    with pytest.raises(UserError, match="is there and no repetition of this run"):
+        reproduce(path)
+    assert notes.read_text() == "my notes"
+
+
 def test_answers_that_differ_are_counted(finished):
     path, _ = finished()
     forge(path, 3, "something else")
@@ -227,6 +239,19 @@ def test_file_that_is_no_protocol_is_refused(tmp_path):
     path.write_text("{}")
     with pytest.raises(UserError, match="lacks task"):
         reproduce(path)
+
+
+def test_questions_that_fail_are_named_whatever_the_others_say(finished, bench, monkeypatch, capsys):
+    """The picture fails both times, so that all answers there are agree."""
+    (bench["image_folder"] / "p1.png").write_bytes(b"")
+    path, first = finished()
+    monkeypatch.setattr(sys, "argv", ["fastervlm", "reproduce", str(path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 1
+    assert "Answers equal to the letter: 8 of 8" in said.out
+    assert said.err.count("p1.png is empty") == first["failed"] == 2
 
 
 def test_command_prints_the_comparison_and_fails_if_an_answer_differs(finished, monkeypatch, capsys):

@@ -172,6 +172,7 @@ def test_questions_about_clips_are_counted_and_may_be_needless(clip):
 
 def test_what_is_no_clip_model_nor_its_tokenizer(clip, llava):
     made = [(tokenizer, clip), (clip.vision_model, tokenizer), (None, None), (clip, None), (clip, clip), ("clip", tokenizer)]
+    made.append((clip, tiny.processor()))
     for arguments in made:
         with pytest.raises(UserTypeError, match=r"must be .* not a \w+\.$"):
             ClipRelevance(*arguments)
