@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -99,7 +100,7 @@ def judge(predictions_file: Path, chat: Chat, out: Path, *, workers: int = 8) ->
     Replies collect in `OUT.partial`; an interrupted run goes on from there, and answers that were given up are tried again.
 
     Raises:
-        UserError: the file, the endpoint or `out` cannot be used, or five answers in a row got no reply.
+        UserError: the file, the endpoint or `out` cannot be used, or five answers in a row got no verdict.
     """
     predictions = read_predictions(predictions_file)
     identity = {
@@ -138,9 +139,16 @@ def verdict_in(reply: str) -> dict[Any, Any] | None:
                 verdict = read(text)
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 continue
-            if isinstance(verdict, dict) and verdict.keys() & {"pred", "score"} and _in_range(verdict.get("score")):
+            if isinstance(verdict, dict) and verdict.keys() & {"pred", "score"} and _usable(verdict):
                 return verdict
     return None
+
+
+def _usable(verdict: dict[Any, Any]) -> bool:
+    """Whether what is written down of a verdict are words and numbers, and its score is in range."""
+    kept = [verdict.get(key) for key in ("pred", "score")]
+    plain = all(value is None or isinstance(value, str | int | float) for value in kept)
+    return plain and all(not isinstance(value, float) or math.isfinite(value) for value in kept) and _in_range(kept[1])
 
 
 def _in_range(score: Any) -> bool:

@@ -173,6 +173,7 @@ BUSY = {
     "425": (425, ""),
     "429 and seconds": (429, "{}", {"Retry-After": "0.3"}),
     "429 and a date": (429, "slow", {"Retry-After": formatdate(time.time() - 5, usegmt=True)}),
+    "429 and a date that no calendar has": (429, "slow", {"Retry-After": f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"}),
     "429 and nonsense": (429, "slow", {"Retry-After": "soon"}),
     "500": (500, ""),
     "503": (503, "<html>no</html>"),
@@ -335,6 +336,10 @@ VERDICTS = [
     ("{'answer': 'yes'}", None),
     ("{'pred': 'yes', 'score': 50}", None),
     ("{'pred': 'yes', 'score': -1}", None),
+    ("{'pred': {'yes'}, 'score': 4}", None),
+    ("{'pred': 'yes', 'score': 4j}", None),
+    ('{"pred": "yes", "score": NaN}', None),
+    ("{'pred': 'yes', 'score': 1e400}", None),
     ("{'pred': 'yes', 'score': ", None),
     ("(" * 5000, None),
     (YES + " " * 20000, None),
@@ -392,11 +397,15 @@ def test_killed_and_started_again_nothing_is_judged_twice(stub, predictions, com
         [sys.executable, "-m", "video.scoring", *where, "--workers", "1"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
-    while server.times["Q3?"] == 0 and process.poll() is None and time.monotonic() < deadline:
+    journal = predictions.with_name("n_4.pred.org-judge.json.partial")
+
+    def written():
+        return journal.read_text().count("\n") if journal.exists() else 0
+
+    while (server.times["Q3?"] == 0 or written() < 4) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    journal = predictions.with_name("n_4.pred.org-judge.json.partial")
     assert len(journal.read_text().splitlines()) == 4
     silent.clear()
     code, out, err = command(*where)
