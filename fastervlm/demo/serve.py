@@ -77,9 +77,10 @@ class _Turns(dict[str, Any]):
 
 def _port_at(host: str, port: int | None) -> int | None:
     """The port, any free one for 0; an address at which nothing can listen is refused before Gradio tries."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if ":" in host:
+        raise UserError(f"--host is {host}, but the page needs an address of IPv4, such as 127.0.0.1 or 0.0.0.0.")
     try:
-        with socket.create_server((host, port or 0), family=family) as server:
+        with socket.create_server((host, port or 0)) as server:
             return server.getsockname()[1] if port == 0 else port
     except (OSError, OverflowError):
         where = f"{host}, port {port}" if port else host

@@ -15,6 +15,7 @@ from fastervlm.eval.pictures import BadPicture, open_picture
 from fastervlm.eval.task import Question
 
 MOST_MEGAPIXELS = 40
+MOST_SIDE = 65_500  # of a JPEG, as which turned pictures are kept
 MOST_BYTES, MOST_CLIP_BYTES = 20 << 20, 100 << 20
 CLIP_LIMITS = {"most_pixels": 9_000_000, "most_seconds": 600}  # up to 4K, ten minutes
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -80,13 +81,15 @@ def _check_header(path: Path) -> None:
     _check_size(path, "picture", None if path.name.endswith(UPRIGHT) else MOST_BYTES)
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            pixels = picture.width * picture.height
+            pixels, side = picture.width * picture.height, max(picture.size)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        pixels = float("inf")
+        pixels = side = float("inf")
     except Exception:  # a decoder may raise anything on bad bytes
         raise UserError("This is no picture that can be read; choose a PNG, JPEG, WebP, GIF or BMP file.") from None
     if pixels > MOST_MEGAPIXELS * 1_000_000:
         raise UserError(f"The picture has too many pixels; choose one of at most {MOST_MEGAPIXELS} megapixels.")
+    if side > MOST_SIDE:
+        raise UserError(f"The picture is {side} pixels long; choose one of at most {MOST_SIDE}.")
 
 
 def _check_size(path: Path, what: str, most: int | None) -> None:

@@ -159,6 +159,12 @@ def test_without_gradio_there_is_one_sentence(monkeypatch, capsys):
     assert (code, said) == (2, "fastervlm: The demo needs Gradio; install it with: pip install 'fastervlm[demo]'.")
 
 
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_addresses_of_ipv6_are_refused(engine, host):
+    with pytest.raises(UserError, match="the page needs an address of IPv4"):
+        serve(engine, host=host)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "203.0.113.1", "no.such.host.invalid"])
 def test_where_nothing_can_listen(engine, host):
     with socket.create_server(("127.0.0.1", 0)) as taken:

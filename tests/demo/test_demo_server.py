@@ -30,7 +30,7 @@ def asked(address, file):
     """What a client gets that asks about a file by its name."""
     values = [file, "What is it?", 4, "cls", 0, True, 4, None]
     call = {"data": values, "fn_index": 0, "session_hash": uuid4().hex}
-    assert httpx.post(f"{address}/queue/join", json=call).status_code == 200
+    assert httpx.post(f"{address}/queue/join", json=call, timeout=60).status_code == 200
     with httpx.stream("GET", f"{address}/queue/data", params={"session_hash": call["session_hash"]}, timeout=60) as answer:
         return [json.loads(line.removeprefix("data:")) for line in answer.iter_lines() if line.startswith("data:")]
 
@@ -48,7 +48,7 @@ def test_no_client_reads_a_file_of_the_server(address, picture, uploads, form):
 
 def test_what_was_handed_in_is_answered(address, picture):
     with picture().open("rb") as file:
-        (path,) = httpx.post(f"{address}/upload", files={"files": ("mine.png", file)}).json()
+        (path,) = httpx.post(f"{address}/upload", files={"files": ("mine.png", file)}, timeout=60).json()
     events = asked(address, {"path": path})
     assert "data:image" in json.dumps(events)
     assert events[-2]["success"]

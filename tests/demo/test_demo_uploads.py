@@ -37,6 +37,7 @@ BROKEN = {
     "bomb": (bomb(10_000, 10_000), "The picture has too many pixels; choose one of at most 40 megapixels."),
     "larger bomb": (bomb(60_000, 60_000), "The picture has too many pixels"),
     "just too large": (bomb(8_000, 5_001), "The picture has too many pixels"),
+    "too long": (bomb(200, 66_000), "The picture is 66000 pixels long; choose one of at most 65500."),
     "postscript": (stored("EPS"), "This is no picture that can be read"),
     "html": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "This is no picture that can be read"),
 }
