@@ -6,12 +6,13 @@ with fastervlm.prune(model, keep=58):
 """
 
 from encoders import ScoredPatches, UserError, UserTypeError, VisionEncoder, wrap
-from fastervlm.budget import Budget, Mass, Outliers, TokenBudget, Total
+from fastervlm.checkpoints.load import load
+from fastervlm.families.llava_next.trace import CropsTrace
+from fastervlm.families.video_llava.trace import ClipTrace
 from fastervlm.handle import Handle
 from fastervlm.inllm import FastV, InLLM, Simignore
 from fastervlm.inllm.handle import InLLMHandle
-from fastervlm.kept import KeptTokens
-from fastervlm.load import load
+from fastervlm.inllm.trace import TokenTrace
 from fastervlm.methods import (
     DART,
     METHODS,
@@ -19,18 +20,20 @@ from fastervlm.methods import (
     ClipRelevance,
     ClsAttention,
     DivPrune,
-    Method,
     PruMerge,
     RandomTokens,
     UniformGrid,
     VisionZip,
     VisPruner,
 )
-from fastervlm.overlay import overlay
+from fastervlm.overlays import overlay
 from fastervlm.patches import KeptPatches, prune_patches
-from fastervlm.prune import PruneHandle, prune
-from fastervlm.schedule import EncoderSchedule
-from fastervlm.trace import ClipTrace, CropsTrace, ImageTrace, TokenTrace
+from fastervlm.prune_model import PruneHandle, prune
+from fastervlm.selection.budget import Budget, Mass, Outliers, TokenBudget, Total
+from fastervlm.selection.kept import KeptTokens
+from fastervlm.selection.method import Method
+from fastervlm.selection.schedule import EncoderSchedule
+from fastervlm.selection.trace import ImageTrace
 
 __version__ = "0.1.0"
 

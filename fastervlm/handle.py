@@ -6,7 +6,7 @@ import abc
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from fastervlm.budget import Budget
+from fastervlm.selection.budget import Budget
 
 if TYPE_CHECKING:
     from typing_extensions import Self

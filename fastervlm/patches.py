@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from encoders import wrap
-from fastervlm.budget import Budget
-from fastervlm.choice import choose, counts_for
-from fastervlm.kept import KeptTokens
-from fastervlm.methods import Method, get_method
+from fastervlm.methods import get_method
+from fastervlm.selection.budget import Budget
+from fastervlm.selection.choice import choose, counts_for
+from fastervlm.selection.kept import KeptTokens
+from fastervlm.selection.method import Method
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from fastervlm.embedded import MODEL, embedded_benchmark
-from fastervlm.report import write_json
+from fastervlm.reporting.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "batch.json"
 

@@ -35,8 +35,9 @@ from fastervlm.eval.pictures import WORKERS, Preparation, prepared
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
-from fastervlm.measure import Spread, machine
-from fastervlm.report import write_json
+from fastervlm.reporting.files import write_json
+from fastervlm.reporting.measure import Spread
+from fastervlm.reporting.provenance import machine
 
 RESULT = Path(__file__).parent / "results" / "eval.json"
 PHOTO = (640, 480)

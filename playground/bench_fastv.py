@@ -19,9 +19,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import fastervlm
-from fastervlm.kv_cache import CACHE
-from fastervlm.measure import Spread, Stopwatch, cache_bytes
-from fastervlm.report import write_json
+from fastervlm.generation.kv_cache import CACHE
+from fastervlm.reporting.files import write_json
+from fastervlm.reporting.measure import Spread, Stopwatch, cache_bytes
 
 RESULT = Path(__file__).parent / "results" / "fastv.json"
 IMAGE_ID, TEXT, VISUAL = 5, 64, 576

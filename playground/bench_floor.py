@@ -28,10 +28,12 @@ from encoders import wrap
 from fastervlm.bench.build import random_model
 from fastervlm.bench.flops import tower_depth
 from fastervlm.bench.shapes import IMAGE_ID, SHAPES, get_shape
-from fastervlm.choice import choose
-from fastervlm.measure import Spread, Stopwatch, machine, peak_bytes
-from fastervlm.prompt import shorten
-from fastervlm.report import print_table, write_json
+from fastervlm.generation.shorten import shorten
+from fastervlm.reporting.files import write_json
+from fastervlm.reporting.measure import Spread, Stopwatch, peak_bytes
+from fastervlm.reporting.provenance import machine
+from fastervlm.reporting.tables import print_table
+from fastervlm.selection.choice import choose
 
 TARGETS = {"time_ratio": 1.05, "own_share": 0.01, "memory_ratio": 1.05}
 TEXT, CROPS, INNER = 64, 5, 20

@@ -18,9 +18,10 @@ import torch
 
 from encoders import ScoredPatches
 from fastervlm.inllm import InLLM
-from fastervlm.measure import Spread, Stopwatch
 from fastervlm.methods import METHODS
-from fastervlm.report import print_table, write_json
+from fastervlm.reporting.files import write_json
+from fastervlm.reporting.measure import Spread, Stopwatch
+from fastervlm.reporting.tables import print_table
 from playground.bench_encoder import machine
 
 TARGET_MS = 15

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 
 from fastervlm.embedded import embedded_benchmark
-from fastervlm.measure import machine
-from fastervlm.report import print_table, write_json
+from fastervlm.reporting.files import write_json
+from fastervlm.reporting.provenance import machine
+from fastervlm.reporting.tables import print_table
 from playground.embedded_run import command, engine
 
 RESULT = Path(__file__).parent / "results" / "workers.json"

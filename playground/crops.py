@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fastervlm.anyres import NEWLINE, CropLayout
+from fastervlm.families.llava_next.crops import NEWLINE, CropLayout
 from playground.language import CHAT_TEMPLATE, LanguageTask, Questions, llava_config
 from playground.scenes import CELL, draw, questions
 from playground.tower import GRID, WIDTH

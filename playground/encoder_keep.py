@@ -32,8 +32,11 @@ from fastervlm.eval.runner import evaluate
 from fastervlm.eval.score import Score
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
-from fastervlm.measure import Spread, machine
-from fastervlm.report import Curve, Panel, draw_panels, print_table, write_json
+from fastervlm.reporting.files import write_json
+from fastervlm.reporting.measure import Spread
+from fastervlm.reporting.plots import Curve, Panel, draw_panels
+from fastervlm.reporting.provenance import machine
+from fastervlm.reporting.tables import print_table
 from playground.bench_floor import asked, first_token, in_turns, patches, picture
 
 GOAL = {"time_ratio": 0.75, "points_lost": 1.0}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fastervlm.eval.answers import journal_file
-from fastervlm.report import write_json
+from fastervlm.reporting.files import write_json
 from playground.embedded_run import command, descendants, engine, is_worker, resident_bytes, wait, written_lines
 
 RESULT = Path(__file__).parent / "results" / "kills.json"

@@ -20,7 +20,7 @@ from PIL import Image
 from fastervlm.embedded import MODEL, NEXT_MODEL, ROOT, embedded_benchmark, embedded_video_benchmark
 from fastervlm.eval.normalize import normalize
 from fastervlm.eval.textvqa import PEOPLE, TEXTVQA, answer_values, question_of, read_annotations
-from fastervlm.report import write_text
+from fastervlm.reporting.files import write_text
 
 OUT = ROOT / "playground" / "data" / "lmms"
 TASKS = {"llava": "fastervlm_mini", "next": "fastervlm_next_mini", "video": "fastervlm_video_mini"}

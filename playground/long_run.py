@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from fastervlm.embedded import embedded_benchmark
 from fastervlm.eval.answers import journal_file
-from fastervlm.report import write_json
+from fastervlm.reporting.files import write_json
 from playground.embedded_run import command, descendants, engine, is_worker, resident_bytes, written_lines
 
 RESULTS = Path(__file__).parent / "results"

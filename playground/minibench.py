@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from fastervlm.embedded import ANNOTATIONS, BENCHMARK, IMAGES, NEXT_BENCHMARK, QUESTIONS
-from fastervlm.report import write_text
+from fastervlm.reporting.files import write_text
 from playground.crops import SHAPES
 from playground.language import INSTRUCTION
 from playground.scenes import draw, questions

@@ -22,7 +22,7 @@ from fastervlm.eval import Question, get_task
 from fastervlm.eval.pictures import open_picture
 from fastervlm.eval.prompts import conversation
 from fastervlm.eval.settings import answer_to
-from fastervlm.report import write_json
+from fastervlm.reporting.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "next-overview.json"
 

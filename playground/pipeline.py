@@ -33,7 +33,8 @@ from fastervlm.eval.pictures import open_picture, pad_to_square
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Settings, answer_to
 from fastervlm.eval.subject import Subject
-from fastervlm.report import print_table, write_json
+from fastervlm.reporting.files import write_json
+from fastervlm.reporting.tables import print_table
 from playground.weights import to_open_clip
 
 RESULT = Path(__file__).parent / "results" / "pipeline.json"

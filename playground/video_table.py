@@ -22,7 +22,8 @@ from fastervlm.embedded import VIDEO_MODEL, embedded_video_benchmark
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Settings, seeded
 from fastervlm.eval.subject import Subject
-from fastervlm.report import print_table, write_json
+from fastervlm.reporting.files import write_json
+from fastervlm.reporting.tables import print_table
 from playground.videobench import TYPES
 from video.frames import Frames
 from video.scoring import VIDEO_QA

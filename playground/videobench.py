@@ -22,7 +22,7 @@ from rich.progress import track
 
 from encoders import UserError
 from fastervlm.embedded import VIDEO_ANSWERS, VIDEO_BENCHMARK, VIDEO_QUESTIONS, VIDEOS, need_av
-from fastervlm.report import write_text
+from fastervlm.reporting.files import write_text
 from playground.clips import Clip, clip_questions, draw_clip
 
 HOLD, RATE, ENLARGED = 4, 8, 2

@@ -27,7 +27,9 @@ from torch.nn import functional as F
 
 import fastervlm
 from fastervlm.embedded import MODEL
-from fastervlm.report import Curve, Panel, draw_panels, print_table, write_json
+from fastervlm.reporting.files import write_json
+from fastervlm.reporting.plots import Curve, Panel, draw_panels
+from fastervlm.reporting.tables import print_table
 from playground.scenes import COLOUR_NAMES, IDENTITIES, KINDS, PATCH_COLOURS, SHAPE_NAMES, Scene, draw
 from playground.tower import pixels
 

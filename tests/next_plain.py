@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from fastervlm.paper import paper_processor
+from fastervlm.families.llava_next.processor import paper_processor
 from tests import plain, tiny
 from tests.plain import IMAGE_ID, Plain
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
-from fastervlm.temporal import TemporalVideoLlava
+from fastervlm.families.video_llava.model import TemporalVideoLlava
 from tests import languagebind_plain, original
 
 IMAGE, PATCH, FRAMES = original.IMAGE, original.PATCH, 4

@@ -11,8 +11,9 @@ from transformers import LlavaNextImageProcessorPil
 
 import fastervlm
 from fastervlm import UserError
-from fastervlm.anyres import Anyres, CropLayout, paper_canvas
-from fastervlm.paper import PaperImageProcessor, paper_processor
+from fastervlm.families.llava_next.crops import CropLayout, paper_canvas
+from fastervlm.families.llava_next.processor import PaperImageProcessor, paper_processor
+from fastervlm.families.llava_next.settings import Anyres
 from tests import next_plain, tiny
 from tests.next_plain import MODES, SIZES, NextPlain, canvas_of, processor_of, traces
 from tests.plain import one_sentence

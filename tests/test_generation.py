@@ -10,7 +10,7 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 import fastervlm
 from fastervlm import KeptTokens, UserError
-from fastervlm.kv_cache import CACHE
+from fastervlm.generation.kv_cache import CACHE
 from tests import plain, tiny
 from tests.plain import PROMPTS, Plain, close
 

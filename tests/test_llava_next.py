@@ -10,7 +10,7 @@ from transformers import AutoProcessor, DynamicCache, LlavaNextProcessor, pipeli
 
 import fastervlm
 from fastervlm import KeptTokens, RandomTokens, TokenBudget, UserError
-from fastervlm.kv_cache import CACHE
+from fastervlm.generation.kv_cache import CACHE
 from fastervlm.methods.baselines import lattice
 from tests import next_plain, tiny
 from tests.next_plain import CYCLE, MODES, PROMPTS, SIZES, NextPlain, inputs, noise, processor_of, traces

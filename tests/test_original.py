@@ -19,14 +19,14 @@ from transformers import AutoProcessor, CLIPImageProcessorPil, CLIPVisionModel, 
 
 import fastervlm
 from fastervlm import UserError, UserTypeError
+from fastervlm.checkpoints.models import empty_model
+from fastervlm.checkpoints.original import convert
+from fastervlm.checkpoints.original.config import build_config, find_layout
+from fastervlm.checkpoints.original.tower import find_tower
+from fastervlm.checkpoints.templates import VICUNA_V1
 from fastervlm.commands.convert import convert as command
-from fastervlm.conversation import VICUNA_V1
 from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.subject import Subject
-from fastervlm.original import convert
-from fastervlm.original.config import build_config, find_layout
-from fastervlm.original.tower import find_tower
-from fastervlm.original.weights import empty_model
 from tests import original
 from tests.plain import one_sentence, pictures
 
@@ -703,8 +703,8 @@ def test_the_kinds_of_error(spoilt):
 
 
 def test_loading_leaves_the_evaluation_alone():
-    root = Path(fastervlm.__file__).parent
-    for file in (root / "load.py", root / "conversation.py", *(root / "original").glob("*.py")):
+    root = Path(fastervlm.__file__).parent / "checkpoints"
+    for file in root.rglob("*.py"):
         assert "fastervlm.eval" not in file.read_text()
 
 

@@ -14,14 +14,15 @@ from torch.nn import functional as F
 from transformers import AutoProcessor, VideoLlavaForConditionalGeneration
 
 import fastervlm
-from fastervlm import UserError, UserTypeError, video_llava
-from fastervlm.conversation import LLAVA_V1
+from fastervlm import UserError, UserTypeError
+from fastervlm.checkpoints.models import empty_model
+from fastervlm.checkpoints.original import convert, tower_files
+from fastervlm.checkpoints.original.config import build_config, find_layout
+from fastervlm.checkpoints.original.languagebind import find_towers
+from fastervlm.checkpoints.templates import LLAVA_V1
 from fastervlm.eval.subject import Subject
-from fastervlm.original import convert, tower_files
-from fastervlm.original.config import build_config, find_layout
-from fastervlm.original.languagebind import find_towers
-from fastervlm.original.weights import empty_model
-from fastervlm.temporal import TemporalVideoLlava
+from fastervlm.families.video_llava import family
+from fastervlm.families.video_llava.model import TemporalVideoLlava
 from tests import original, original_video
 from tests.plain import close, one_sentence, pictures
 
@@ -194,7 +195,7 @@ def test_a_batch_of_clips_is_encoded_a_few_whole_clips_at_a_time(inside, monkeyp
     logits, rows = [], []
     hook = model.model.video_tower.encoder.layers[0].register_forward_hook(lambda *call: rows.append(len(call[-1])))
     for chunk in (32, 4, 1):
-        monkeypatch.setattr(video_llava, "CHUNK", chunk)
+        monkeypatch.setattr(family, "CHUNK", chunk)
         with fastervlm.prune(model, **settings), torch.no_grad():
             logits.append(model(**asked).logits)
     hook.remove()

@@ -7,7 +7,7 @@ from PIL import Image
 
 import fastervlm
 from fastervlm import CropsTrace, ImageTrace, UserError
-from fastervlm.anyres import CropLayout
+from fastervlm.families.llava_next.crops import CropLayout
 from tests import plain, tiny
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from encoders import UserError
-from fastervlm.splice import Splice
+from fastervlm.generation.splice import Splice
 
 PAD = 9
 

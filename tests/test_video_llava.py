@@ -9,9 +9,10 @@ import torch
 from transformers import VideoLlavaForConditionalGeneration
 
 import fastervlm
-from fastervlm import ClipTrace, FastV, ImageTrace, Mass, TokenBudget, Total, UserError, video_llava
-from fastervlm.kv_cache import CACHE
-from fastervlm.video_llava import _by_chunk
+from fastervlm import ClipTrace, FastV, ImageTrace, Mass, TokenBudget, Total, UserError
+from fastervlm.families.video_llava import family
+from fastervlm.families.video_llava.family import _by_chunk
+from fastervlm.generation.kv_cache import CACHE
 from tests import plain, tiny
 from tests.plain import IMAGE_ID, close, one_sentence
 from tests.test_generation import BEAMS, GREEDY, LOOKUP, MODES, SAMPLES, Collect, padded, tokens
@@ -297,7 +298,7 @@ def test_the_size_of_a_chunk_does_not_matter(model, monkeypatch, keep, settings)
     with fastervlm.prune(model, keep, **settings) as handle:
         expected, kept = model(**batch).logits, handle.trace
         for chunk in (1, 2, 5, 7, 13):
-            monkeypatch.setattr(video_llava, "CHUNK", chunk)
+            monkeypatch.setattr(family, "CHUNK", chunk)
             torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-5, atol=1e-5)
             for ours, theirs in zip(handle.trace, kept, strict=True):
                 assert torch.equal(ours.mask, theirs.mask)
@@ -308,7 +309,7 @@ def test_the_size_of_a_chunk_does_not_matter(model, monkeypatch, keep, settings)
 @torch.no_grad()
 def test_one_chunk_at_a_time_is_in_memory(model, monkeypatch, budget):
     """What was made of a chunk is gone before the next one comes as far, and no chunk is larger than it should be."""
-    monkeypatch.setattr(video_llava, "CHUNK", 4)
+    monkeypatch.setattr(family, "CHUNK", 4)
     alive, sizes = [], []
 
     def watch(module, args, output):
@@ -325,13 +326,13 @@ def test_one_chunk_at_a_time_is_in_memory(model, monkeypatch, budget):
 
 @torch.no_grad()
 def test_more_frames_than_a_chunk_by_hand(model):
-    frames = video_llava.CHUNK + 3
+    frames = family.CHUNK + 3
     for budget in ("frame", "clip"):
         agree(model, inputs(ONE, frames), VideoPlain(model, 2, True, budget=budget))
 
 
 def test_gradients_through_chunks_are_those_by_hand(model, monkeypatch):
-    monkeypatch.setattr(video_llava, "CHUNK", 2)
+    monkeypatch.setattr(family, "CHUNK", 2)
     model = copy.deepcopy(model)
     batch, reference = inputs(BOTH), VideoPlain(model, 3, True, budget="clip")
     ids, own = next(rows(batch))
@@ -469,7 +470,7 @@ def test_a_tower_with_attention_over_time_reads_whole_clips(model, monkeypatch, 
     from encoders import wrap
     from encoders.languagebind_tower import LanguageBindVisionModel
 
-    monkeypatch.setattr(video_llava, "CHUNK", 2)
+    monkeypatch.setattr(family, "CHUNK", 2)
     reference, model = VideoPlain(model, 3, keep_cls, budget=budget), copy.deepcopy(model)
     config = copy.deepcopy(model.config.vision_config)
     config.add_time_attn, config.num_frames = True, 8

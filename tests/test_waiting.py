@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import fastervlm
-from fastervlm import KeptTokens, Mass, TokenBudget, UserError, prompt
+from fastervlm import KeptTokens, Mass, TokenBudget, UserError
+from fastervlm.generation import shorten
 from tests import plain, tiny
 from tests.plain import PROMPTS
 
@@ -48,7 +49,7 @@ class Methods(TorchFunctionMode):
 def on_a_device(watched=True):
     """All tensors count as if they lay on a device, which nothing may wait for."""
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as watch:
-        for module in ("prompt", "choice"):
+        for module in ("generation.shorten", "selection.choice"):
             patch.setattr(f"fastervlm.{module}.waits", lambda x: True)
         if watched:
             watch.enter_context(Methods())
@@ -158,7 +159,7 @@ def test_several_prompts_are_read_before_the_tower_starts_and_not_again(texts, s
             return function(own, ids, *rest)
 
     for name in ("check_placeholders", "_lengths"):
-        monkeypatch.setattr(prompt, name, partial(on_the_host, getattr(prompt, name)))
+        monkeypatch.setattr(shorten, name, partial(on_the_host, getattr(shorten, name)))
     monkeypatch.setattr(torch.Tensor, "cpu", copied)
     with fastervlm.prune(model, 5):
         expected = handed(model, batch)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fastervlm.report import whole, write_text
+from fastervlm.reporting.files import whole, write_text
 
 
 def test_a_file_is_put_in_place_by_its_name(tmp_path):

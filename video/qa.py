@@ -16,8 +16,9 @@ from fastervlm.eval.score import Score
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
-from fastervlm.report import whole
-from fastervlm.trace import ClipTrace, TokenTrace
+from fastervlm.families.video_llava.trace import ClipTrace
+from fastervlm.inllm.trace import TokenTrace
+from fastervlm.reporting.files import whole
 from video.frames import Frames
 from video.questions import plain_text, predictions_of, write_predictions
 from video.sheet import contact_sheet, in_llm_trace

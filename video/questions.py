@@ -12,7 +12,7 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.eval.questions import inside, read_json, read_jsonl, without_image_token
 from fastervlm.eval.task import Answer, Question
-from fastervlm.report import write_text
+from fastervlm.reporting.files import write_text
 
 # Endings of the files of MSVD, MSRVTT, TGIF and ActivityNet, and of their usual conversions.
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif")

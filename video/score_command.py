@@ -45,7 +45,7 @@ def video_score(
     The key of the endpoint is read from the environment (OPENAI_API_KEY); a local server may need none.
     """
     from fastervlm.eval.answers import writable_folder
-    from fastervlm.report import write_json
+    from fastervlm.reporting.files import write_json
     from video.questions import read_predictions
     from video.scoring import score
 

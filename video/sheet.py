@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import fastervlm
 from encoders import UserError
-from fastervlm.trace import ClipTrace, TokenTrace
+from fastervlm.families.video_llava.trace import ClipTrace
+from fastervlm.inllm.trace import TokenTrace
 from video.frames import Frames
 
 GAP = 8

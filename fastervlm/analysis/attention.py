@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from encoders import UserError, UserTypeError
+from fastervlm.generation.kv_cache import cache_in
 from fastervlm.inllm.attention_row import rotate, split_heads
 from fastervlm.inllm.handle import DECODERS
-from fastervlm.kv_cache import cache_in
 
 _BACKENDS = ("sdpa", "eager")
 

@@ -29,7 +29,7 @@ from fastervlm.analysis.statistics import TOP, finite
 from fastervlm.analysis.sums import LAYER_OF_HISTOGRAM, UnitSums
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
-from fastervlm.report import write_arrays, write_json
+from fastervlm.reporting.files import write_arrays, write_json
 
 NAME = "attn_dispersion"
 BINS = 200

@@ -13,8 +13,9 @@ from fastervlm.analysis.reading import Reading
 from fastervlm.analysis.received import KINDS, Received
 from fastervlm.analysis.sums import strongest
 from fastervlm.eval.answers import writable_folder
-from fastervlm.overlay import overlay
-from fastervlm.trace import CropsTrace, ImageTrace, Trace
+from fastervlm.families.llava_next.trace import CropsTrace
+from fastervlm.overlays import Trace, overlay
+from fastervlm.selection.trace import ImageTrace
 
 EACH = 3
 SIDE = 336

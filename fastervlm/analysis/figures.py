@@ -13,7 +13,7 @@ import numpy as np
 
 from fastervlm.analysis.received import KINDS
 from fastervlm.analysis.sums import UnitSums
-from fastervlm.report import STYLES, save_figure
+from fastervlm.reporting.plots import STYLES, save_figure
 
 Array = np.ndarray
 EVEN = 8  # the colours of a strip reach from 1 / 8 to 8 times what an even spread would give

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastervlm.analysis.examples import Example
-from fastervlm.report import write_text
+from fastervlm.reporting.files import write_text
 
 _KINDS = {".png": "image/png", ".jpg": "image/jpeg"}
 _LEFT_OUT = ("failures", "versions", "command")

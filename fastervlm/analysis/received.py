@@ -22,9 +22,10 @@ from torch import Tensor
 
 from encoders import UserError
 from fastervlm.analysis.attention import attention_maps
-from fastervlm.anyres import NEWLINE
-from fastervlm.prune import prune
-from fastervlm.trace import ClipTrace, CropsTrace
+from fastervlm.families.llava_next.crops import NEWLINE
+from fastervlm.families.llava_next.trace import CropsTrace
+from fastervlm.families.video_llava.trace import ClipTrace
+from fastervlm.prune_model import prune
 
 KINDS = ("full", "image", "text", "last")
 ROWS = 256  # of a map that are summed in double precision at a time

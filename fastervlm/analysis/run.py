@@ -22,7 +22,8 @@ from fastervlm.eval.runner import checked_questions, console
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Question
-from fastervlm.report import Curve, Panel, draw_bars, draw_map, draw_panels, write_json
+from fastervlm.reporting.files import write_json
+from fastervlm.reporting.plots import Curve, Panel, draw_bars, draw_map, draw_panels
 
 POOL = 20
 LEAST_SHOWN = 7e-4  # the lower end of the colours of attention maps

@@ -23,7 +23,7 @@ from fastervlm.eval.answers import writable_folder
 from fastervlm.eval.runner import console
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
-from fastervlm.report import write_arrays, write_json
+from fastervlm.reporting.files import write_arrays, write_json
 
 NAME = "attn_shift"
 TOLD = ("centre_of_mass", "overlap_with_cls")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastervlm.budget import TokenBudget
+from fastervlm.selection.budget import TokenBudget
 
 TOP = 0.1
 STATISTICS = ("centre_of_mass", "entropy", "gini", "top_share", "overlap_with_cls")

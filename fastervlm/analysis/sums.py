@@ -20,7 +20,7 @@ from torch import Tensor
 from encoders import UserError
 from fastervlm.analysis.received import KINDS, Received
 from fastervlm.analysis.statistics import STATISTICS, curves, statistics, top_of
-from fastervlm.report import write_arrays
+from fastervlm.reporting.files import write_arrays
 
 LAYER_OF_HISTOGRAM = 1  # the second, as in FasterVLM's analysis
 

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from fastervlm.bench.shapes import IMAGE_ID, VIDEO_ID, Shape
+from fastervlm.checkpoints.models import model_class
 
 
 def random_model(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Any:
     """A model of that shape with normal weights, made on the device in that dtype straight away, in evaluation mode."""
-    from fastervlm.load import model_class
-
     torch.manual_seed(seed)
     with torch.device("meta"):
         model = model_class(shape.config)._from_config(shape.config, dtype=dtype)

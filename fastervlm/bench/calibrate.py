@@ -17,7 +17,7 @@ from fastervlm.bench.devices import BYTES, SPECS, DeviceSpec
 from fastervlm.bench.flops import STAGES, Job, work
 from fastervlm.bench.plan import kind_of, predict, rows_of
 from fastervlm.bench.shapes import SHAPES, Shape
-from fastervlm.measure import machine
+from fastervlm.reporting.provenance import machine
 
 _BETWEEN = ("selection", "splice")
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastervlm.budget import TokenBudget
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.inllm import FastV
+from fastervlm.selection.budget import TokenBudget
 
 FULL = "full"
 

@@ -10,7 +10,8 @@ from typing import Any
 from fastervlm.bench.calibrate import Check
 from fastervlm.bench.plan import Plan, PlanRow
 from fastervlm.bench.speed_table import Table
-from fastervlm.report import markdown_table, write_json, write_text
+from fastervlm.reporting.files import write_json, write_text
+from fastervlm.reporting.tables import markdown_table
 
 STAGES = ("encoder", "projector", "prefill")
 

@@ -14,14 +14,15 @@ from encoders.errors import UserError
 from fastervlm.bench.answer import answer
 from fastervlm.bench.cases import Case
 from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TOTAL_TIME, Bench, Row
+from fastervlm.bench.workload import check_numbers
 from fastervlm.eval.generator import preparation, pruned
 from fastervlm.eval.protocol import circumstances
 from fastervlm.eval.runner import checked_questions, console, evaluate
 from fastervlm.eval.score import Score
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
-from fastervlm.kv_cache import CACHE
-from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, check_numbers, peak_bytes
+from fastervlm.generation.kv_cache import CACHE
+from fastervlm.reporting.measure import FirstTokenClock, Spread, cache_bytes, peak_bytes
 
 Measured = dict[str, list[float]]
 _ABOUT = ("model", "weights_sha256", "prompt_template", "anyres", "dtype", "question_file_sha256", "limit")

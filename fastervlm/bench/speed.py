@@ -17,10 +17,11 @@ from fastervlm.bench.speed_table import DECODE, SAMPLES, Speed, SpeedRow
 from fastervlm.bench.stages import StageClock
 from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TOTAL_TIME
 from fastervlm.bench.variants import Variant
-from fastervlm.bench.workload import Workload
+from fastervlm.bench.workload import Workload, check_numbers
 from fastervlm.eval.runner import console
-from fastervlm.kv_cache import CACHE
-from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, check_numbers, flop_counter, machine, peak_bytes, program
+from fastervlm.generation.kv_cache import CACHE
+from fastervlm.reporting.measure import FirstTokenClock, Spread, cache_bytes, flop_counter, peak_bytes
+from fastervlm.reporting.provenance import machine, program
 
 
 def speed(workload: Workload, variants: Sequence[Variant], *, repeats: int = 5, new_tokens: int = 64) -> Speed:

@@ -10,8 +10,10 @@ from typing import Any
 from fastervlm.bench.stages import STAGES
 from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TOTAL_TIME, memory_in_words
 from fastervlm.bench.variants import NONE, REFERENCE, Variant
-from fastervlm.measure import Spread
-from fastervlm.report import Curve, Panel, draw_panels, markdown_table, write_json, write_text
+from fastervlm.reporting.files import write_json, write_text
+from fastervlm.reporting.measure import Spread
+from fastervlm.reporting.plots import Curve, Panel, draw_panels
+from fastervlm.reporting.tables import markdown_table
 
 DECODE, SAMPLES = "decode_tokens_per_s", "samples_per_s"
 _SPREADS = (TIME_TO_FIRST_TOKEN, TOTAL_TIME, DECODE, SAMPLES)

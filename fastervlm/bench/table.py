@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fastervlm.eval.score import Score
-from fastervlm.measure import Spread
-from fastervlm.report import Curve, Panel, draw_panels, markdown_table, write_json, write_text
+from fastervlm.reporting.files import write_json, write_text
+from fastervlm.reporting.measure import Spread
+from fastervlm.reporting.plots import Curve, Panel, draw_panels
+from fastervlm.reporting.tables import markdown_table
 
 TIME_TO_FIRST_TOKEN = "time_to_first_token_s"
 TOTAL_TIME = "total_time_s"

@@ -13,9 +13,10 @@ from encoders.errors import UserError
 from fastervlm.bench.flops import Job, Route
 from fastervlm.bench.peers import eager_tower, reference_inputs
 from fastervlm.bench.workload import Workload
-from fastervlm.budget import TokenBudget
 from fastervlm.inllm import FastV, InLLM
-from fastervlm.methods import METHODS, ClsAttention, Method, RandomTokens, UniformGrid, get_method
+from fastervlm.methods import METHODS, ClsAttention, RandomTokens, UniformGrid, get_method
+from fastervlm.selection.budget import TokenBudget
+from fastervlm.selection.method import Method
 
 NONE, REFERENCE = "none", "reference-route"
 _SAME = {"stock": NONE}

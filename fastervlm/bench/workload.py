@@ -13,7 +13,7 @@ import torch
 from encoders.errors import UserError
 from fastervlm.bench.build import make_processor, random_model
 from fastervlm.bench.shapes import Shape
-from fastervlm.load import load
+from fastervlm.checkpoints.load import load
 
 _KINDS = ("llava", "llava_next", "video_llava")
 _BEFORE = 35 / 64  # share of the text in front of the picture, as in LLaVA's prompts
@@ -125,3 +125,10 @@ class Workload:
             side = 2 * self.model.config.vision_config.image_size
             return side, side
         return 480, 640
+
+
+def check_numbers(**numbers: int) -> None:
+    """Refuse numbers below 1, by the names of their options."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")

@@ -152,11 +152,11 @@ def _asked(
 ) -> tuple[Any, Any, Path]:
     """The model, the questions and how they are asked, and the folder of the results."""
     from fastervlm.analysis.questions import CONVERSATIONS, is_conversations
-    from fastervlm.anyres import Anyres
     from fastervlm.eval import get_task
     from fastervlm.eval.medium import Pictures
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
+    from fastervlm.families.llava_next.settings import Anyres
 
     benchmark = get_task(task)
     path, files = _data(model, data) if name == "attention" else model_and_data(model, **data)

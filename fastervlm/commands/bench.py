@@ -139,7 +139,7 @@ def _scored(
     from fastervlm.eval import get_task
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
-    from fastervlm.report import print_table
+    from fastervlm.reporting.tables import print_table
 
     benchmark, (dtype, device, quantize) = get_task(task), placed
     files["annotation_file"] = benchmark.annotations(files["question_file"], files["annotation_file"])
@@ -168,11 +168,10 @@ def _speed(
     from fastervlm.bench.shapes import get_shape
     from fastervlm.bench.speed import speed
     from fastervlm.bench.variants import variants
-    from fastervlm.bench.workload import Workload
+    from fastervlm.bench.workload import Workload, check_numbers
+    from fastervlm.checkpoints.config import find_device, find_dtype
     from fastervlm.embedded import embedded_model
-    from fastervlm.load import find_device, find_dtype
-    from fastervlm.measure import check_numbers
-    from fastervlm.report import print_table
+    from fastervlm.reporting.tables import print_table
 
     check_numbers(text_tokens=text_tokens, **shared)
     dtype, device, quantize = placed

@@ -65,11 +65,11 @@ def compare(
 
     Without a model and data it compares the tiny model of this checkout on the mini benchmark; without data a tiny model.
     """
-    from fastervlm.anyres import Anyres
     from fastervlm.eval import get_task
     from fastervlm.eval.compare import compare as run
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
+    from fastervlm.families.llava_next.settings import Anyres
 
     benchmark = get_task(task)
     right = benchmark.annotations(question_file, annotation_file)
@@ -96,7 +96,7 @@ def compare(
 
 def show(comparison: Comparison, folder: Path) -> None:
     """Print the tables and where the files are; fail if a question did."""
-    from fastervlm.report import print_table
+    from fastervlm.reporting.tables import print_table
 
     print_table(*comparison.table())
     for name, table in comparison.layer_tables().items():

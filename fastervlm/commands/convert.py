@@ -25,7 +25,7 @@ def convert(
 
     A video tower that attends over time is kept whole; only `fastervlm.load` reads what transformers has no place for.
     """
-    from fastervlm.original import convert as run
+    from fastervlm.checkpoints.original import convert as run
 
     print(f"Reading {source} ...")
     run(source, target, dtype=dtype, vision_tower=vision_tower)

@@ -20,7 +20,7 @@ def data(
     """Say which files a benchmark needs and where they come from, and check what is there."""
     from fastervlm.eval import get_task
     from fastervlm.eval.layout import LAYOUTS, ROOT, inspect
-    from fastervlm.report import print_table
+    from fastervlm.reporting.tables import print_table
 
     benchmark = get_task(task)
     place = folder or ROOT / LAYOUTS[task].folder

@@ -76,11 +76,11 @@ def evaluate(
     address: Address = None,
 ) -> None:
     """Answer a benchmark's questions and score the answers."""
-    from fastervlm.anyres import Anyres
     from fastervlm.eval import get_task
     from fastervlm.eval.runner import evaluate as run
     from fastervlm.eval.settings import Settings, seeded
     from fastervlm.eval.subject import Subject
+    from fastervlm.families.llava_next.settings import Anyres
 
     benchmark = get_task(task)
     settings = Settings(

@@ -52,8 +52,9 @@ def plan(
     from fastervlm.bench.plan_table import advice, check_table, plan_table, worst, write_plan
     from fastervlm.bench.shapes import get_shape
     from fastervlm.bench.variants import check_counts
-    from fastervlm.measure import check_numbers, program
-    from fastervlm.report import print_table
+    from fastervlm.bench.workload import check_numbers
+    from fastervlm.reporting.provenance import program
+    from fastervlm.reporting.tables import print_table
 
     check_numbers(text_tokens=text_tokens)
     check_json(out)

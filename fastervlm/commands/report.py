@@ -19,7 +19,7 @@ def report(
     """One table of many runs: methods and budgets against benchmarks, as Markdown, JSON and PNG."""
     from fastervlm.eval.answers import writable_folder
     from fastervlm.eval.overview import overviews, write
-    from fastervlm.report import print_table
+    from fastervlm.reporting.tables import print_table
 
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give the one that holds the answers of your runs.")

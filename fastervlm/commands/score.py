@@ -37,7 +37,7 @@ def score(
     from fastervlm.eval import get_task
     from fastervlm.eval.answers import read_answers, writable_folder
     from fastervlm.eval.score import difference
-    from fastervlm.report import write_json
+    from fastervlm.reporting.files import write_json
 
     benchmark = get_task(task)
     for option, path in {"--json": json, "--submission": submission}.items():

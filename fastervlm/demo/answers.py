@@ -7,8 +7,9 @@ from pathlib import Path
 
 from encoders.errors import UserError
 from fastervlm.demo.attention import Attention
-from fastervlm.methods import Method, get_method
-from fastervlm.overlay import Layers
+from fastervlm.methods import get_method
+from fastervlm.overlays import Layers
+from fastervlm.selection.method import Method
 
 
 @dataclass(frozen=True)

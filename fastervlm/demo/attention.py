@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastervlm.analysis import attention_maps, token_groups
 from fastervlm.analysis.efficiency import GROUPS
-from fastervlm.overlay import Layers
-from fastervlm.trace import TokenTrace
+from fastervlm.inllm.trace import TokenTrace
+from fastervlm.overlays import Layers
 
 SHOWN = GROUPS[:3]  # a prompt has no output yet
 

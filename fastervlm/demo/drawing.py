@@ -14,8 +14,10 @@ from PIL import Image, ImageOps
 
 from fastervlm.eval.overlay import patches_of
 from fastervlm.eval.subject import Subject
-from fastervlm.overlay import Layers, layers
-from fastervlm.trace import ClipTrace, ImageTrace, TokenTrace
+from fastervlm.families.video_llava.trace import ClipTrace
+from fastervlm.inllm.trace import TokenTrace
+from fastervlm.overlays import Layers, layers
+from fastervlm.selection.trace import ImageTrace
 
 DRAWN = 480  # pixels, the longer side
 

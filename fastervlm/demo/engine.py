@@ -24,9 +24,9 @@ from fastervlm.eval.medium import Medium, Pictures
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question, Task
-from fastervlm.kv_cache import CACHE
-from fastervlm.measure import FirstTokenClock, cache_bytes
-from fastervlm.overlay import Layers
+from fastervlm.generation.kv_cache import CACHE
+from fastervlm.overlays import Layers
+from fastervlm.reporting.measure import FirstTokenClock, cache_bytes
 
 SWEEP = (1.0, 0.5, 0.25, 0.1, 0.05)
 SHORT = "\nAnswer the question using a single word or phrase."

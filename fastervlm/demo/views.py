@@ -12,7 +12,7 @@ from PIL import Image
 from encoders.errors import UserError
 from fastervlm.demo.answers import Answers, Figures, Reply
 from fastervlm.demo.attention import SHOWN, Attention
-from fastervlm.overlay import Layers, heat_colours
+from fastervlm.overlays import Layers, heat_colours
 
 _NAMES = dict(zip(SHOWN, ("system", "visual", "text"), strict=True))
 _FULL, _PRUNED, _STOPPED = "Full model …", "Pruned model …", "Stopped."

@@ -19,7 +19,7 @@ from encoders.errors import UserError
 from fastervlm.eval.questions import read_jsonl
 from fastervlm.eval.subject import hash_files
 from fastervlm.eval.task import Answer
-from fastervlm.report import write_json, write_text
+from fastervlm.reporting.files import write_json, write_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from fastervlm.eval.settings import Settings, seeded
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.table import ALL, BLIND, Cell, Comparison, column_name
 from fastervlm.inllm import InLLM
-from fastervlm.methods import Method, get_method
+from fastervlm.methods import get_method
+from fastervlm.selection.method import Method
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fastervlm import PruneHandle
 from fastervlm.eval.pictures import Batch
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
-from fastervlm.measure import FirstTokenClock
+from fastervlm.reporting.measure import FirstTokenClock
 
 
 class Generator:

@@ -20,7 +20,7 @@ from encoders.errors import UserError
 from fastervlm.eval.questions import without_image_token
 from fastervlm.eval.score import Score
 from fastervlm.eval.task import Answer, Question, Submission, Task
-from fastervlm.report import write_bytes
+from fastervlm.reporting.files import write_bytes
 
 LETTERS = "ABCD"
 ASK = {"en": "Answer with the option's letter from the given choices directly.", "cn": "请直接回答选项字母。"}

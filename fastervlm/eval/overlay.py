@@ -10,13 +10,16 @@ from PIL import Image
 
 import fastervlm
 from encoders.errors import UserError
-from fastervlm.anyres import NEWLINE, CropLayout
 from fastervlm.eval.generator import Generator, preparation, pruned
 from fastervlm.eval.pictures import BadPicture
 from fastervlm.eval.runner import checked_questions
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
-from fastervlm.trace import CropsTrace, ImageTrace, TokenTrace, Trace
+from fastervlm.families.llava_next.crops import NEWLINE, CropLayout
+from fastervlm.families.llava_next.trace import CropsTrace
+from fastervlm.inllm.trace import TokenTrace
+from fastervlm.overlays import Trace
+from fastervlm.selection.trace import ImageTrace
 
 
 def save_overlay(subject: Subject, settings: Settings, path: Path) -> None:

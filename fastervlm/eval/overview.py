@@ -22,7 +22,9 @@ from fastervlm.eval.runs import (
     note,
     scored_runs,
 )
-from fastervlm.report import Curve, Panel, draw_panels, markdown_table, write_json, write_text
+from fastervlm.reporting.files import write_json, write_text
+from fastervlm.reporting.plots import Curve, Panel, draw_panels
+from fastervlm.reporting.tables import markdown_table
 
 ALL = "none"
 TIME = "mean_time_to_first_token_s"

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fastervlm.eval.task import Question
-from fastervlm.measure import cores
+from fastervlm.reporting.provenance import cores
 
 ASPECT_RATIOS = ("pad", "square", "anyres")
 WORKERS = min(8, max(4, cores()))  # threads

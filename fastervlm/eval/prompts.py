@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from encoders.errors import UserError
-from fastervlm.conversation import LLAVA_V1, VICUNA_V1
+from fastervlm.checkpoints.templates import LLAVA_V1, VICUNA_V1
 
 TEMPLATES = {"vicuna_v1": VICUNA_V1, "llava_v1": LLAVA_V1}
 CONV_MODES = (*TEMPLATES, "chat")

@@ -12,8 +12,8 @@ from fastervlm.eval.answers import Journal
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
-from fastervlm.measure import device_name, program
 from fastervlm.methods import METHODS
+from fastervlm.reporting.provenance import device_name, program
 
 
 def circumstances(subject: Subject, settings: Settings, device: str | None = None) -> dict[str, Any]:

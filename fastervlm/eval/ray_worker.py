@@ -19,7 +19,7 @@ from fastervlm.eval.protocol import device_name
 from fastervlm.eval.settings import Settings, identity_of
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
-from fastervlm.measure import Stopwatch
+from fastervlm.reporting.measure import Stopwatch
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
-from fastervlm.anyres import Anyres
 from fastervlm.eval import get_task
 from fastervlm.eval.answers import check_answers, journal_file, protocol_file, read_answers, read_protocol
 from fastervlm.eval.medium import Medium, Pictures
@@ -16,6 +15,7 @@ from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Task
+from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.methods import get_method
 
 SUFFIX = ".protocol.json"

@@ -16,7 +16,8 @@ from fastervlm.eval.prompts import CONV_MODES, conversation
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Answer, Question, Task
 from fastervlm.inllm import InLLM
-from fastervlm.methods import METHODS, Method, get_method
+from fastervlm.methods import METHODS, get_method
+from fastervlm.selection.method import Method
 
 if TYPE_CHECKING:
     from fastervlm.eval.engine import Engine

@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from fastervlm.anyres import Anyres
-from fastervlm.load import find_device, find_dtype, load, read_config
-from fastervlm.original import is_original, tower_files
-from fastervlm.original.weights import Shards
-from fastervlm.quantize import check_quantize
+from fastervlm.checkpoints.config import find_device, find_dtype, read_config
+from fastervlm.checkpoints.load import load
+from fastervlm.checkpoints.original import is_original, tower_files
+from fastervlm.checkpoints.original.weights import Shards
+from fastervlm.checkpoints.quantize import check_quantize
+from fastervlm.families.llava_next.settings import Anyres
 
 _SMALL = ("*.json", "*.jinja", "*.model")
 

@@ -11,7 +11,7 @@ from encoders.errors import UserError
 from fastervlm.eval.normalize import normalize
 from fastervlm.eval.questions import read_jsonl, read_questions
 from fastervlm.eval.task import Answer, Submission, Task
-from fastervlm.report import write_text
+from fastervlm.reporting.files import write_text
 
 VQAV2_TEST = "llava_vqav2_mscoco_test2015.jsonl"
 

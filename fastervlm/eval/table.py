@@ -8,8 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from fastervlm.eval.score import Difference, Score, difference
-from fastervlm.measure import program
-from fastervlm.report import Curve, Heatmap, Panel, draw_panels, markdown_table, write_json, write_text
+from fastervlm.reporting.files import write_json, write_text
+from fastervlm.reporting.plots import Curve, Heatmap, Panel, draw_panels
+from fastervlm.reporting.provenance import program
+from fastervlm.reporting.tables import markdown_table
 
 ALL = "all tokens"
 BLIND = "blind"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from encoders import UserError
+from fastervlm.inllm.columns import Columns
 from fastervlm.inllm.method import InLLM, check_count, check_mode
-from fastervlm.mixing import mix
-
-if TYPE_CHECKING:
-    from fastervlm.inllm.columns import Columns
-    from fastervlm.inllm.prompt import Prompt
+from fastervlm.inllm.prompt import Prompt
+from fastervlm.selection.draws import mix
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from encoders import UserError, UserTypeError
-from fastervlm.budget import Budget, TokenBudget
+from fastervlm.generation.kv_cache import cache_in
 from fastervlm.handle import Handle
 from fastervlm.inllm.cache import check_history, check_kind
-from fastervlm.inllm.generation import METHODS_OF_GENERATE
+from fastervlm.inllm.generate import METHODS_OF_GENERATE
 from fastervlm.inllm.method import InLLM
 from fastervlm.inllm.prompt import Prompt, has_pictures
 from fastervlm.inllm.run import RUN, Run
-from fastervlm.kv_cache import cache_in
+from fastervlm.selection.budget import Budget, TokenBudget
 
 HOSTS = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration", "VideoLlavaForConditionalGeneration")
 DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from torch import Tensor
 
 from encoders import ScoredPatches, UserError
-
-if TYPE_CHECKING:
-    from fastervlm.inllm.columns import Columns
-    from fastervlm.inllm.prompt import Prompt
+from fastervlm.inllm.columns import Columns
+from fastervlm.inllm.prompt import Prompt
 
 MODES = ("drop", "mask")
 

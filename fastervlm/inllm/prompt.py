@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from encoders import UserError
-from fastervlm.kv_cache import cache_in
-from fastervlm.prompt import PIXELS, check_rising, pad_id, pictures_in, placeholders, refuse_lonely_placeholders
-from fastervlm.splice import padded_right
+from fastervlm.generation.inputs import PIXELS, check_rising, pad_id, pictures_in, placeholders, refuse_lonely_placeholders
+from fastervlm.generation.kv_cache import cache_in
+from fastervlm.generation.splice import padded_right
 
 _LENGTH = "_fastervlm_prompt_length"
 

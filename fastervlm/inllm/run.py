@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastervlm.generation.kv_cache import cache_in
 from fastervlm.inllm.attention_row import attention_row
 from fastervlm.inllm.cache import Memory, held, hold, let_grow
 from fastervlm.inllm.columns import Columns, causal_mask, take, take_mask
 from fastervlm.inllm.select import choose
-from fastervlm.kv_cache import cache_in
 
 if TYPE_CHECKING:
     from fastervlm.inllm.handle import InLLMHandle

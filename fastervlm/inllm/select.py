@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from fastervlm.budget import TokenBudget
+from fastervlm.generation.splice import line_up
 from fastervlm.inllm.columns import Columns
-from fastervlm.splice import line_up
-from fastervlm.trace import TokenTrace
+from fastervlm.inllm.trace import TokenTrace
+from fastervlm.selection.budget import TokenBudget
 
 if TYPE_CHECKING:
     from fastervlm.inllm.handle import InLLMHandle

@@ -11,10 +11,10 @@ import torch
 from typing_extensions import Self
 
 from encoders import UserError
-from fastervlm.anyres import Anyres
 from fastervlm.eval.settings import Settings, seeded
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Task
+from fastervlm.families.llava_next.settings import Anyres
 
 
 def _no_file(*_: object) -> NoReturn:

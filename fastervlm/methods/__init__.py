@@ -6,13 +6,11 @@ language model is an `InLLM` instead. To add one, write it in a file of its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from encoders import ScoredPatches, UserError
+from encoders import UserError
 from fastervlm.inllm import FastV, InLLM, Simignore
-from fastervlm.kept import KeptTokens
 from fastervlm.methods.baselines import RandomTokens, UniformGrid
 from fastervlm.methods.cdpruner import CDPruner
 from fastervlm.methods.clip_relevance import ClipRelevance
@@ -22,6 +20,7 @@ from fastervlm.methods.divprune import DivPrune
 from fastervlm.methods.prumerge import PruMerge
 from fastervlm.methods.visionzip import VisionZip
 from fastervlm.methods.vispruner import VisPruner
+from fastervlm.selection.method import Method
 
 __all__ = [
     "DART",
@@ -42,8 +41,6 @@ __all__ = [
     "VisionZip",
     "get_method",
 ]
-
-Method = Callable[[ScoredPatches, int], KeptTokens]
 
 METHODS: dict[str, Method] = {
     "cls": ClsAttention(),

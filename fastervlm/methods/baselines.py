@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from encoders import ScoredPatches, UserError
-from fastervlm.kept import KeptTokens
-from fastervlm.mixing import mix
+from fastervlm.selection.draws import mix
+from fastervlm.selection.kept import KeptTokens
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from encoders import ScoredPatches, UserError, UserTypeError
-from fastervlm.kept import KeptTokens
 from fastervlm.methods.similarity import cosines
+from fastervlm.selection.kept import KeptTokens
 
 # A patch of which those kept leave no more than this share unexplained (its squared sine to their span) adds nothing.
 _NOTHING_NEW = 1e-6

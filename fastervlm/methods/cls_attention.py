@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from encoders import ScoredPatches
-from fastervlm.kept import KeptTokens
+from fastervlm.selection.kept import KeptTokens
 
 
 @dataclass(frozen=True)

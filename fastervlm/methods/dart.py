@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from encoders import ScoredPatches
-from fastervlm.kept import KeptTokens
 from fastervlm.methods.share import check_count
 from fastervlm.methods.similarity import cosines
+from fastervlm.selection.kept import KeptTokens
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from encoders import ScoredPatches
-from fastervlm.kept import KeptTokens
 from fastervlm.methods.share import check_count
 from fastervlm.methods.similarity import cosines
+from fastervlm.selection.kept import KeptTokens
 
 
 @dataclass(frozen=True)

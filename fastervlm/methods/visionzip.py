@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from encoders import ScoredPatches, UserError, UserTypeError
-from fastervlm.kept import KeptTokens
 from fastervlm.methods.share import check_share
 from fastervlm.methods.similarity import cosines
+from fastervlm.selection.kept import KeptTokens
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from encoders import ScoredPatches
-from fastervlm.kept import KeptTokens
 from fastervlm.methods.share import check_share
 from fastervlm.methods.similarity import cosines
+from fastervlm.selection.kept import KeptTokens
 
 # So many duplicates go in a round.
 _ROUND = 8

@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from encoders import UserError, UserTypeError
 from fastervlm.analysis import attention_maps
-from fastervlm.kv_cache import CACHE
+from fastervlm.generation.kv_cache import CACHE
 from tests import next_plain, plain, tiny
 
 SHAPES: dict[str, Any] = {"hidden_size": 36, "intermediate_size": 20, "vocab_size": 260, "num_attention_heads": 6}

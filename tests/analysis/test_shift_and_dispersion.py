@@ -23,9 +23,9 @@ from fastervlm.analysis.examples import extremes, traces
 from fastervlm.analysis.page import Picture, Table, write_page
 from fastervlm.analysis.questions import CONVERSATIONS
 from fastervlm.analysis.sums import agreement
-from fastervlm.anyres import Anyres
 from fastervlm.commands import analyze as commands
 from fastervlm.eval.subject import Subject
+from fastervlm.families.llava_next.settings import Anyres
 from tests import next_plain, tiny
 from tests.analysis.test_received import by_loops, close, cls_scores, eager_maps, of_reference
 from tests.plain import IMAGE_ID, one_sentence

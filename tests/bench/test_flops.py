@@ -6,8 +6,8 @@ from encoders import wrap
 from fastervlm.bench.flops import Job, prefill_macs, pruned_tower_macs, tower_macs, work
 from fastervlm.bench.peers import eager_tower, reference_inputs
 from fastervlm.bench.shapes import get_shape
-from fastervlm.kv_cache import CACHE
-from fastervlm.measure import flop_counter
+from fastervlm.generation.kv_cache import CACHE
+from fastervlm.reporting.measure import flop_counter
 
 KINDS = ["tiny", "tiny-next", "tiny-video"]
 

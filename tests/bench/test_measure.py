@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from encoders import UserError
-from fastervlm.measure import FirstTokenClock, Spread, cache_bytes, peak_bytes
+from fastervlm.reporting.measure import FirstTokenClock, Spread, cache_bytes, peak_bytes
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_ratio_is_the_median_of_pairs():
 
 def test_total_time_begins_where_the_time_to_the_first_token_does(monkeypatch):
     ticks = iter([0.0, 1.0, 4.0, 9.0])
-    monkeypatch.setattr("fastervlm.measure.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("fastervlm.reporting.measure.time.perf_counter", lambda: next(ticks))
     clock = FirstTokenClock(CPU)
     clock.start()
     assert not clock(torch.zeros(2, 3), None).any()

@@ -13,7 +13,7 @@ from fastervlm.bench.plan import job_of, plan, predict
 from fastervlm.bench.plan_table import advice, check_table, plan_table, worst
 from fastervlm.bench.shapes import SHAPES, get_shape
 from fastervlm.commands.plan import plan as command
-from fastervlm.measure import machine
+from fastervlm.reporting.provenance import machine
 
 ALL = {"encoder": 1.0, "eager": 1.0, "projector": 1.0, "prefill": 1.0, "memory": 1.0}
 SHAPE = get_shape("llava-1.5-7b")

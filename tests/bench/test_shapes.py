@@ -6,7 +6,7 @@ from fastervlm.bench.build import make_processor, random_model
 from fastervlm.bench.flops import decoder_parameters, tower_parameters
 from fastervlm.bench.shapes import SHAPES, get_shape
 from fastervlm.bench.workload import Workload
-from fastervlm.load import model_class
+from fastervlm.checkpoints.models import model_class
 from tests import tiny
 
 # Parameters of the published checkpoints, in millions.

@@ -71,7 +71,7 @@ def test_ratios_are_taken_within_rounds(workloads, undrawn):
 def test_rates_follow_from_the_times(workloads, monkeypatch):
     """Three tokens for each of two prompts: the first after 3 s, the others 2 s later."""
     ticks = iter([-1.0, 0.0, 3.0, 5.0])
-    monkeypatch.setattr("fastervlm.measure.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("fastervlm.reporting.measure.time.perf_counter", lambda: next(ticks))
     found = module._time(workloads["tiny"], Variant("none", 16, 2), 3)
     assert found == {
         "time_to_first_token_s": 3.0,
@@ -87,7 +87,7 @@ def test_image_processing_is_in_the_time_to_the_first_token(workloads, monkeypat
     process, generate = type(workload).process, type(workload.model).generate
     monkeypatch.setattr(type(workload), "process", lambda *args: seen.append("process") or process(*args))
     monkeypatch.setattr(
-        "fastervlm.measure.FirstTokenClock.start", lambda self: seen.append("start") or setattr(self, "seconds", None)
+        "fastervlm.reporting.measure.FirstTokenClock.start", lambda self: seen.append("start") or setattr(self, "seconds", None)
     )
 
     def hooks():

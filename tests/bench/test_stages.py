@@ -9,8 +9,8 @@ from fastervlm.bench.flops import pruned_tower_macs, work
 from fastervlm.bench.plan import job_of
 from fastervlm.bench.stages import STAGES, StageClock
 from fastervlm.bench.variants import variants
-from fastervlm.kv_cache import CACHE
-from fastervlm.measure import flop_counter
+from fastervlm.generation.kv_cache import CACHE
+from fastervlm.reporting.measure import flop_counter
 
 KINDS = ["tiny", "tiny-next", "tiny-video"]
 SCORING = 32 * 32 + 17 * 32  # the query of [CLS], and its products with the keys

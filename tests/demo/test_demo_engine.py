@@ -18,7 +18,7 @@ from fastervlm.demo.asking import answers
 from fastervlm.demo.engine import SHORT, Engine
 from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.subject import Subject
-from fastervlm.kv_cache import CACHE
+from fastervlm.generation.kv_cache import CACHE
 from fastervlm.methods import METHODS
 from tests import tiny
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from encoders import UserError
 from fastervlm.eval.compare import compare
-from fastervlm.report import markdown_table
+from fastervlm.reporting.tables import markdown_table
 
 
 @pytest.fixture

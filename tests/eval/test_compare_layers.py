@@ -9,13 +9,13 @@ from PIL import Image
 
 from encoders import UserError
 from fastervlm import cli
-from fastervlm.anyres import Anyres
 from fastervlm.eval import TASKS
 from fastervlm.eval.answers import protocol_file
 from fastervlm.eval.compare import compare
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject, hash_files
-from fastervlm.report import LINES, STYLES, Curve, Heatmap, Panel, draw_panels
+from fastervlm.families.llava_next.settings import Anyres
+from fastervlm.reporting.plots import LINES, STYLES, Curve, Heatmap, Panel, draw_panels
 from tests import tiny
 from tests.eval.benchmarks import aokvqa, sqa
 

@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 from encoders import UserError
-from fastervlm.anyres import Anyres, CropLayout
 from fastervlm.eval.answers import protocol_file
 from fastervlm.eval.overlay import save_overlay
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
+from fastervlm.families.llava_next.crops import CropLayout
+from fastervlm.families.llava_next.settings import Anyres
 from tests import tiny
 
 

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 
 import fastervlm
-from fastervlm.anyres import Anyres
 from fastervlm.eval.overlay import patches_of, save_overlay
 from fastervlm.eval.subject import Subject
-from fastervlm.trace import TokenTrace
+from fastervlm.families.llava_next.settings import Anyres
+from fastervlm.inllm.trace import TokenTrace
 from tests import tiny
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from encoders import UserError
 from fastervlm import cli
-from fastervlm.anyres import Anyres
 from fastervlm.eval.answers import Journal, journal_file, protocol_file
 from fastervlm.eval.reproduce import reproduce
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import identity_of
 from fastervlm.eval.subject import Subject, hash_files
+from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.methods import FastV, RandomTokens
 from tests import tiny
 

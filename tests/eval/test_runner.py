@@ -13,8 +13,8 @@ from fastervlm.eval.pictures import prepared
 from fastervlm.eval.prompts import VICUNA_V1, conversation
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
-from fastervlm.measure import FirstTokenClock
 from fastervlm.methods import get_method
+from fastervlm.reporting.measure import FirstTokenClock
 from tests.tiny import processor, save_llava
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,6 @@ from PIL import Image
 
 import fastervlm
 from fastervlm import FastV
-from fastervlm.anyres import Anyres
 from fastervlm.eval import TASKS
 from fastervlm.eval.generator import Generator, preparation, pruned
 from fastervlm.eval.overlay import save_overlay
@@ -18,6 +17,7 @@ from fastervlm.eval.prompts import LLAVA_V1, VICUNA_V1, conversation
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
+from fastervlm.families.llava_next.settings import Anyres
 from tests import tiny
 from tests.eval.benchmarks import LAYOUTS, sqa
 

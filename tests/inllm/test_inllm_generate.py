@@ -8,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 
 import fastervlm
 from fastervlm import FastV, Simignore, UserError
-from fastervlm.kv_cache import CACHE
+from fastervlm.generation.kv_cache import CACHE
 from tests.inllm import prompts, tiny_decoders
 from tests.inllm.plain_decoder import PlainDecoder, Stage, by_walk
 from tests.plain import close, one_sentence

@@ -10,7 +10,7 @@ from transformers import GemmaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import fastervlm
 from fastervlm import FastV, InLLM, Simignore, UserError, UserTypeError
-from fastervlm.kv_cache import CACHE
+from fastervlm.generation.kv_cache import CACHE
 from fastervlm.methods import get_method
 from tests import plain, tiny
 from tests.inllm import prompts, tiny_decoders

@@ -10,7 +10,7 @@ import torch
 
 import fastervlm
 from fastervlm import Budget, Mass, Outliers, TokenBudget, Total, UserError, UserTypeError, prune_patches
-from fastervlm.choice import counts_for
+from fastervlm.selection.choice import counts_for
 from tests import next_plain, plain, tiny
 from tests.encoders import towers
 from tests.encoders.towers import TOWERS

@@ -8,8 +8,9 @@ from transformers import CLIPConfig, CLIPModel
 
 import fastervlm
 from encoders import ScoredPatches, UserError, UserTypeError, wrap
-from fastervlm import CDPruner, ClipRelevance, video_llava
-from fastervlm.choice import asked
+from fastervlm import CDPruner, ClipRelevance
+from fastervlm.families.video_llava import family
+from fastervlm.selection.choice import asked
 from tests import next_plain, plain, tiny, video_plain
 
 QUESTIONS = ["What is it?", "Where is the dog, and why is it there, and who brought it?", "A cat."]
@@ -146,7 +147,7 @@ def test_all_frames_of_a_clip_have_its_question(clip, monkeypatch):
     hand = torch.stack([by_hand(clip, *pair) for pair in zip(pixels, texts, strict=True)])
     expected = CDPruner(lambda _: hand)(wrap(clip.vision_model)(pixels), 5).mask
     for chunk in (32, 2):
-        monkeypatch.setattr(video_llava, "CHUNK", chunk)
+        monkeypatch.setattr(family, "CHUNK", chunk)
         with fastervlm.prune(model, 5, method=method) as handle:
             model.generate(**batch, questions=questions, max_new_tokens=1)
             masks = {name: [x for x in handle.trace if type(x).__name__ == name] for name in ("ImageTrace", "ClipTrace")}

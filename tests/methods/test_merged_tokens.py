@@ -8,7 +8,7 @@ import torch
 import fastervlm
 from encoders import ScoredPatches, UserError, wrap
 from fastervlm import METHODS, KeptTokens, VisionZip, prune_patches
-from fastervlm.choice import asked, choose, counts_for
+from fastervlm.selection.choice import asked, choose, counts_for
 from tests import next_plain, plain, tiny, video_plain
 from tests.encoders import towers
 from tests.encoders.towers import TOWERS

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoProcessor, LlavaNextForConditionalGeneration
 
 import fastervlm
-from fastervlm.anyres import NEWLINE, CropLayout
 from fastervlm.embedded import MODEL
+from fastervlm.families.llava_next.crops import NEWLINE, CropLayout
 from playground import crops
 from playground.crops import SHAPES, CropQuestions, CropsTask
 from playground.scenes import CELL, draw

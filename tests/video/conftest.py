@@ -9,7 +9,7 @@ import torch
 
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
-from fastervlm.temporal import TemporalVideoLlava
+from fastervlm.families.video_llava.model import TemporalVideoLlava
 from tests.tiny import video_llava, video_processor
 from tests.video.clips import write_clip
 from video.scoring import VIDEO_QA

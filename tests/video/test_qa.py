@@ -18,7 +18,7 @@ from fastervlm.eval.runner import evaluate
 from fastervlm.eval.runs import BENCHMARK, CELL, MODEL, SETTINGS
 from fastervlm.eval.settings import identity_of
 from fastervlm.eval.subject import Subject
-from fastervlm.trace import TokenTrace
+from fastervlm.inllm.trace import TokenTrace
 from tests.tiny import video_processor
 from video.frames import Frames, sample_frames
 from video.qa import ask, predictions_file, run, save_sheet

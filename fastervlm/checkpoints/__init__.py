@@ -1,0 +1,1 @@
+"""Checkpoints: loaded, quantized, and read in their authors' layouts."""

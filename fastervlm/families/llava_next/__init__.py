@@ -1,0 +1,1 @@
+"""LLaVA-NeXT: an overview and crops of each picture."""

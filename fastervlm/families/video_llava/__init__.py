@@ -1,0 +1,1 @@
+"""Video-LLaVA: clips, and pictures beside them."""

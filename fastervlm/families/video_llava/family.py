@@ -1,0 +1,164 @@
+"""Video-LLaVA (`VideoLlavaForConditionalGeneration`): pictures, and clips whose frames are each pruned by their own [CLS].
+
+Dims: B clips of F frames, S frames of a chunk, N patches of a frame, T visual tokens, D language model width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from encoders import ScoredPatches, UserError, VisionEncoder, wrap
+from fastervlm.families.base import Encoded
+from fastervlm.families.encoding import check_strategy, encoder_of, flat
+from fastervlm.families.llava import Llava
+from fastervlm.families.video_llava.trace import ClipTrace
+from fastervlm.methods import ClsAttention
+from fastervlm.selection.budget import TokenBudget
+from fastervlm.selection.choice import asked, check_questions, choose, counts_for
+
+if TYPE_CHECKING:
+    from fastervlm.prune_model import PruneHandle
+
+# Frames that go through the tower at a time; of the others only what is kept of them takes memory.
+CHUNK = 32
+
+
+class VideoLlava(Llava):
+    """How a Video-LLaVA model encodes clips and pictures under pruning."""
+
+    inputs = (
+        *("pixel_values", "pixel_values_images", "pixel_values_videos", "image_index", "video_index"),
+        *("vision_feature_layer", "vision_feature_select_strategy", "questions"),
+    )
+    budgets = ("frame", "clip", "crop")
+
+    @staticmethod
+    def check(model: Any) -> None:
+        """Refuse a model whose towers or settings cannot be pruned, before anything is changed."""
+        for tower in (model.model.video_tower, model.model.image_tower):
+            wrap(tower, select_layer=model.config.vision_feature_layer)
+        check_strategy(model.config.vision_feature_select_strategy)
+
+    @staticmethod
+    def check_questions(call: dict[str, Any]) -> None:
+        """Refuse questions that are not one text for each picture of a call, then one for each clip."""
+        _questions(call, *_shown(call))
+
+    @classmethod
+    def encode_all(cls, handle: PruneHandle, call: dict[str, Any]) -> dict[str, Encoded]:
+        """All clips and pictures of the call, by the kind of their placeholders."""
+        (pictures, videos), encoded = _shown(call), {}
+        about_pictures, about_clips = _questions(call, pictures, videos)
+        if pictures is not None:
+            encoded["image"] = _encode_pictures(handle, call, pictures, about_pictures)
+        if videos is not None:
+            encoded["video"] = _encode_clips(handle, call, videos, about_clips)
+        return encoded
+
+    @staticmethod
+    def outputs(features: list[Tensor]) -> Tensor:
+        """The features (T_i, D) of one kind as one tensor, (all of them / G, G, D), which the stock model flattens again.
+
+        Beam search parts it between the rows of a batch, which groups of G therefore must not cross.
+        """
+        return torch.cat(features).unflatten(0, (-1, max(1, math.gcd(*map(len, features)))))
+
+
+def _shown(call: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """The pictures of a call, by either of their names, and its clips."""
+    pictures, old = call.get("pixel_values"), call.get("pixel_values_images")
+    if pictures is not None and old is not None:
+        raise UserError("pixel_values and pixel_values_images are two names of the same pictures; pass one of them.")
+    return old if pictures is None else pictures, call.get("pixel_values_videos")
+
+
+def _questions(
+    call: dict[str, Any], pictures: Tensor | None, videos: Tensor | None
+) -> tuple[Sequence[str] | None, Sequence[str] | None]:
+    """What is asked about each picture of the call, and about each clip; None where nothing is said."""
+    questions, shown, clips = call.get("questions"), *(0 if x is None else len(x) for x in (pictures, videos))
+    if questions is None:
+        return None, None
+    check_questions(questions, shown + clips, f"each of the {shown} pictures, then one for each of the {clips} clips")
+    return questions[:shown], questions[shown:]
+
+
+def _encode_pictures(
+    handle: PruneHandle, call: dict[str, Any], pixel_values: Tensor, questions: Sequence[str] | None
+) -> Encoded:
+    """Pictures (B, 3, H, W) by the image tower; their [CLS] never reaches the language model."""
+    model = handle.model
+    patches = asked(encoder_of(model, call, model.model.image_tower)(pixel_values), questions)
+    if handle.clips.images:
+        choice = choose(patches, counts_for(handle.budget, patches.scores), handle.method)
+    else:
+        choice = choose(patches, [patches.scores.shape[1]] * len(patches.scores), ClsAttention())
+    return flat(choice, model.model.multi_modal_projector)
+
+
+def _encode_clips(handle: PruneHandle, call: dict[str, Any], videos: Tensor, questions: Sequence[str] | None) -> Encoded:
+    """Clips (B, F, 3, H, W) by the video tower, a chunk of frames or of whole clips at a time."""
+    if videos.dim() != 5:
+        raise UserError(f"pixel_values_videos of shape (B, F, 3, H, W) are needed, but these are {tuple(videos.shape)}.")
+    cls, (clips, frames) = handle.clips.keep_cls, videos.shape[:2]
+    encoder = encoder_of(handle.model, call, handle.model.model.video_tower)
+    # Temporal attention looks across the frames of a clip: such a tower gets whole clips, as many as fit, or one.
+    few = max(1, CHUNK // max(1, frames))
+    chunks = videos.split(few) if encoder.takes_clips else videos.flatten(0, 1).split(CHUNK)
+    counts = _counts_ahead(handle, encoder, chunks, frames)
+    asks = zip(chunks, _by_chunk(questions, chunks, frames), counts, strict=True)
+    found = [_chunk(handle, asked(encoder(chunk), about), own, frames) for chunk, about, own in asks]
+    tokens, mask, scores = (torch.cat(parts) for parts in zip(*(part[:3] for part in found), strict=True))
+    mask, scores, grid = mask.unflatten(0, (clips, frames)), scores.unflatten(0, (clips, frames)), found[0][3]
+    keep = F.pad(mask, (1, 0), value=cls).flatten(1)
+    each = [count + cls for part in found for count in part[4]]
+    features = tokens.split([sum(each[first : first + frames]) for first in range(0, len(each), frames)])
+    return Encoded(list(features), list(keep), [ClipTrace(*of, grid, cls) for of in zip(scores, mask, strict=True)])
+
+
+def _chunk(
+    handle: PruneHandle, patches: ScoredPatches, counts: list[int] | None, frames: int
+) -> tuple[Tensor, Tensor, Tensor, tuple[int, int], list[int]]:
+    """What a chunk keeps, projected (T, D), its mask and scores (S, N), its grid and how many each frame keeps.
+
+    The rest is released with `patches`.
+    """
+    if counts is None:
+        groups = _groups(len(patches.scores), frames)
+        counts = counts_for(handle.budget, patches.scores, groups=groups, pool=handle.clips.budget == "clip")
+    choice = choose(patches, counts, handle.method)
+    tokens, _ = choice.project(handle.model.model.multi_modal_projector, cls=handle.clips.keep_cls)
+    return tokens, choice.mask, patches.scores.detach(), patches.grid, choice.counts
+
+
+def _by_chunk(questions: Sequence[str] | None, chunks: Sequence[Tensor], frames: int) -> Sequence[Sequence[str] | None]:
+    """For each chunk, of frames (S, 3, H, W) or of whole clips (b, F, 3, H, W), what is asked about its frames."""
+    if questions is None:
+        return [None] * len(chunks)
+    texts = iter([text for text in questions for _ in range(frames)])
+    return [list(islice(texts, chunk[..., 0, 0, 0].numel())) for chunk in chunks]
+
+
+@torch.no_grad()
+def _counts_ahead(
+    handle: PruneHandle, encoder: VisionEncoder, chunks: Sequence[Tensor], frames: int
+) -> Sequence[list[int] | None]:
+    """For each chunk how many patches its frames keep, where that is known only once all are scored; else None."""
+    pool = handle.clips.budget == "clip"
+    if len(chunks) == 1 or encoder.takes_clips or (isinstance(handle.budget, TokenBudget) and not pool):
+        return [None] * len(chunks)
+    scores = torch.cat([encoder(chunk).scores for chunk in chunks])
+    counts = counts_for(handle.budget, scores, groups=_groups(len(scores), frames), pool=pool)
+    return [counts[first : first + CHUNK] for first in range(0, len(counts), CHUNK)]
+
+
+def _groups(rows: int, frames: int) -> list[int]:
+    """How many rows each clip has; a chunk of frames that each count for themselves may begin and end within one."""
+    return [frames] * (rows // frames) + [rows % frames] * bool(rows % frames)

@@ -1,0 +1,39 @@
+"""What was kept of a clip. Dims: F frames, N patches of a frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastervlm.selection.trace import ImageTrace
+
+
+@dataclass(frozen=True, eq=False)
+class ClipTrace:
+    """One clip of the last pruned call (Video-LLaVA). Dims: F frames.
+
+    Attributes:
+        scores: (F, N) float32, the [CLS] attention of each patch within its frame, mean over heads.
+        mask: (F, N) bool, true where a patch was kept.
+        grid: rows and columns of the patches of a frame; rows * columns == N.
+        keep_cls: whether the [CLS] token of each frame was kept too, in front of its patches.
+        layout: how the kept tokens stand before the language model; "flat": frame after frame, each in raster order.
+    """
+
+    scores: Tensor
+    mask: Tensor
+    grid: tuple[int, int]
+    keep_cls: bool
+    layout: str = "flat"
+
+    @property
+    def num_tokens(self) -> int:
+        """How many visual tokens reach the language model, those of [CLS] included."""
+        return int(self.mask.sum()) + len(self.mask) * self.keep_cls
+
+    @property
+    def frames(self) -> list[ImageTrace]:
+        """The patches of each frame on its own."""
+        kept = [mask.nonzero().flatten() for mask in self.mask]
+        return [ImageTrace(scores, index, self.grid, self.layout) for scores, index in zip(self.scores, kept, strict=True)]

@@ -1,0 +1,173 @@
+"""The prompt of a pruned model: checked, and shortened to the visual tokens that were kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from encoders import UserError
+from fastervlm.families.base import Encoded
+from fastervlm.generation.inputs import (
+    NOUNS,
+    PIXELS,
+    Call,
+    check_rising,
+    check_shapes,
+    guess_mask,
+    pad_id,
+    pictures_in,
+    placeholders,
+    refuse_lonely_placeholders,
+    refuse_new_pictures,
+)
+from fastervlm.generation.kv_cache import cache_in
+from fastervlm.generation.splice import Splice, padded_right
+from fastervlm.selection.kept import waits
+
+if TYPE_CHECKING:
+    from fastervlm.prune_model import PruneHandle
+
+
+def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> tuple[Splice, Callable[[], None]]:
+    """Encode the pictures of `call`, and put the pruned prompt and the kept features in their place.
+
+    On a device the prompts are read once, before the tower starts, and nothing waits after that where each picture keeps a
+    count. One prompt that shows pictures, or clips, alone is not read at all: how many columns stay is known from shapes. If
+    its placeholders do not fit, they are blanked, so that the stock model finds none for the features and refuses them. The
+    caller's own position ids are read, and positions="original" has `generate` read the last column.
+
+    Returns:
+        What stays of the prompts, and a check that raises a UserError if their placeholders do not fit the pictures.
+    """
+    if cache_in(call) is not None and cache_in(call).get_seq_length() > 0:
+        refuse_new_pictures()
+    check_shapes(call)
+    ids, mask = call["input_ids"], call.get("attention_mask")
+    _refuse_unknown_pictures(handle, call)
+    if by_mask and mask is None:
+        mask = guess_mask(handle.model, call)
+    kinds = pictures_in(call)
+    unread = len(ids) == len(kinds) == 1 and waits(ids)
+    seen, right = (ids, False) if unread else (ids.cpu(), mask is not None and padded_right(mask.cpu()))
+    if not unread:
+        refuse_lonely_placeholders(handle.model, seen, kinds)
+    numbers = _numbers(call, mask, by_mask=by_mask)
+    encoded = _encoded(handle, call)
+    needs = {kind: [len(keep) for keep in found.keep] for kind, found in encoded.items()}
+    check = partial(check_placeholders, handle.model, seen, needs, handle.anyres.anyres)
+    if not unread:
+        check()
+    keep, lengths = _columns_to_keep(handle.model, ids, encoded), _lengths(handle.model, seen, encoded)
+    compact, length = handle.positions == "compact", None if lengths is None else max(lengths)
+    splice = Splice.of(ids, mask, keep, numbers, right=right, length=length, pad=pad_id(handle.model), compact=compact)
+    for name in handle.family.inputs:
+        call.pop(name, None)
+    call["input_ids"] = _blanked_unless_fitting(handle.model, splice, needs) if unread else splice.short_ids
+    call["mm_encoder_outputs"] = {
+        kind: BaseModelOutputWithPooling(pooler_output=handle.family.outputs(found.features)) for kind, found in encoded.items()
+    }
+    # Without a mask transformers takes gaps in the positions for borders of packed rows.
+    if mask is not None or not compact or (bool(splice.filler.any()) if lengths is None else min(lengths) < max(lengths)):
+        call["attention_mask"] = splice.short_mask
+    call["position_ids"] = splice.positions
+    if call.get("labels") is not None:
+        call["labels"] = splice.take_labels(call["labels"])
+    handle.trace = _traces(handle.model, seen, encoded)
+    return splice, check
+
+
+def _encoded(handle: PruneHandle, call: Call) -> dict[str, Encoded]:
+    """What is shown at each run of placeholders, by their kind."""
+    return {
+        kind: found if call.get(f"{kind}_index") is None else found.shown(call[f"{kind}_index"], kind)
+        for kind, found in handle.encode(handle, call).items()
+    }
+
+
+def _numbers(call: Call, mask: Tensor | None, *, by_mask: bool) -> Tensor:
+    """Position ids (R, T) of the unpruned prompt: the caller's, or as transformers would count, unmasked tokens or columns."""
+    ids, given = call["input_ids"], call.get("position_ids")
+    if given is None:
+        columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return columns if mask is None or not by_mask else (mask.long().cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
+    given = given.expand_as(ids)
+    check_rising(given, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
+    return given
+
+
+def check_placeholders(model: Any, ids: Tensor, needs: dict[str, list[int]], anyres: str) -> None:
+    """Refuse prompts (R, T) whose placeholders are not those that the pictures of each kind need, each its own number."""
+    refuse_lonely_placeholders(model, ids, list(needs))
+    for kind, counts in needs.items():
+        found, noun = int(placeholders(model, ids, kind).sum()), NOUNS[kind]
+        if found != sum(counts):
+            loaded = f" of fastervlm.load(..., anyres={anyres!r})" if hasattr(model.config, "image_grid_pinpoints") else ""
+            raise UserError(
+                f"The prompts hold {found} {kind} placeholder tokens, but {len(counts)} {noun}s need {sum(counts)}; make "
+                f"input_ids and {PIXELS[kind][0]} in one call of the processor{loaded}, with one <{kind}> for each {noun}."
+            )
+
+
+def _blanked_unless_fitting(model: Any, splice: Splice, needs: dict[str, list[int]]) -> Tensor:
+    """The pruned prompt (1, L), or only pads if its placeholders are not those that the pictures need; nothing waits."""
+    fits = [placeholders(model, splice.ids, kind).sum() == sum(needs.get(kind, ())) for kind in PIXELS]
+    fitting = torch.stack(fits).all()
+    if torch.compiler.is_compiling() or os.environ.get("TRANSFORMERS_DISABLE_TORCH_CHECK") == "1":
+        # The stock model checks nothing then.
+        torch._assert_async(fitting, "The placeholders of the prompt do not fit its pictures.")
+    return splice.short_ids.masked_fill(~fitting, splice.pad)
+
+
+def _columns_to_keep(model: Any, ids: Tensor, encoded: dict[str, Encoded]) -> Tensor:
+    """(R, T) bool: all text, and the placeholders of the patches that were kept."""
+    keep = torch.ones_like(ids, dtype=torch.bool)
+    for kind, shown in encoded.items():
+        placeholder, stays = placeholders(model, ids, kind), torch.cat(shown.keep).to(ids.device)
+        place = (placeholder.flatten().cumsum(dim=0) - 1).clamp(min=0, max=len(stays) - 1)
+        keep = keep & (~placeholder | stays[place].view_as(ids))
+    return keep
+
+
+def _lengths(model: Any, ids: Tensor, encoded: dict[str, Encoded]) -> list[int] | None:
+    """How many columns of each row of ids (R, T) stay; None if the placeholders of a picture stand in several rows.
+
+    One row is not read.
+    """
+    lost = [0] * len(ids)
+    for kind, shown in encoded.items():
+        needs = [len(keep) for keep in shown.keep]
+        gone = [need - len(x) for need, x in zip(needs, shown.features, strict=True)]
+        if len(ids) == 1:
+            lost[0] += sum(gone)
+            continue
+        rows, ends = placeholders(model, ids, kind).nonzero()[:, 0], torch.tensor(needs).cumsum(dim=0)
+        if not torch.equal(rows[ends - torch.tensor(needs)], rows[ends - 1]):
+            return None
+        for row, count in zip(rows[ends - 1].tolist(), gone, strict=True):
+            lost[row] += count
+    return [ids.shape[1] - count for count in lost]
+
+
+def _traces(model: Any, ids: Tensor, encoded: dict[str, Encoded]) -> list[Any]:
+    """What was kept at each run of placeholders, in the order of the prompts (R, T)."""
+    if len(encoded) == 1:
+        return next(iter(encoded.values())).trace
+    found: list[tuple[int, Any]] = []
+    for kind, shown in encoded.items():
+        places = placeholders(model, ids, kind).flatten().nonzero().flatten().tolist()
+        firsts = accumulate((len(keep) for keep in shown.keep[:-1]), initial=0)
+        found += zip((places[first] for first in firsts), shown.trace, strict=True)
+    return [trace for _, trace in sorted(found, key=lambda pair: pair[0])]
+
+
+def _refuse_unknown_pictures(handle: PruneHandle, call: Call) -> None:
+    for name in (name for names in PIXELS.values() for name in names):
+        if call.get(name) is not None and name not in handle.family.inputs:
+            raise UserError(f"A {type(handle.model).__name__} has no use for {name}; leave it out.")

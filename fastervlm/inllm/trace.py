@@ -1,0 +1,27 @@
+"""What was kept of the visual tokens of a prompt, inside the language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTrace:
+    """One prompt of the last call that was pruned inside the language model. Dims: n visual tokens of all its pictures, K kept.
+
+    Attributes:
+        scores: (n,) float32, what the method ranked by; 0 for tokens that were gone already.
+        index: (K,) int64, the kept tokens among the visual tokens of the prompt, ascending.
+        layer: the first layer that sees these only.
+    """
+
+    scores: Tensor
+    index: Tensor
+    layer: int
+
+    @property
+    def num_tokens(self) -> int:
+        """How many visual tokens that layer and all behind it see."""
+        return len(self.index)

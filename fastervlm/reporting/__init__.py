@@ -1,0 +1,1 @@
+"""Tables, plots, files, measurements: what commands tell their users with."""

@@ -1,0 +1,1 @@
+"""How many patches stay and which ones: tensors alone; no model and no prompt."""

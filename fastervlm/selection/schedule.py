@@ -1,0 +1,61 @@
+"""Patches that leave inside the vision tower, before its feature block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from encoders import UserError, UserTypeError
+from fastervlm.selection.budget import TokenBudget
+
+
+@dataclass(frozen=True)
+class EncoderSchedule:
+    """How many patches are left behind which blocks of the tower, so that the tower gets cheaper too.
+
+    In each of these blocks the patches that [CLS] attends to least there, a mean over heads, leave: they are still seen by the
+    others in that block, and by nobody after it. This is an approximation: what is kept in the end was computed without those
+    that left, and so differs from the whole tower's features; and a patch that only later blocks would look at is lost.
+
+    For LLaVA-1.5 with a CLIP tower of transformers, method "cls" and a count or fraction to keep: all other methods are
+    refused, since they look at patches that may have left.
+
+    Args:
+        blocks: numbers of blocks, counted from 1, rising; all before the feature block.
+        keep: for each of them how many patches stay, falling: counts, or fractions of all N. Never fewer stay than are kept in
+            the end, and where that is all of them nothing leaves.
+
+    Raises:
+        UserError: the numbers do not fit together.
+        UserTypeError: something that is no number.
+    """
+
+    blocks: Sequence[int]
+    keep: Sequence[int | float]
+
+    def __post_init__(self) -> None:
+        for name, kind in (("blocks", "whole numbers"), ("keep", "counts or fractions")):
+            if isinstance(getattr(self, name), str) or not isinstance(getattr(self, name), Sequence):
+                raise UserTypeError(f"{name}={getattr(self, name)!r} must be a list of {kind}, one for each block.")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.blocks or len(self.blocks) != len(self.keep):
+            raise UserError(
+                f"blocks={self.blocks} and keep={self.keep} do not fit together; give a number of patches for each block."
+            )
+        if not all(type(block) is int and block > 0 for block in self.blocks):
+            raise UserTypeError(f"blocks={self.blocks} must be whole numbers, counted from 1.")
+        if any(one >= other for one, other in pairwise(self.blocks)):
+            raise UserError(f"blocks={self.blocks} must rise; put the blocks in their order.")
+        counts = [TokenBudget(keep).resolve(1 << 20) for keep in self.keep]
+        same = len({isinstance(keep, float) for keep in self.keep}) == 1
+        if same and any(one < other for one, other in pairwise(counts)):
+            raise UserError(f"keep={self.keep} must not rise: patches that have left do not come back.")
+
+    def counts(self, num_patches: int, least: int) -> dict[int, int]:
+        """For each block how many of `num_patches` stay behind it, never fewer than `least`."""
+        left, found = num_patches, {}
+        for block, keep in zip(self.blocks, self.keep, strict=True):
+            left = max(least, min(left, TokenBudget(keep).resolve(num_patches)))
+            found[block] = left
+        return found
