@@ -29,8 +29,9 @@ from fastervlm.bench.build import make_processor
 from fastervlm.bench.shapes import get_shape
 from fastervlm.embedded import MODEL, embedded_benchmark
 from fastervlm.eval import TASKS
+from fastervlm.eval.answerer import Answerer, preparation, pruned
 from fastervlm.eval.batches import batched
-from fastervlm.eval.generator import Generator, preparation, pruned
+from fastervlm.eval.medium import Pictures
 from fastervlm.eval.pictures import WORKERS, Preparation, prepared
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     subject, settings = Subject(str(MODEL), dtype="float32", device="cpu"), _settings(arguments)
-    questions = settings.task.questions(settings.question_file, settings.image_folder)[: arguments.limit]
+    questions = settings.task.questions(settings.question_file, settings.media_folder)[: arguments.limit]
     waited = _waits(subject, settings, questions)
     padding = {name: _padding(subject, settings, asked) for name, asked in _both(questions).items()}
     photo = _photograph(arguments.photos)
@@ -82,7 +83,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     return Settings(
         task=TASKS["textvqa"],
         question_file=questions,
-        image_folder=images,
+        medium=Pictures(),
+        media_folder=images,
         answers_file=Path("unused.jsonl"),
         keep=arguments.visual_token_num,
         batch_size=arguments.batch_size,
@@ -100,7 +102,7 @@ def _waits(subject: Subject, settings: Settings, questions: list[Question]) -> l
         pruned(subject, settings) as handle,
         closing(prepared(batches, preparation(subject, settings), subject.processor)) as ready,
     ):
-        generator = Generator(subject, settings, handle)
+        generator = Answerer(subject, settings, handle)
         for _ in track(batches, "questions"):
             start = time.perf_counter()
             batch = next(ready)

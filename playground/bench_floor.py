@@ -27,7 +27,7 @@ import fastervlm
 from encoders import wrap
 from fastervlm.bench.build import random_model
 from fastervlm.bench.flops import tower_depth
-from fastervlm.bench.shapes import IMAGE_ID, SHAPES, get_shape
+from fastervlm.bench.shapes import SHAPES, TOKENS, get_shape
 from fastervlm.generation.shorten import shorten
 from fastervlm.reporting.files import write_json
 from fastervlm.reporting.measure import Spread, Stopwatch, peak_bytes
@@ -42,7 +42,7 @@ TEXT, CROPS, INNER = 64, 5, 20
 def asked(model: Any, placeholders: int) -> dict[str, Tensor]:
     """A prompt of TEXT words around a run of placeholders, as input_ids and attention_mask (1, T)."""
     words = torch.arange(10, 10 + TEXT)
-    ids = torch.cat((words[:35], torch.full((placeholders,), IMAGE_ID), words[35:]))[None].to(model.device)
+    ids = torch.cat((words[:35], torch.full((placeholders,), TOKENS["image"]), words[35:]))[None].to(model.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
@@ -101,11 +101,11 @@ def own_cost(model: Any, keep: int, repeats: int) -> dict[str, Spread]:
     found = encoder(pixels)
     half = found.finish.args[0][0].__self__
     with fastervlm.prune(model, keep) as handle:
-        encoded = handle.encode(handle, {"pixel_values": pixels})  # type: ignore[union-attr]
-        handle.encode = lambda *_: encoded  # type: ignore[union-attr]
+        encoded = handle.host.encode(model, handle.pruning, {"pixel_values": pixels})  # type: ignore[union-attr]
+        handle.host.encode = lambda *_: encoded  # type: ignore[union-attr]
 
         def splice() -> None:
-            cut, _ = shorten(handle, prompt | {"pixel_values": pixels}, by_mask=True)  # type: ignore[arg-type]
+            cut, _ = shorten(handle.host, prompt | {"pixel_values": pixels}, by_mask=True)  # type: ignore[arg-type]
             cut.restore(cut.short_ids)
 
         def select() -> None:
@@ -121,7 +121,7 @@ def memory(model: Any, keep: int) -> dict[str, int]:
     pixels = picture(model, CROPS)
     stock = peak_bytes(model.device, lambda: model.model.get_image_features(pixels))
     with fastervlm.prune(model, keep) as handle:
-        pruned = peak_bytes(model.device, lambda: handle.encode(handle, {"pixel_values": pixels}))  # type: ignore[union-attr]
+        pruned = peak_bytes(model.device, lambda: handle.host.encode(model, handle.pruning, {"pixel_values": pixels}))  # type: ignore[union-attr]
     return {"stock": stock, "pruned": pruned}
 
 

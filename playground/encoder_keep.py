@@ -86,7 +86,7 @@ def scores(keep: int, limit: int | None, batch_size: int) -> list[Score]:
             settings = Settings(
                 task=TASKS["textvqa"],
                 question_file=questions,
-                image_folder=images,
+                media_folder=images,
                 answers_file=Path(folder) / f"{number}.jsonl",
                 annotation_file=annotations,
                 keep=keep,

@@ -29,6 +29,7 @@ import fastervlm
 from fastervlm.embedded import MODEL, embedded_benchmark
 from fastervlm.eval import Question, get_task
 from fastervlm.eval.answers import read_answers
+from fastervlm.eval.medium import Pictures
 from fastervlm.eval.pictures import open_picture, pad_to_square
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Settings, answer_to
@@ -130,7 +131,8 @@ def stock_answers(keep: int | None, limit: int | None) -> list[str]:
         settings = Settings(
             task=TASK,
             question_file=question_file,
-            image_folder=image_folder,
+            medium=Pictures(),
+            media_folder=image_folder,
             answers_file=Path(folder) / "answers.jsonl",
             keep=keep,
             batch_size=BATCH,

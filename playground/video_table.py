@@ -75,7 +75,7 @@ def runs(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Set
         VIDEO_QA,
         question_file=questions,
         annotation_file=answers,
-        image_folder=videos,
+        media_folder=videos,
         answers_file=folder / "all.jsonl",
         batch_size=arguments.batch_size,
         limit=arguments.limit,

@@ -241,7 +241,10 @@ def test_the_crops_of_a_trace(model, anyres):
 def test_settings_that_are_not_known(model, settings):
     name, value = next(iter(settings.items()))
     choices = {"anyres": "native, paper", "newline": "kept, all, none", "budget": "crop, image"}[name]
-    for make in (Anyres, lambda **settings: fastervlm.prune(model, 5, **settings)):
+    for make in (
+        lambda **given: Anyres(given.pop("anyres", "native"), **given),
+        lambda **given: fastervlm.prune(model, 5, **given),
+    ):
         with pytest.raises(UserError, match=f"{name}={value!r} is not known; choose one of {choices}") as error:
             make(**settings)
         one_sentence(error.value)

@@ -132,7 +132,7 @@ def test_a_copy_of_a_compiled_model_computes_with_its_own_weights():
     for parameter in twin.parameters():
         parameter.mul_(0.5)
     compiled = twin(**picture(0)).logits
-    twin.__dict__["_fastervlm_handle"].encode = handle.family.encode_all
+    twin.__dict__["_fastervlm_host"].encode = handle.host.family.encode
     assert torch.equal(compiled, twin(**picture(0)).logits)
 
 

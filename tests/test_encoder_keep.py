@@ -119,7 +119,7 @@ def test_a_schedule_that_keeps_all_is_no_schedule(model):
         expected = model(**batch).logits
     with prune(model, 5, encoder_keep=EncoderSchedule([1, 2], [1.0, N])) as handle:
         assert torch.equal(model(**batch).logits, expected)
-        assert handle.encoder_keep == EncoderSchedule((1, 2), (1.0, N))
+        assert handle.pruning.encoder_keep == EncoderSchedule((1, 2), (1.0, N))
 
 
 @torch.no_grad()

@@ -111,7 +111,7 @@ def test_nothing_waits_up_to_the_language_model(call, settings):
         model.to(device)
         moved = {name: x.to(device) for name, x in batch.items()}
         with prune(model, 5, **settings) as handle:
-            handle.originals["forward"] = lambda device=device, **call: handed.update({device: call}) or {}
+            handle.host.own["forward"] = lambda device=device, **call: handed.update({device: call}) or {}
             model(**moved)  # what libraries set up at their first call
             with no_synchronisation() if device == "cuda" else contextlib.nullcontext():
                 model(**moved)

@@ -20,7 +20,7 @@ CALLS, WARM = 1000, 50
 def prune(model, *arguments, **settings) -> Any:
     """The model pruned, what its stock methods do left out: they are not ours."""
     handle: Any = fastervlm.prune(model, *arguments, **settings)
-    handle.originals = {"forward": lambda **call: {}, "generate": lambda **call: call["input_ids"]}
+    handle.host.own = {"forward": lambda **call: {}, "generate": lambda **call: call["input_ids"]}
     return handle
 
 
@@ -79,7 +79,7 @@ def test_handles_leave_nothing_behind():
 
     def call():
         handle: Any = fastervlm.prune(model, 5)
-        handle.encode(handle, {"pixel_values": batch["pixel_values"]})
+        handle.host.encode(handle.model, handle.pruning, {"pixel_values": batch["pixel_values"]})
         handle.remove()
 
     objects_left, bytes_left = grown(call)

@@ -65,8 +65,8 @@ def handed(model, batch, what="forward"):
         calls.append(call)
         return {} if what == "forward" else call["input_ids"]
 
-    handle = model.__dict__["_fastervlm_handle"]
-    handle.originals[what] = stock
+    host = model.__dict__["_fastervlm_host"]
+    host.own[what] = stock
     getattr(model, what)(**batch)
     return calls[0]
 

@@ -1,8 +1,7 @@
-"""`fastervlm video-qa`, and how both commands of video run as modules."""
+"""`fastervlm video-qa`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,6 +25,7 @@ from fastervlm.commands.common import (
 )
 
 if TYPE_CHECKING:
+    from fastervlm.eval.engine import Engine
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
 
@@ -91,7 +91,7 @@ def video_qa(
     from video.videos import Videos
 
     check(method, visual_token_num, sheet, keep_cls or budget != "frame")
-    data = {"question_file": question_file, "annotation_file": answer_file, "image_folder": video_dir}
+    data = {"question_file": question_file, "annotation_file": answer_file, "media_folder": video_dir}
     if video is None and question is None:
         refuse_range(start, end)
         model, files = benchmark(model, data)
@@ -106,11 +106,14 @@ def video_qa(
         batch_size=batch_size,
         limit=limit,
         medium=Videos(num_frames, strategy, start, end, keep_cls, budget),
-        engine=engine_of(engine, workers, address),
         **(files | pruning | asking),
     )
+    answering = engine_of(engine, workers, address)
     subject = Subject(model, dtype, device)
-    answer_all(subject, settings, sheet) if question is None else answer_one(subject, settings, question, sheet)
+    if question is None:
+        answer_all(subject, settings, answering, sheet)
+    else:
+        answer_one(subject, settings, question, sheet)
 
 
 def benchmark(model: str | None, data: dict[str, Path | None]) -> tuple[str, dict[str, Any]]:
@@ -118,14 +121,14 @@ def benchmark(model: str | None, data: dict[str, Path | None]) -> tuple[str, dic
     from fastervlm.embedded import VIDEO_MODEL, embedded_video_benchmark
 
     given = {name: path for name, path in data.items() if path is not None}
-    if "question_file" in given and "image_folder" in given:
+    if "question_file" in given and "media_folder" in given:
         return model or str(tiny_model()), given
     if given or (model is not None and Path(model).resolve() != VIDEO_MODEL):
         raise UserError(
             "Give --video and --question, or --question-file and --video-dir, or neither model nor data for the tiny model."
         )
     return str(tiny_model()), dict(
-        zip(("question_file", "annotation_file", "image_folder"), embedded_video_benchmark(), strict=True)
+        zip(("question_file", "annotation_file", "media_folder"), embedded_video_benchmark(), strict=True)
     )
 
 
@@ -143,7 +146,7 @@ def one_file(
         raise UserError("--limit is for the questions of a benchmark; leave it out for one video.")
     if not video.name:
         raise UserError(f"--video {video} is not a file; give the path of a video file.")
-    return {"question_file": video, "image_folder": video.parent, "answers_file": video.with_suffix(".jsonl")}
+    return {"question_file": video, "media_folder": video.parent, "answers_file": video.with_suffix(".jsonl")}
 
 
 def refuse_range(start: float | None, end: float | None) -> None:
@@ -196,13 +199,13 @@ def answer_one(subject: Subject, settings: Settings, question: str, sheet: Path 
         print(f"Contact sheet: {sheet}")
 
 
-def answer_all(subject: Subject, settings: Settings, sheet: Path | None) -> None:
+def answer_all(subject: Subject, settings: Settings, engine: Engine | None, sheet: Path | None) -> None:
     """Answer a benchmark, print score and speed, and fail if a question did."""
     from fastervlm.commands.evaluate import speed_lines
     from video.qa import ask_first, predictions_file, run, save_sheet
 
     with resumable():
-        protocol, score = run(subject, settings)
+        protocol, score = run(subject, settings, engine)
     lines = [*(score.lines() if score else ["No score."]), *speed_lines(protocol), f"Answers: {settings.answers_file}"]
     if settings.annotation_file is not None:
         lines.append(f"For the reference's evaluation: {predictions_file(settings.answers_file)}")
@@ -211,14 +214,3 @@ def answer_all(subject: Subject, settings: Settings, sheet: Path | None) -> None
         save_sheet(ask_first(subject, settings), sheet)
         print(f"Contact sheet of the first video: {sheet}")
     report_failures(protocol["failed"], protocol["failures"])
-
-
-def main(name: str) -> None:
-    """Run the command `name` of this floor as `fastervlm` runs it."""
-    from fastervlm import cli
-    from video.score_command import video_score
-
-    sys.argv.insert(1, name)
-    for command, function in (("video-qa", video_qa), ("video-score", video_score)):
-        cli.app.command(command)(function)
-    cli.main()

@@ -43,7 +43,7 @@ def video_compare(
     from video.scoring import VIDEO_QA
     from video.videos import Videos
 
-    given = {"question_file": question_file, "annotation_file": answer_file, "image_folder": video_dir}
+    given = {"question_file": question_file, "annotation_file": answer_file, "media_folder": video_dir}
     path, files = benchmark(model, given)
     subject = Subject(path, dtype, device)
     folder = out_dir or files["question_file"].parent / "compare" / subject.name

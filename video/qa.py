@@ -1,4 +1,4 @@
-"""Video question answering: one file, or a benchmark. Run `python -m video.qa`, which is `fastervlm video-qa`."""
+"""Video question answering: one file, or a benchmark."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.eval.answerer import Answerer, pruned
 from fastervlm.eval.answers import read_answers
-from fastervlm.eval.generator import Generator, pruned
+from fastervlm.eval.engine import Engine
 from fastervlm.eval.runner import checked_questions, evaluate
 from fastervlm.eval.score import Score
 from fastervlm.eval.settings import Settings
@@ -54,7 +55,7 @@ def ask(subject: Subject, settings: Settings, path: Path, question: str) -> Clip
     clip = prepare.pixels(path, frames, subject.processor)
     batch = prepare.batch([asked], {path: clip}, subject.processor, {})
     with pruned(subject, settings) as handle:
-        generator = Generator(subject, settings, handle)
+        generator = Answerer(subject, settings, handle)
         text = generator(batch)[0]
         trace = handle.trace[0] if handle is not None else None
     if isinstance(trace, TokenTrace):
@@ -77,14 +78,14 @@ def save_sheet(answer: ClipAnswer, path: Path) -> None:
         contact_sheet(answer.frames, answer.trace).save(file, "PNG")
 
 
-def run(subject: Subject, settings: Settings) -> tuple[dict[str, Any], Score | None]:
+def run(subject: Subject, settings: Settings, engine: Engine | None = None) -> tuple[dict[str, Any], Score | None]:
     """Answer a benchmark, as `fastervlm.eval.runner.evaluate` does, and write the answers as the reference reads them too.
 
     Clips that need not have the same number of frames cannot stand in one batch and are asked about one at a time.
     """
     if videos_of(settings).strategy != "uniform":
         settings = replace(settings, batch_size=1)
-    protocol, score = evaluate(subject, settings)
+    protocol, score = evaluate(subject, settings, engine)
     if settings.annotation_file is not None:
         answers = read_answers(settings.answers_file)
         found = predictions_of(answers, settings.question_file, settings.annotation_file)
@@ -95,9 +96,3 @@ def run(subject: Subject, settings: Settings) -> tuple[dict[str, Any], Score | N
 def predictions_file(answers_file: Path) -> Path:
     """Where the answers lie in the form that the reference's evaluation reads."""
     return answers_file.with_suffix(".pred.jsonl")
-
-
-if __name__ == "__main__":
-    from video.commands import main
-
-    main("video-qa")

@@ -73,8 +73,3 @@ VIDEO_QA = Task(
     max_new_tokens=MAX_NEW_TOKENS,
     score_flags=("annotation_file", "question_file"),
 )
-
-if __name__ == "__main__":
-    from video.commands import main
-
-    main("video-score")

@@ -91,7 +91,7 @@ class Videos:
             "keep_cls": None if settings.keep is None else self.keep_cls,
             "budget_of": None if settings.keep is None else self.budget,
             "blind": settings.blind,
-            "video_dir": str(settings.image_folder and settings.image_folder.resolve()),
+            "video_dir": str(settings.media_folder and settings.media_folder.resolve()),
         }
 
     def layout(self, subject: Subject) -> dict[str, Any]:
@@ -179,5 +179,5 @@ def _placeholders(clip: Tensor, processor: Any) -> str:
 
 
 def _check_kind(subject: Subject) -> None:
-    if not hasattr(subject.model.config, "video_token_id"):
+    if not subject.takes_clips:
         raise UserError(f"{subject.path} is no model for videos; give a Video-LLaVA checkpoint.")

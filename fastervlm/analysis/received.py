@@ -24,7 +24,9 @@ from encoders import UserError
 from fastervlm.analysis.attention import attention_maps
 from fastervlm.families.llava_next.crops import NEWLINE
 from fastervlm.families.llava_next.trace import CropsTrace
+from fastervlm.families.registry import family_of
 from fastervlm.families.video_llava.trace import ClipTrace
+from fastervlm.generation.inputs import visual
 from fastervlm.prune_model import prune
 
 KINDS = ("full", "image", "text", "last")
@@ -85,9 +87,8 @@ def receive(model: Any, inputs: Any, **layout: Any) -> Received:
         UserTypeError: the model is not supported.
     """
     given = {name: _moved(value, model) for name, value in inputs.items()}
-    rows = _Rows(_visual(given["input_ids"], model.config))
-    if hasattr(model.config, "video_token_id"):
-        layout |= {"keep_cls": True}  # of each frame, as in the unpruned model
+    rows = _Rows(_visual(model, given["input_ids"]))
+    layout |= family_of(model).unpruned
     with prune(model, 1.0, **layout) as handle, attention_maps(model, rows.see):
         model(**given, use_cache=False, logits_to_keep=1)
         trace = tuple(handle.trace)
@@ -131,12 +132,11 @@ def _moved(value: Tensor, model: Any) -> Tensor:
     return value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
 
 
-def _visual(ids: Tensor, config: Any) -> Tensor:
+def _visual(model: Any, ids: Tensor) -> Tensor:
     """(T,) bool: the places of visual tokens in ids (1, T)."""
     if len(ids) != 1:
         raise UserError(f"Attention is told of one prompt at a time, and there are {len(ids)}; pass them one by one.")
-    placeholders = {config.image_token_id, getattr(config, "video_token_id", None)} - {None}
-    return torch.isin(ids[0], torch.tensor(sorted(placeholders), device=ids.device))
+    return visual(model, ids)[0]
 
 
 def _of_picture(trace: Any, number: int, pictures: int) -> tuple[list[str], Tensor, Tensor]:

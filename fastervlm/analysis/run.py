@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from encoders.errors import UserError
 from fastervlm.analysis.answers import answer, read_again
 from fastervlm.analysis.efficiency import GROUPS, QUERIES, AttentionEfficiency, token_groups
+from fastervlm.eval.answerer import preparation
 from fastervlm.eval.answers import writable_folder
-from fastervlm.eval.generator import preparation
 from fastervlm.eval.pictures import Batch, prepared
 from fastervlm.eval.protocol import circumstances
 from fastervlm.eval.runner import checked_questions, console

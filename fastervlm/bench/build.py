@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fastervlm.bench.shapes import IMAGE_ID, VIDEO_ID, Shape
+from fastervlm.bench.shapes import TOKENS, Shape
 from fastervlm.checkpoints.models import model_class
 
 
@@ -22,25 +22,7 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device, seed: i
 
 def make_processor(shape: Shape) -> Any:
     """The processor of that shape: pictures are resized and normalised as CLIP's, a word is a token."""
-    import transformers
-
-    size = shape.tower["image_size"]
-    square: dict[str, Any] = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-    patches: dict[str, Any] = {
-        "tokenizer": _tokenizer(),
-        "patch_size": shape.tower["patch_size"],
-        "vision_feature_select_strategy": "default",
-        "num_additional_image_tokens": 1,
-    }
-    if shape.kind == "llava_next":
-        pinpoints = shape.config.image_grid_pinpoints
-        pictures: Any = transformers.LlavaNextImageProcessor(image_grid_pinpoints=pinpoints, **square)
-        return transformers.LlavaNextProcessor(image_processor=pictures, **patches)
-    pictures = transformers.CLIPImageProcessor(**square)
-    if shape.kind == "video_llava":
-        clips = transformers.VideoLlavaVideoProcessor(**square)
-        return transformers.VideoLlavaProcessor(image_processor=pictures, video_processor=clips, **patches)
-    return transformers.LlavaProcessor(image_processor=pictures, **patches)
+    return shape.family.processor(shape.config, _tokenizer())
 
 
 def _tokenizer() -> Any:
@@ -48,7 +30,7 @@ def _tokenizer() -> Any:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    special = {"<pad>": 0, "<s>": 1, "</s>": 2, "<image>": IMAGE_ID, "<video>": VIDEO_ID}
+    special = {"<pad>": 0, "<s>": 1, "</s>": 2, "<image>": TOKENS["image"], "<video>": TOKENS["video"]}
     inner = Tokenizer(models.WordLevel(special | {"<unk>": 5}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from encoders.errors import UserError
-from fastervlm.bench.devices import BYTES, SPECS, DeviceSpec
+from fastervlm.bench.device_spec import DeviceSpec
+from fastervlm.bench.devices import BYTES, SPECS
 from fastervlm.bench.flops import STAGES, Job, work
 from fastervlm.bench.plan import kind_of, predict, rows_of
 from fastervlm.bench.shapes import SHAPES, Shape

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastervlm.bench.devices import CPU, DeviceSpec
+from fastervlm.bench.device_spec import CPU, DeviceSpec
 from fastervlm.bench.flops import block_macs, layer_macs
 
 ROWS = (64, 128, 320, 640)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fastervlm.families.registry import family_of_type
+
 Route = Literal["stock", "pruned", "reference", "fastv"]
 STAGES = ("encoder", "projector", "prefill")
 
@@ -65,7 +67,7 @@ def work(config: Any, job: Job) -> Work:
     """The work of a call of a model with that config of transformers (LLaVA-1.5, LLaVA-NeXT, Video-LLaVA)."""
     vision, text = config.vision_config, config.text_config
     depth = tower_depth(vision, config.vision_feature_layer)
-    pruned, clips = job.route == "pruned", config.model_type == "video_llava"
+    pruned, clips = job.route == "pruned", family_of_type(config.model_type).parts == "frames"
     tower = pruned_tower_macs(vision, depth, job.kept) if pruned else tower_macs(vision)
     projected = _projected(vision, job, clips)
     return Work(

@@ -12,23 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastervlm.families.base import PIXELS
+from fastervlm.families.registry import family_of
+from fastervlm.generation.inputs import visual
+
 
 @contextmanager
 def eager_tower(model: Any) -> Iterator[None]:
     """The model's tower with attention that gives its maps, as the reference loads it."""
-    tower = tower_of(model)
+    tower: Any = family_of(model).tower(model)
     before = tower.config._attn_implementation
     tower.set_attn_implementation("eager")
     try:
         yield
     finally:
         tower.set_attn_implementation(before)
-
-
-def tower_of(model: Any) -> Any:
-    """The tower that encodes a benchmark's pictures or clips."""
-    inner = model.model
-    return inner.video_tower if hasattr(inner, "video_tower") else inner.vision_tower
 
 
 @torch.no_grad()
@@ -48,19 +46,21 @@ def reference_inputs(model: Any, inputs: Any, keep: int) -> dict[str, Any]:
     Returns:
         `inputs_embeds` (B, T, D) and `attention_mask` (B, T).
     """
-    kind = model.config.model_type
-    pixels = inputs["pixel_values_videos" if kind == "video_llava" else "pixel_values"]
+    family = family_of(model)
+    pixels = inputs[PIXELS[family.kinds[-1]][0]]
     hidden, scores = _encoded(model, pixels.flatten(0, -4))
     index = scores.topk(keep, dim=1).indices
     projector = model.model.multi_modal_projector
-    if kind == "video_llava":
+    if family.parts == "frames":
         index = index.sort(dim=1).values
         kept = projector(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])))
         features = kept.unflatten(0, (len(pixels), -1)).flatten(1, 2)
     else:
         mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, index, True)
         table = projector(hidden)
-        features = _next_features(model, table, mask, inputs) if kind == "llava_next" else table[mask].unflatten(0, (-1, keep))
+        features = (
+            _next_features(model, table, mask, inputs) if family.parts == "crops" else table[mask].unflatten(0, (-1, keep))
+        )
     embeds = _around(model, inputs["input_ids"], features)
     return {"inputs_embeds": embeds, "attention_mask": embeds.new_ones(embeds.shape[:2], dtype=torch.long)}
 
@@ -68,7 +68,7 @@ def reference_inputs(model: Any, inputs: Any, keep: int) -> dict[str, Any]:
 def _encoded(model: Any, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     """Hidden states of the patches (B * P, N, C) and their scores (B * P, N)."""
     layer = model.config.vision_feature_layer
-    outputs = tower_of(model)(pixel_values, output_hidden_states=True, output_attentions=True)
+    outputs = family_of(model).tower(model)(pixel_values, output_hidden_states=True, output_attentions=True)
     return outputs.hidden_states[layer][:, 1:], outputs.attentions[layer][:, :, 0, 1:].mean(dim=1)
 
 
@@ -101,9 +101,8 @@ def _stitched(crops: Tensor, high: int, wide: int, side: int) -> Tensor:
 
 def _around(model: Any, ids: Tensor, features: Tensor) -> Tensor:
     """The embedded text of ids (B, T) with features (B, K, D) in the place of its visual tokens."""
-    config = model.config
     embed = model.get_input_embeddings()
-    visual = (ids == config.image_token_id) | (ids == getattr(config, "video_token_id", -1))
-    first = int(visual[0].long().argmax())
-    text = embed(ids[~visual].unflatten(0, (len(ids), -1)))
+    shown = visual(model, ids)
+    first = int(shown[0].long().argmax())
+    text = embed(ids[~shown].unflatten(0, (len(ids), -1)))
     return torch.cat((text[:, :first], features.to(text), text[:, first:]), dim=1)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from encoders.errors import UserError
-from fastervlm.bench.devices import BYTES, DeviceSpec
+from fastervlm.bench.device_spec import DeviceSpec
+from fastervlm.bench.devices import BYTES
 from fastervlm.bench.flops import Job, Route, work
 from fastervlm.bench.shapes import Shape
 
@@ -79,7 +80,7 @@ def job_of(shape: Shape, method: str, kept: int, batch: int, text_tokens: int = 
     left = text_tokens + shape.parts * kept
     if route in ("stock", "fastv"):
         return Job(route, kept, shape.parts, whole, left if route == "fastv" else whole, batch, layer)
-    left += shape.separators if route == "pruned" and shape.kind == "llava_next" else 0
+    left += shape.separators if route == "pruned" and shape.family.parts == "crops" else 0
     return Job(route, kept, shape.parts, left, left, batch)
 
 

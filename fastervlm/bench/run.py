@@ -15,7 +15,7 @@ from fastervlm.bench.answer import answer
 from fastervlm.bench.cases import Case
 from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TOTAL_TIME, Bench, Row
 from fastervlm.bench.workload import check_numbers
-from fastervlm.eval.generator import preparation, pruned
+from fastervlm.eval.answerer import preparation, pruned
 from fastervlm.eval.protocol import circumstances
 from fastervlm.eval.runner import checked_questions, console, evaluate
 from fastervlm.eval.score import Score

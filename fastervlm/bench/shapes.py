@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.families.base import Family
+from fastervlm.families.registry import family_of_type
 
-IMAGE_ID, VIDEO_ID = 3, 4
-_CLASSES = {"llava": "LlavaConfig", "llava_next": "LlavaNextConfig", "video_llava": "VideoLlavaConfig"}
-_CANVASES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # of LLaVA-NeXT, in crops
+# Token ids of the placeholders.
+TOKENS = {"image": 3, "video": 4}
+_CROPS = 5  # an overview and 2 x 2
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Shape:
     """
 
     name: str
-    kind: Literal["llava", "llava_next", "video_llava"]
+    kind: str
     tower: Mapping[str, int]
     decoder: Mapping[str, int]
     frames: int = 0
@@ -43,32 +45,28 @@ class Shape:
         return self.side**2
 
     @property
+    def family(self) -> Family:
+        """The kind of model."""
+        return family_of_type(self.kind)
+
+    @property
     def parts(self) -> int:
         """How many times the tower runs for one prompt: crops of a picture (an overview and 2 x 2), or frames of a clip."""
-        return {"llava": 1, "llava_next": 5, "video_llava": self.frames}[self.kind]
+        return {None: 1, "crops": _CROPS, "frames": self.frames}[self.family.parts]
 
     @property
     def separators(self) -> int:
-        """Tokens of an unpruned prompt that are neither text nor patches: newlines of LLaVA-NeXT, [CLS] of Video-LLaVA."""
-        return {"llava": 0, "llava_next": 2 * self.side, "video_llava": self.frames}[self.kind]
+        """Tokens of an unpruned prompt that are neither text nor patches, such as newlines or [CLS]."""
+        return self.family.separators(self.side, self.frames)
 
     @cached_property
     def config(self) -> Any:
         """The config of transformers."""
-        import transformers
+        from transformers import CLIPVisionConfig, LlamaConfig
 
-        settings: dict[str, Any] = {"image_token_index": IMAGE_ID, "image_seq_length": self.num_visual_tokens}
-        if self.kind == "llava_next":
-            crop = self.tower["image_size"]
-            settings["image_grid_pinpoints"] = [[high * crop, wide * crop] for high, wide in _CANVASES]
-        if self.kind == "video_llava":
-            settings |= {"video_token_index": VIDEO_ID, "video_seq_length": self.frames * (self.num_visual_tokens + 1)}
         ends: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 4096}
-        return getattr(transformers, _CLASSES[self.kind])(
-            vision_config=transformers.CLIPVisionConfig(**self.tower),  # type: ignore[arg-type]
-            text_config=transformers.LlamaConfig(**self.decoder, **ends),  # type: ignore[arg-type]
-            **settings,
-        )
+        vision, text = CLIPVisionConfig(**self.tower), LlamaConfig(**self.decoder, **ends)  # type: ignore[arg-type]
+        return self.family.config(vision, text, TOKENS, self.frames)
 
 
 def _tower(width: int, inner: int, layers: int, heads: int, image: int, patch: int) -> dict[str, int]:

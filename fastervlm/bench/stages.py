@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from fastervlm.bench.flops import tower_depth
-from fastervlm.bench.peers import tower_of
+from fastervlm.families.registry import family_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -45,7 +45,8 @@ class StageClock(StoppingCriteria):
         self._hooks: list[Any] = []
 
     def __enter__(self) -> Self:
-        tower, inner = tower_of(self.model), self.model.model
+        family = family_of(self.model)
+        tower, inner = family.tower(self.model), self.model.model
         blocks = tower.encoder.layers
         block = blocks[tower_depth(tower.config, self.model.config.vision_feature_layer) - 1]
         attention = block.self_attn
@@ -59,7 +60,7 @@ class StageClock(StoppingCriteria):
         self._behind(tower, "selection")
         self._before(inner.multi_modal_projector, "projector")
         self._behind(inner.multi_modal_projector, "splice")
-        self._before(inner.language_model, "prefill")
+        self._before(family.decoder(self.model), "prefill")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -13,14 +13,13 @@ from encoders.errors import UserError
 from fastervlm.bench.flops import Job, Route
 from fastervlm.bench.peers import eager_tower, reference_inputs
 from fastervlm.bench.workload import Workload
-from fastervlm.inllm import FastV, InLLM
-from fastervlm.methods import METHODS, ClsAttention, RandomTokens, UniformGrid, get_method
+from fastervlm.inllm import FastV
+from fastervlm.methods import METHODS, get_method
 from fastervlm.selection.budget import TokenBudget
-from fastervlm.selection.method import Method
+from fastervlm.selection.method import Method, traits
 
 NONE, REFERENCE = "none", "reference-route"
 _SAME = {"stock": NONE}
-_ONLY_INDEX = (ClsAttention, RandomTokens, UniformGrid)  # ask the tower for scores and the kept rows, and nothing else
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,14 @@ class Variant:
         """The formula that counts its work; None where there is none."""
         if self.method in (NONE, REFERENCE):
             return "stock" if self.method == NONE else "reference"
-        if isinstance(self.pruner, FastV) and self.pruner.mode == "drop":
-            return "fastv"
-        return "pruned" if isinstance(self.pruner, _ONLY_INDEX) else None
+        return None if self.pruner is None else traits(self.pruner).work
 
     def job(self, workload: Workload, length: int, left: int) -> Job | None:
         """What a call does whose language model sees `length` tokens first and `left` in its last layer; None, see `route`."""
         if self.route is None:
             return None
         job = Job(self.route, self.kept, workload.parts, length, left, self.batch)
-        return replace(job, fastv_layer=self.pruner.layer) if isinstance(self.pruner, FastV) else job
+        return replace(job, fastv_layer=getattr(self.pruner, "layer", job.fastv_layer))
 
     @contextmanager
     def entered(self, workload: Workload) -> Iterator[Callable[[Any], dict[str, Any]]]:
@@ -67,7 +64,7 @@ class Variant:
             with eager_tower(model):
                 yield partial(reference_inputs, model, keep=self.kept)
         else:
-            keep = self.kept * workload.parts if isinstance(self.pruner, InLLM) else self.kept
+            keep = self.kept * workload.parts if traits(self.pruner).in_llm else self.kept
             with fastervlm.prune(model, keep, method=self.pruner):
                 yield dict
 

@@ -14,8 +14,10 @@ from encoders.errors import UserError
 from fastervlm.bench.build import make_processor, random_model
 from fastervlm.bench.shapes import Shape
 from fastervlm.checkpoints.load import load
+from fastervlm.families.base import PIXELS, Family
+from fastervlm.families.registry import family_of, find_family
+from fastervlm.generation.inputs import visual
 
-_KINDS = ("llava", "llava_next", "video_llava")
 _BEFORE = 35 / 64  # share of the text in front of the picture, as in LLaVA's prompts
 
 
@@ -55,15 +57,20 @@ class Workload:
             raise UserError(
                 f"--text-tokens is {self.text_tokens}; it must be at least 2, one in front of the picture and one behind."
             )
-        if self.kind not in _KINDS or not isinstance(self.model.config.vision_feature_layer, int):
+        if find_family(self.model) is None or not isinstance(self.model.config.vision_feature_layer, int):
             raise UserError(
                 f"{self.name} reads several layers of its tower or is of another kind than LLaVA; choose another model."
             )
 
     @property
-    def kind(self) -> str:
-        """The `model_type` of the model."""
-        return self.model.config.model_type
+    def family(self) -> Family:
+        """What kind of model it is."""
+        return family_of(self.model)
+
+    @property
+    def kind(self) -> Literal["image", "video"]:
+        """What it is shown."""
+        return self.family.kinds[-1]
 
     @property
     def device(self) -> torch.device:
@@ -73,29 +80,24 @@ class Workload:
     @property
     def num_visual_tokens(self) -> int:
         """N, the patches of a picture, crop or frame."""
-        vision = self.model.config.vision_config
-        return (vision.image_size // vision.patch_size) ** 2
+        return self.family.num_visual_tokens(self.model.config)
 
     @cached_property
     def parts(self) -> int:
         """How many crops or frames each prompt has; 1 for a picture that is not cut."""
-        pixels = self.process(1)
-        pixels = pixels["pixel_values_videos" if self.kind == "video_llava" else "pixel_values"]
+        pixels = self.process(1)[PIXELS[self.kind][0]]
         return pixels.shape[1] if pixels.dim() == 5 else 1
 
     def visual_tokens(self, ids: Any) -> int:
         """Placeholders in each row of ids (B, T)."""
-        config = self.model.config
-        visual = (ids == config.image_token_id) | (ids == getattr(config, "video_token_id", -1))
-        return int(visual[0].sum())
+        return int(visual(self.model, ids)[0].sum())
 
     def process(self, batch: int) -> Any:
         """What the processor makes of the batch's pictures and text, moved to the model's device and dtype."""
-        kind = "video" if self.kind == "video_llava" else "image"
         before = max(1, round(_BEFORE * self.text_tokens))
         before = min(before, self.text_tokens - 1)
-        text = f"{'w ' * before}<{kind}>{' w' * (self.text_tokens - before)}"
-        shown = {f"{kind}s": self._shown(batch)}
+        text = f"{'w ' * before}<{self.kind}>{' w' * (self.text_tokens - before)}"
+        shown = {f"{self.kind}s": self._shown(batch)}
         inputs = self.processor(text=[text] * batch, **shown, return_tensors="pt")
         return inputs.to(self.device, self.model.dtype)
 
@@ -113,15 +115,15 @@ class Workload:
         from PIL import Image
 
         rng = np.random.default_rng(seed)
-        if self.kind == "video_llava":
+        if self.kind == "video":
             frames = self.shape.frames if self.shape else 8
             return rng.integers(0, 256, (frames, *self._size, 3), dtype=np.uint8)
         return Image.fromarray(rng.integers(0, 256, (*self._size, 3), dtype=np.uint8))
 
     @property
     def _size(self) -> tuple[int, int]:
-        """Height and width of a photograph; for LLaVA-NeXT of a square that fills 2 x 2 crops."""
-        if self.kind == "llava_next":
+        """Height and width of a photograph; where it is cut, of a square that fills 2 x 2 crops."""
+        if self.family.parts == "crops":
             side = 2 * self.model.config.vision_config.image_size
             return side, side
         return 480, 640

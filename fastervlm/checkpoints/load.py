@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import torch
 
-from encoders import UserError, UserTypeError
+from encoders import UserError
 from fastervlm.checkpoints.config import find_device, find_dtype, read_config
 from fastervlm.checkpoints.errors import reading_weights, reason, refuse_missing
-from fastervlm.checkpoints.models import CLASSES, model_class
+from fastervlm.checkpoints.models import model_class
 from fastervlm.checkpoints.original import is_original, read
 from fastervlm.checkpoints.quantize import check_quantize, quantization
+from fastervlm.families.registry import family_of_type
 
 
 def load(
@@ -67,11 +68,7 @@ def load(
         raise UserError(f"{name} holds its own vision tower; leave vision_tower out.")
     else:
         model, processor = _read(name, kind, target, quantize)
-    _complete(processor, model.config)
-    if anyres == "paper" and model.config.model_type == "llava_next":
-        from fastervlm.families.llava_next.processor import paper_processor
-
-        processor = paper_processor(processor)
+    processor = family_of_type(model.config.model_type).complete(processor, model.config, anyres)
     return (model if quantize else model.to(target)).eval(), processor
 
 
@@ -84,8 +81,7 @@ def _read(name: str, dtype: torch.dtype, device: torch.device, quantize: str | N
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
         raise UserError(f"The config.json of {name} cannot be read ({reason(error)}); download it again.") from error
-    if config.model_type not in CLASSES:
-        raise UserTypeError(f"{name} is a {config.model_type!r} model; supported are {', '.join(CLASSES)}.")
+    family_of_type(config.model_type, name)
     placed = {}
     if quantize:
         placed = {"quantization_config": quantization(config, quantize, dtype), "device_map": {"": device}}
@@ -108,18 +104,3 @@ def _read_weights(name: str, config: Any, dtype: torch.dtype, placed: dict[str, 
         )
     refuse_missing(name, set(info["missing_keys"]))
     return model
-
-
-def _complete(processor: Any, config: Any) -> None:
-    """Older processors do not say how many placeholders a picture takes; the config does."""
-    processor.tokenizer.padding_side = "left"
-    if processor.patch_size is None:
-        processor.patch_size = config.vision_config.patch_size
-    if processor.vision_feature_select_strategy is None:
-        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-    if config.model_type == "video_llava":
-        from fastervlm.families.video_llava.processor import restore
-
-        restore(processor)
-    if config.vision_config.model_type == "clip_vision_model":
-        processor.num_additional_image_tokens = 1  # the [CLS] token, which the strategy "default" takes off again

@@ -6,23 +6,12 @@ from typing import Any
 
 import torch
 
-# Classes of transformers by the `model_type` of the checkpoint's config.
-CLASSES = {
-    "llava": "LlavaForConditionalGeneration",
-    "llava_next": "LlavaNextForConditionalGeneration",
-    "video_llava": "VideoLlavaForConditionalGeneration",
-}
+from fastervlm.families.registry import family_of_type
 
 
 def model_class(config: Any) -> Any:
     """The class of the model that a config of transformers describes."""
-    import transformers
-
-    if getattr(config.vision_config, "add_time_attn", False):
-        from fastervlm.families.video_llava.model import TemporalVideoLlava
-
-        return TemporalVideoLlava
-    return getattr(transformers, CLASSES[config.model_type])
+    return family_of_type(config.model_type).model_class(config)
 
 
 def empty_model(config: Any, dtype: torch.dtype | None) -> Any:

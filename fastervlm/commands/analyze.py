@@ -164,7 +164,7 @@ def _asked(
     questions = files["question_file"]
     folder = out_dir or questions.parent / "analysis" / name / subject.name
     chosen, medium = CONVERSATIONS if is_conversations(questions) else benchmark, Pictures()
-    if name == "attention" and hasattr(subject.model.config, "video_token_id"):
+    if name == "attention" and subject.takes_clips:
         medium = clips()
         (chosen,) = medium.tasks().values()
     return subject, Settings(chosen, answers_file=folder / "answers.jsonl", medium=medium, **files, **asked), folder
@@ -177,7 +177,7 @@ def _data(model: str | None, data: dict[str, Path | None]) -> tuple[str, dict[st
     if model is None or any(data.values()) or Path(model).resolve() != VIDEO_MODEL:
         return model_and_data(model, **data)
     questions, _, videos = embedded_video_benchmark()
-    return str(VIDEO_MODEL), {"question_file": questions, "image_folder": videos}
+    return str(VIDEO_MODEL), {"question_file": questions, "media_folder": videos}
 
 
 def _shift_line(numbers: dict[str, Any]) -> str:

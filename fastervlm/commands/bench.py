@@ -137,6 +137,7 @@ def _scored(
     from fastervlm.bench import PRESETS
     from fastervlm.bench import bench as run
     from fastervlm.eval import get_task
+    from fastervlm.eval.medium import Pictures
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
     from fastervlm.reporting.tables import print_table
@@ -146,7 +147,7 @@ def _scored(
     model, data = model_and_data(model, **files)
     subject = Subject(model, dtype, device, quantize=quantize)
     folder = out_dir or data["question_file"].parent / "bench" / "-".join(filter(None, (subject.name, quantize)))
-    chosen = Settings(task=benchmark, answers_file=folder / "all.jsonl", **settings, **data)
+    chosen = Settings(task=benchmark, answers_file=folder / "all.jsonl", medium=Pictures(), **settings, **data)
     with resumable():
         cases = PRESETS[preset](subject, chosen, budgets, layer, folder)
         result = run(subject, cases, out_dir=folder, samples=samples, **shared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -62,7 +62,7 @@ OptionalAnnotationFile = Annotated[
 
 
 def model_and_data(model: str | None, **files: Path | None) -> tuple[str, dict[str, Any]]:
-    """The model and its files as given, or a tiny model and those of its mini benchmark if no file is given.
+    """The model and its files as given, or a tiny model and those of its mini benchmark; by the names of `Settings`.
 
     Args:
         model: as given.
@@ -72,14 +72,19 @@ def model_and_data(model: str | None, **files: Path | None) -> tuple[str, dict[s
 
     given = {name: path for name, path in files.items() if path is not None}
     if model is not None and len(given) == len(files):
-        return model, given
+        return model, settings_of(given)
     tiny = embedded_model() if model is None else Path(model).resolve()
     if given or tiny not in BENCHMARKS:
         *options, last = (f"--{name.replace('_', '-')}" for name in ("model", *files))
         raise UserError(f"Give {', '.join(options)} and {last} together, or none of them for the tiny model.")
     names = ("question_file", "image_folder", "annotation_file")
     found: dict[str, Path] = dict(zip(names, embedded_benchmark(tiny), strict=True))
-    return str(tiny), {name: found[name] for name in files}
+    return str(tiny), settings_of({name: found[name] for name in files})
+
+
+def settings_of(files: Mapping[str, Path | None]) -> dict[str, Any]:
+    """Files by the names of their options as `Settings` calls them."""
+    return {"media_folder" if name in ("image_folder", "video_dir") else name: path for name, path in files.items()}
 
 
 def clips(**settings: Any) -> Any:

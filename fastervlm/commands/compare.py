@@ -67,6 +67,7 @@ def compare(
     """
     from fastervlm.eval import get_task
     from fastervlm.eval.compare import compare as run
+    from fastervlm.eval.medium import Pictures
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
     from fastervlm.families.llava_next.settings import Anyres
@@ -79,6 +80,7 @@ def compare(
     settings = Settings(
         task=benchmark,
         answers_file=folder / "all.jsonl",
+        medium=Pictures(),
         batch_size=batch_size,
         limit=limit,
         conv_mode=conv_mode,

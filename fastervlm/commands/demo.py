@@ -38,5 +38,5 @@ def demo(
     from fastervlm.eval.subject import Subject
 
     subject = Subject(model or str(embedded_model()), dtype, device)
-    engine = Engine(subject, clips(**CLIP_LIMITS) if hasattr(subject.model.config, "video_token_id") else None)
+    engine = Engine(subject, clips(**CLIP_LIMITS) if subject.takes_clips else None)
     serve(engine, examples_for(engine), host=host, port=port, share=share)

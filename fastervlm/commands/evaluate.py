@@ -77,6 +77,7 @@ def evaluate(
 ) -> None:
     """Answer a benchmark's questions and score the answers."""
     from fastervlm.eval import get_task
+    from fastervlm.eval.medium import Pictures
     from fastervlm.eval.runner import evaluate as run
     from fastervlm.eval.settings import Settings, seeded
     from fastervlm.eval.subject import Subject
@@ -85,6 +86,7 @@ def evaluate(
     benchmark = get_task(task)
     settings = Settings(
         task=benchmark,
+        medium=Pictures(),
         **_files(benchmark, data, question_file, image_folder, annotation_file),
         answers_file=answers_file,
         keep=None if visual_token_num is None else number(visual_token_num),
@@ -96,12 +98,12 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         image_aspect_ratio=image_aspect_ratio,
         seed=seed,
-        engine=engine_of(engine, workers, address),
     )
+    answering = engine_of(engine, workers, address)
     _check(method, settings.keep, overlay)
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     with resumable():
-        protocol, score = run(subject, settings)
+        protocol, score = run(subject, settings, answering)
     _tell(subject, settings, protocol, score, overlay)
 
 
@@ -129,7 +131,7 @@ def _files(task: Task, data: Path | None, questions: Path | None, images: Path |
         return files_of(task, data)
     if questions is None:
         raise UserError("Give --data with the benchmark's folder, or --question-file and --image-folder.")
-    return {"question_file": questions, "image_folder": images, "annotation_file": task.annotations(questions, right)}
+    return {"question_file": questions, "media_folder": images, "annotation_file": task.annotations(questions, right)}
 
 
 def _submit(submission: Submission, settings: Settings) -> None:

@@ -47,7 +47,8 @@ def plan(
     """
     from fastervlm.bench.calibrate import calibrate as fit
     from fastervlm.bench.calibrate import check, check_device, read_bench
-    from fastervlm.bench.devices import CPU, get_spec
+    from fastervlm.bench.device_spec import CPU
+    from fastervlm.bench.devices import get_spec
     from fastervlm.bench.plan import plan as predict
     from fastervlm.bench.plan_table import advice, check_table, plan_table, worst, write_plan
     from fastervlm.bench.shapes import get_shape

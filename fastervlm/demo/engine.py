@@ -19,9 +19,9 @@ from fastervlm.demo.answers import Ask, Figures, Reply
 from fastervlm.demo.attention import Attention, read_attention
 from fastervlm.demo.drawing import clip_layers, picture_layers
 from fastervlm.demo.uploads import sound_clip, sound_picture
-from fastervlm.eval.generator import preparation, pruned
-from fastervlm.eval.medium import Medium, Pictures
-from fastervlm.eval.settings import Settings
+from fastervlm.eval.answerer import preparation, pruned
+from fastervlm.eval.medium import Pictures
+from fastervlm.eval.settings import Medium, Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question, Task
 from fastervlm.generation.kv_cache import CACHE
@@ -176,7 +176,7 @@ def _question(ask: Ask) -> Question:
 def _settings(ask: Ask, keep: float | None, medium: Medium) -> Settings:
     """The question as a run of one."""
     task = Task("demo", _no_file, _no_file, prompt=lambda question: question.text + SHORT * ask.short)
-    files = {"question_file": Path("demo.jsonl"), "image_folder": None, "answers_file": Path("demo.jsonl")}
+    files = {"question_file": Path("demo.jsonl"), "media_folder": None, "answers_file": Path("demo.jsonl")}
     return Settings(task, **files, keep=keep, method=ask.pruner, max_new_tokens=ask.max_new_tokens, medium=medium)
 
 

@@ -10,15 +10,14 @@ import numpy as np
 
 import fastervlm
 from encoders.errors import UserError
-from fastervlm.eval.generator import pruned
+from fastervlm.eval.answerer import pruned
 from fastervlm.eval.runner import checked_questions, evaluate
 from fastervlm.eval.score import Score
 from fastervlm.eval.settings import Settings, seeded
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.table import ALL, BLIND, Cell, Comparison, column_name
-from fastervlm.inllm import InLLM
 from fastervlm.methods import get_method
-from fastervlm.selection.method import Method
+from fastervlm.selection.method import Method, traits
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,12 @@ def _columns(methods: Iterable[str], layers: Sequence[int], seeds: int) -> Itera
 
 
 def _has_layer(method: Method) -> bool:
-    return isinstance(method, InLLM) and "layer" in {field.name for field in fields(method)}  # type: ignore[arg-type]
+    return traits(method).in_llm and "layer" in {field.name for field in fields(method)}  # type: ignore[arg-type]
 
 
 def _keep(column: _Column, count: int, subject: Subject, settings: Settings) -> int | float:
     """The budget of a cell: inside the language model, where crops or frames are not told apart, the same share of all."""
-    in_llm = isinstance(next(iter(column.variants.values())), InLLM)
+    in_llm = traits(next(iter(column.variants.values()))).in_llm
     return count / subject.num_visual_tokens if in_llm and settings.medium.parts(subject) else count
 
 

@@ -7,9 +7,8 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from fastervlm.eval.answerer import Answerer, preparation, pruned
 from fastervlm.eval.answers import Entry
-from fastervlm.eval.generator import Generator as Answering
-from fastervlm.eval.generator import preparation, pruned
 from fastervlm.eval.pictures import Batch, prepared
 from fastervlm.eval.protocol import device_name
 from fastervlm.eval.settings import Settings, identity_of
@@ -78,13 +77,13 @@ class _Here:
             pruned(subject, settings) as handle,
             closing(prepared(batches, preparation(subject, settings), subject.processor, subject.model.device)) as ready,
         ):
-            generator = Answering(subject, settings, handle)
+            generator = Answerer(subject, settings, handle)
             watch = Stopwatch(generator.device)
             for batch in ready:
                 yield answered(batch, generator, watch)
 
 
-def answered(batch: Batch, generator: Answering, watch: Stopwatch) -> list[Entry]:
+def answered(batch: Batch, generator: Answerer, watch: Stopwatch) -> list[Entry]:
     """Answer a batch: an entry for each of its questions, which share the time since the last batch."""
     if generator.cold and batch.inputs is not None:
         generator.warm_up(batch)

@@ -136,7 +136,7 @@ def files_of(task: Task, folder: Path) -> dict[str, Path | None]:
             f"The data of {task.name} are not complete in {folder}: {', '.join(missing)} missing; "
             f"fastervlm data {task.name} --dir {folder} says where to get them."
         )
-    names = {"question_file": layout.questions, "image_folder": layout.images, "annotation_file": layout.annotations}
+    names = {"question_file": layout.questions, "media_folder": layout.images, "annotation_file": layout.annotations}
     return {option: None if name is None else folder / name for option, name in names.items()}
 
 

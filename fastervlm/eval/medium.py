@@ -1,56 +1,20 @@
-"""What the questions of a run show: pictures here, clips one floor above."""
+"""Pictures as what the questions of a run show; clips are one floor above."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from fastervlm.eval.pictures import Batch, Preparation
+from fastervlm.eval.pictures import Preparation
 from fastervlm.eval.prompts import conversation
+from fastervlm.eval.settings import Settings
+from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
-from fastervlm.inllm import Simignore
-
-if TYPE_CHECKING:
-    from fastervlm.eval.settings import Settings
-    from fastervlm.eval.subject import Subject
-
-
-class Medium(Protocol):
-    """What a run needs to know of what its questions show.
-
-    Other packages name theirs by an entry point in the group `fastervlm.media`: a class that also has
-    `tasks() -> dict[str, Task]`, its benchmarks, and `of(protocol) -> Medium`, what a run of one showed.
-
-    `kind` is the content type of chat templates, the name of the placeholder `<kind>` and of the features by which
-    transformers takes ready-made ones; `inputs` are the model's arguments that hold it, one row for each picture or clip.
-    """
-
-    kind: ClassVar[Literal["image", "video"]]
-    inputs: ClassVar[tuple[str, ...]]
-
-    def preparation(self, subject: Subject, settings: Settings) -> Callable[[Sequence[Question], Any], Batch]:
-        """How questions become model inputs, given the processor."""
-        ...
-
-    def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
-        """All about it that the answers depend on."""
-        ...
-
-    def layout(self, subject: Subject) -> dict[str, Any]:
-        """The arguments of `fastervlm.prune` that belong to it."""
-        ...
-
-    def parts(self, subject: Subject) -> str | None:
-        """What a picture or clip consists of, where each part has a budget of its own."""
-        ...
-
-    def encode(self, model: Any, shown: dict[str, torch.Tensor], index: Sequence[int]) -> BaseModelOutputWithPooling:
-        """The features of each placeholder run, where `index` says which row of `shown` it shows, by the unpruned model."""
-        ...
+from fastervlm.selection.method import traits
 
 
 @dataclass(frozen=True)
@@ -74,14 +38,14 @@ class Pictures:
         """All about the pictures that the answers depend on."""
         return {
             "image_aspect_ratio": settings.aspect_ratio(subject),
-            "anyres": asdict(subject.anyres) if subject.has_crops else None,
+            "anyres": subject.anyres.arguments if subject.has_crops else None,
             "blind": settings.blind,
-            "image_folder": settings.image_folder and str(settings.image_folder.resolve()),
+            "image_folder": settings.media_folder and str(settings.media_folder.resolve()),
         }
 
     def layout(self, subject: Subject) -> dict[str, Any]:
         """The arguments of `fastervlm.prune` that belong to pictures."""
-        return asdict(subject.anyres)
+        return subject.anyres.arguments
 
     def parts(self, subject: Subject) -> str | None:
         """What has a budget of its own, if it is not the whole picture."""
@@ -95,5 +59,5 @@ class Pictures:
 
 def selector_of(settings: Settings) -> Callable[[Question], str] | None:
     """The text by which the run's method compares pictures with text, if it does."""
-    compares = settings.in_llm and isinstance(settings.pruner, Simignore)
+    compares = settings.keep is not None and "text" in traits(settings.pruner).reads
     return settings.task.selector if compares else None

@@ -10,12 +10,12 @@ from PIL import Image
 
 import fastervlm
 from encoders.errors import UserError
-from fastervlm.eval.generator import Generator, preparation, pruned
+from fastervlm.eval.answerer import Answerer, preparation, pruned
 from fastervlm.eval.pictures import BadPicture
 from fastervlm.eval.runner import checked_questions
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
-from fastervlm.families.llava_next.crops import NEWLINE, CropLayout
+from fastervlm.families.llava_next.crops import NEWLINE, cut
 from fastervlm.families.llava_next.trace import CropsTrace
 from fastervlm.inllm.trace import TokenTrace
 from fastervlm.overlays import Trace
@@ -31,7 +31,7 @@ def save_overlay(subject: Subject, settings: Settings, path: Path) -> None:
         except BadPicture:
             continue
         with pruned(subject, settings) as handle:
-            Generator(subject, settings, handle).warm_up(prepare([question], subject.processor))
+            Answerer(subject, settings, handle).warm_up(prepare([question], subject.processor))
             trace = handle.trace[0]
         shown = patches_of(trace, picture, subject) if settings.in_llm else trace
         fastervlm.overlay(picture, shown).save(path)
@@ -45,13 +45,10 @@ def patches_of(trace: TokenTrace, picture: Image.Image, subject: Subject) -> Tra
     side = math.isqrt(subject.num_visual_tokens)
     if not subject.has_crops:
         return ImageTrace(scores, index, (side, side))
-    config, name = subject.model.config, subject.anyres.anyres
-    cut_as = {"native": CropLayout.native, "paper": CropLayout.paper}[name]
-    size = picture.height, picture.width
-    cut = cut_as(size, config.image_grid_pinpoints, config.vision_config.image_size, side)
-    is_patch, tokens = cut.source != NEWLINE, cut.source[index]
-    mask = torch.zeros(cut.crops * side**2, dtype=torch.bool)
+    way = cut((picture.height, picture.width), subject.model.config, subject.anyres.layout)
+    is_patch, tokens = way.source != NEWLINE, way.source[index]
+    mask = torch.zeros(way.crops * side**2, dtype=torch.bool)
     mask[tokens[tokens != NEWLINE]] = True
-    ranked = torch.zeros(cut.crops * side**2)
-    ranked[cut.source[is_patch]] = scores[is_patch]
-    return CropsTrace(ranked.view(cut.crops, -1), mask.view(cut.crops, -1), tokens, cut, name)
+    ranked = torch.zeros(way.crops * side**2)
+    ranked[way.source[is_patch]] = scores[is_patch]
+    return CropsTrace(ranked.view(way.crops, -1), mask.view(way.crops, -1), tokens, way, subject.anyres.layout)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.eval.answerer import Answerer, preparation, pruned
 from fastervlm.eval.answers import Entry
 from fastervlm.eval.engine import answered
-from fastervlm.eval.generator import Generator, preparation, pruned
 from fastervlm.eval.pictures import Preparer
 from fastervlm.eval.protocol import device_name
 from fastervlm.eval.settings import Settings, identity_of
@@ -58,7 +58,7 @@ class Worker:
         subject, settings = self.subject, self.settings
         identity = identity_of(subject, settings)
         handle = self._open.enter_context(pruned(subject, settings))
-        self.generator = Generator(subject, settings, handle)
+        self.generator = Answerer(subject, settings, handle)
         self.preparer = Preparer(preparation(subject, settings), subject.processor, self.generator.device)
         self.watch = Stopwatch(self.generator.device)
         return Hello(identity, device_name(self.generator.device), machine)

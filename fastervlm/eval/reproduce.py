@@ -10,9 +10,9 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.eval import get_task
 from fastervlm.eval.answers import check_answers, journal_file, protocol_file, read_answers, read_protocol
-from fastervlm.eval.medium import Medium, Pictures
+from fastervlm.eval.medium import Pictures
 from fastervlm.eval.runner import evaluate
-from fastervlm.eval.settings import Settings
+from fastervlm.eval.settings import Medium, Settings
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Task
 from fastervlm.families.llava_next.settings import Anyres
@@ -145,7 +145,7 @@ def _versions(then: dict[str, str], now: dict[str, str]) -> dict[str, tuple[str,
 
 def _subject(first: dict[str, Any], device: str | None) -> Subject:
     layout = first.get("anyres")
-    subject = Subject(first["model_path"], first["dtype"], device, Anyres(**layout) if layout else Anyres(), first["quantize"])
+    subject = Subject(first["model_path"], first["dtype"], device, Anyres.of(layout) if layout else Anyres(), first["quantize"])
     if subject.weights_sha256 != first["weights_sha256"]:
         raise UserError(f"The weights of {first['model_path']} are not those of the run; give it the same checkpoint.")
     return subject
@@ -173,7 +173,7 @@ def _settings(first: dict[str, Any], out: Path) -> Settings:
         task=task,
         medium=medium,
         question_file=questions,
-        image_folder=Path(shown) if shown else None,
+        media_folder=Path(shown) if shown else None,
         answers_file=out,
         annotation_file=Path(right) if right else None,
         keep=first["budget"],

@@ -22,7 +22,7 @@ from fastervlm.eval.answers import (
     write_protocol,
 )
 from fastervlm.eval.batches import batched
-from fastervlm.eval.engine import Local, Running
+from fastervlm.eval.engine import Engine, Local, Running
 from fastervlm.eval.protocol import circumstances, results
 from fastervlm.eval.score import Score
 from fastervlm.eval.settings import Settings, answer_to, check_annotations
@@ -32,16 +32,16 @@ from fastervlm.eval.task import Question
 console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
-def evaluate(subject: Subject, settings: Settings) -> tuple[dict[str, Any], Score | None]:
+def evaluate(subject: Subject, settings: Settings, engine: Engine | None = None) -> tuple[dict[str, Any], Score | None]:
     """Answer every question of the file, score the answers, and return the protocol and the score.
 
     Goes on where an interrupted run with the same identity stopped; answers that are complete are only scored again.
     Questions whose picture fails, or that kill the workers of an engine, are named in the protocol (`failures`), left out of
     the answers file and tried again by the next run. Everything that can be checked without the model is checked before it
-    is loaded.
+    is loaded. Without an engine this process answers; no answer depends on which one does.
     """
     questions = checked_questions(settings)
-    with (settings.engine or Local()).running(subject, settings) as running:
+    with (engine or Local()).running(subject, settings) as running:
         protocol = finished_protocol(settings.answers_file, running.identity)
         if protocol is None:
             protocol = _run(subject, settings, questions, running)
@@ -52,7 +52,7 @@ def evaluate(subject: Subject, settings: Settings) -> tuple[dict[str, Any], Scor
 
 def checked_questions(settings: Settings) -> list[Question]:
     """The questions to ask; a `UserError` if a file is wrong, an annotation is missing or the answers cannot be written."""
-    questions = settings.task.questions(settings.question_file, settings.image_folder)[: settings.limit]
+    questions = settings.task.questions(settings.question_file, settings.media_folder)[: settings.limit]
     if settings.annotation_file is not None:
         check_annotations(settings.task, questions, settings.annotation_file, settings.question_file)
     writable_folder(settings.answers_file.parent)

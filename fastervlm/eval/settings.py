@@ -3,27 +3,59 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Literal, Protocol
 
-import fastervlm
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
 from encoders.errors import UserError
-from fastervlm.eval.medium import Medium, Pictures
-from fastervlm.eval.pictures import ASPECT_RATIOS
+from fastervlm.eval.pictures import ASPECT_RATIOS, Batch
 from fastervlm.eval.prompts import CONV_MODES, conversation
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Answer, Question, Task
-from fastervlm.inllm import InLLM
 from fastervlm.methods import METHODS, get_method
-from fastervlm.selection.method import Method
-
-if TYPE_CHECKING:
-    from fastervlm.eval.engine import Engine
+from fastervlm.selection.budget import TokenBudget
+from fastervlm.selection.method import Method, traits
 
 ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 LEAST = {"batch_size": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0}
+
+
+class Medium(Protocol):
+    """What a run needs to know of what its questions show.
+
+    Other packages name theirs by an entry point in the group `fastervlm.media`: a class that also has
+    `tasks() -> dict[str, Task]`, its benchmarks, and `of(protocol) -> Medium`, what a run of one showed.
+
+    `kind` is the content type of chat templates, the name of the placeholder `<kind>` and of the features by which
+    transformers takes ready-made ones; `inputs` are the model's arguments that hold it, one row for each picture or clip.
+    """
+
+    kind: ClassVar[Literal["image", "video"]]
+    inputs: ClassVar[tuple[str, ...]]
+
+    def preparation(self, subject: Subject, settings: Settings) -> Callable[[Sequence[Question], Any], Batch]:
+        """How questions become model inputs, given the processor."""
+        ...
+
+    def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
+        """All about it that the answers depend on."""
+        ...
+
+    def layout(self, subject: Subject) -> dict[str, Any]:
+        """The arguments of `fastervlm.prune` that belong to it."""
+        ...
+
+    def parts(self, subject: Subject) -> str | None:
+        """What a picture or clip consists of, where each part has a budget of its own."""
+        ...
+
+    def encode(self, model: Any, shown: dict[str, torch.Tensor], index: Sequence[int]) -> BaseModelOutputWithPooling:
+        """The features of each placeholder run, where `index` says which row of `shown` it shows, by the unpruned model."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -32,12 +64,12 @@ class Settings:
 
     `max_new_tokens` None is the benchmark's own.
     `limit` takes only the first questions, `blind` replaces each picture by flat grey, `seed` matters only with a
-    temperature; `medium` is what the questions show, and `image_folder` where that lies; `engine` None answers in this process.
+    temperature; `medium` is what the questions show, and `media_folder` where that lies.
     """
 
     task: Task
     question_file: Path
-    image_folder: Path | None
+    media_folder: Path | None
     answers_file: Path
     annotation_file: Path | None = None
     keep: int | float | None = None
@@ -50,8 +82,7 @@ class Settings:
     image_aspect_ratio: str | None = None
     seed: int = 0
     blind: bool = False
-    medium: Medium = field(default_factory=Pictures)
-    engine: Engine | None = None
+    medium: Medium = field(kw_only=True)
 
     def __post_init__(self) -> None:
         _ = self.budget, self.pruner  # what is wrong with them is said here, before a model is loaded
@@ -65,9 +96,9 @@ class Settings:
             raise UserError(f"The answers file {self.answers_file} must end in .jsonl.")
 
     @property
-    def budget(self) -> fastervlm.TokenBudget | None:
+    def budget(self) -> TokenBudget | None:
         """The token budget, None without pruning."""
-        return None if self.keep is None else fastervlm.TokenBudget(keep=self.keep)
+        return None if self.keep is None else TokenBudget(keep=self.keep)
 
     @property
     def pruner(self) -> Method:
@@ -82,7 +113,7 @@ class Settings:
     @property
     def in_llm(self) -> bool:
         """Whether the model is pruned inside its language model."""
-        return self.keep is not None and isinstance(self.pruner, InLLM)
+        return self.keep is not None and traits(self.pruner).in_llm
 
     @property
     def method_name(self) -> str:

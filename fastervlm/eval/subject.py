@@ -13,7 +13,9 @@ from fastervlm.checkpoints.load import load
 from fastervlm.checkpoints.original import is_original, tower_files
 from fastervlm.checkpoints.original.weights import Shards
 from fastervlm.checkpoints.quantize import check_quantize
+from fastervlm.families.base import Family
 from fastervlm.families.llava_next.settings import Anyres
+from fastervlm.families.registry import family_of
 
 _SMALL = ("*.json", "*.jinja", "*.model")
 
@@ -39,7 +41,7 @@ class Subject:
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """The model and its processor."""
-        return load(self.path, dtype=self.dtype, device=self.device, anyres=self.anyres.anyres, quantize=self.quantize)
+        return load(self.path, dtype=self.dtype, device=self.device, anyres=self.anyres.layout, quantize=self.quantize)
 
     @property
     def model(self) -> Any:
@@ -58,15 +60,24 @@ class Subject:
         return folder.resolve().name if folder.is_dir() else folder.name
 
     @property
+    def family(self) -> Family:
+        """What kind of model it is."""
+        return family_of(self.model)
+
+    @property
+    def takes_clips(self) -> bool:
+        """Whether it can be asked about clips."""
+        return "video" in self.family.kinds
+
+    @property
     def has_crops(self) -> bool:
         """Whether pictures are cut into crops, of which each has its own budget."""
-        return hasattr(self.model.config, "image_grid_pinpoints")
+        return self.family.parts == "crops"
 
     @property
     def num_visual_tokens(self) -> int:
         """Visual tokens of a picture, or of one crop of it, when nothing is pruned."""
-        vision = self.model.config.vision_config
-        return (vision.image_size // vision.patch_size) ** 2
+        return self.family.num_visual_tokens(self.model.config)
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -34,12 +34,12 @@ class Question:
     line: int
     question_id: str | int
     text: str
-    image: Path | Encoded | None
+    image: Path | StoredPicture | None
     options: tuple[str, ...] = ()
     record: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
-class Encoded(Protocol):
+class StoredPicture(Protocol):
     """A picture that is no file of its own; hashable, and its text says where it is."""
 
     def open(self) -> BinaryIO:

@@ -1,14 +1,21 @@
-"""What every family gives back."""
+"""What a model family is: how one kind of model shows pictures and clips to its language model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import abc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from encoders import UserError
+from fastervlm.families.pruning import Options, Pruning
+from fastervlm.selection.budget import TokenBudget
+from fastervlm.selection.method import traits
+
+# By the kind of a placeholder, the arguments of a call that bring what stands there, the usual name first.
+PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,3 +42,135 @@ class Encoded:
                 f"{kind}_index={index} names {kind}s that are not there: the pixel values hold {len(self.features)}."
             )
         return Encoded(*([values[i] for i in index] for values in (self.features, self.keep, self.trace)))  # type: ignore[arg-type]
+
+
+class Family(abc.ABC):
+    """One kind of model, by its class in transformers; without a state, so that one instance serves all models of the kind.
+
+    A family is a module of `fastervlm.families` and a line in `FAMILIES` there. What all LLaVA models have in common is written
+    down here as what holds unless a family says otherwise.
+
+    Attributes:
+        class_name: its class in transformers; models of classes that derive from it belong to the family.
+        model_type: the `model_type` of its config.
+        lmms_model: the name of its model for lmms-eval.
+        kinds: what it is shown, "image" or "video"; benchmarks of speed show it the last of them.
+        inputs: the arguments of a call that belong to pictures and clips; none of them reaches the stock model.
+        budgets: the values of `budget` that mean something to it.
+        parts: what a picture or clip consists of, where each part has a budget of its own.
+        unpruned: the arguments of `fastervlm.prune` that, with `keep=1.0`, give the stock model's own visual tokens.
+        one_graph: no value decides how its pictures are encoded, so that this compiles into one graph.
+    """
+
+    class_name: ClassVar[str]
+    model_type: ClassVar[str]
+    lmms_model: ClassVar[str]
+    kinds: ClassVar[tuple[Literal["image", "video"], ...]] = ("image",)
+    inputs: ClassVar[tuple[str, ...]]
+    budgets: ClassVar[tuple[str, ...]]
+    parts: ClassVar[Literal["crops", "frames"] | None] = None
+    unpruned: ClassVar[Mapping[str, Any]] = {}
+    one_graph: ClassVar[bool] = True
+
+    def settings(self, options: Options) -> Any:
+        """What the options mean to this family; `Pruning.settings`.
+
+        Raises:
+            UserError: one means nothing to it.
+        """
+        if options.budget not in self.budgets:
+            raise UserError(
+                f"budget={options.budget!r} means nothing to a {self.class_name}; choose one of {', '.join(self.budgets)}."
+            )
+        if "video" not in self.kinds:
+            options.refuse_clips()
+        return None
+
+    @abc.abstractmethod
+    def check(self, model: Any, pruning: Pruning) -> None:
+        """Refuse a model or settings that do not work, before anything is changed.
+
+        Raises:
+            UserError: its tower cannot be scored or stopped, or a setting does not fit it.
+        """
+
+    @abc.abstractmethod
+    def check_questions(self, call: Mapping[str, Any]) -> None:
+        """Refuse questions that are not one text for each picture of a call, then one for each clip."""
+
+    def check_compiled(self, pruning: Pruning) -> None:
+        """Refuse settings by which a value decides how pictures are encoded, so that this cannot be compiled into one graph.
+
+        Raises:
+            UserError: always where not `one_graph`; else where such a setting is among them.
+        """
+        told = traits(pruning.method)
+        if "question" in told.reads:
+            raise UserError(
+                f"{type(pruning.method).__name__} reads the questions by relevance, which cannot be compiled; leave "
+                "handle.compile() out."
+            )
+        if not self.one_graph or type(pruning.budget) is not TokenBudget or not told.ordered:
+            raise UserError(
+                "Only a count or fraction of tokens for each picture or frame, chosen by one of fastervlm's own methods, can "
+                "be compiled, and no pictures in crops; leave handle.compile() out."
+            )
+
+    @abc.abstractmethod
+    def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
+        """All that a call shows, pruned and projected, by the kind of its placeholders, "image" or "video"."""
+
+    def outputs(self, features: list[Tensor]) -> Any:
+        """The features (T_i, D) of one kind in the form in which the stock model takes them as `pooler_output`."""
+        return features
+
+    def loaded(self, pruning: Pruning) -> str:
+        """How the processor that fits the settings is to be loaded, to be put behind its name; empty if any fits."""
+        return ""
+
+    def tower(self, model: Any) -> Any:
+        """The vision tower; of several the one for the last of `kinds`."""
+        return model.model.vision_tower
+
+    def decoder(self, model: Any) -> Any:
+        """The language model, whose `layers` methods inside it prune."""
+        return model.model.language_model
+
+    def num_visual_tokens(self, config: Any) -> int:
+        """N, the patches of a picture, crop or frame."""
+        vision = config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2
+
+    def model_class(self, config: Any) -> Any:
+        """The class that a config of this `model_type` describes."""
+        import transformers
+
+        return getattr(transformers, self.class_name)
+
+    @abc.abstractmethod
+    def complete(self, processor: Any, config: Any, anyres: str) -> Any:
+        """The processor as it was read, with what older ones do not say; one that cuts pictures as `anyres` says."""
+
+    @abc.abstractmethod
+    def config(self, vision: Any, text: Any, tokens: Mapping[str, int], frames: int = 0) -> Any:
+        """The config of a model of these parts, to be built with random weights.
+
+        Args:
+            vision: the config of its tower.
+            text: the config of its language model.
+            tokens: the id of the placeholder of each kind, "image" and "video".
+            frames: of a clip, where it is shown clips.
+        """
+
+    @abc.abstractmethod
+    def processor(self, config: Any, tokenizer: Any) -> Any:
+        """The processor of a model of that config."""
+
+    def separators(self, side: int, frames: int = 0) -> int:
+        """Tokens of an unpruned prompt that are neither text nor patches: of a picture of 2 x 2 crops, or of a clip.
+
+        Args:
+            side: patches along one edge of a crop or frame.
+            frames: of the clip.
+        """
+        return 0

@@ -2,68 +2,71 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor
-
-from encoders import ScoredPatches, wrap
-from fastervlm.families.base import Encoded
-from fastervlm.families.encoding import check_strategy, encoder_of, flat, scored
+from encoders import ScoredPatches
+from fastervlm.families.base import Encoded, Family
+from fastervlm.families.encoding import INPUTS, check_about_pictures, check_tower, encoder_of, flat, scored
+from fastervlm.families.processing import complete, placeholders, square
+from fastervlm.families.pruning import Pruning
 from fastervlm.selection.budget import TokenBudget
-from fastervlm.selection.choice import asked, check_questions, choose, counts_for
+from fastervlm.selection.choice import asked, choose, counts_for
+from fastervlm.selection.method import traits
+from fastervlm.selection.schedule import check_schedule, refuse_schedule
 
-if TYPE_CHECKING:
-    from fastervlm.prune_model import PruneHandle
 
-
-class Llava:
+class Llava(Family):
     """How a LLaVA-1.5 model encodes pictures under pruning."""
 
-    inputs = (
-        "pixel_values",
-        "image_index",
-        "image_sizes",
-        "vision_feature_layer",
-        "vision_feature_select_strategy",
-        "questions",
-    )
+    class_name = "LlavaForConditionalGeneration"
+    model_type = "llava"
+    lmms_model = "fastervlm_llava_hf"
+    inputs = INPUTS
     budgets = ("crop", "image")
-    one_graph = True  # nothing that depends on values decides how pictures are encoded
 
-    @staticmethod
-    def check(model: Any) -> None:
+    def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
-        wrap(model.model.vision_tower, select_layer=model.config.vision_feature_layer)
-        check_strategy(model.config.vision_feature_select_strategy)
+        encoder: Any = check_tower(model, model.model.vision_tower)
+        if pruning.encoder_keep is None:
+            return
+        check_schedule(pruning.encoder_keep)
+        if not traits(pruning.method).survives_thinning or not isinstance(pruning.budget, TokenBudget):
+            refuse_schedule(pruning.encoder_keep)
+        encoder.check_thinning(pruning.encoder_keep.blocks)
 
-    @staticmethod
-    def check_questions(call: dict[str, Any]) -> None:
+    def check_questions(self, call: Mapping[str, Any]) -> None:
         """Refuse questions that are not one text for each picture of a call."""
-        if call.get("questions") is not None:
-            check_questions(call["questions"], len(call["pixel_values"]))
+        check_about_pictures(call)
 
-    @classmethod
-    def encode_all(cls, handle: PruneHandle, call: dict[str, Any]) -> dict[str, Encoded]:
-        """All that the call shows, by the kind of its placeholders, "image" or "video"."""
-        return {"image": cls.encode(handle, call)}
-
-    @staticmethod
-    def outputs(features: list[Tensor]) -> Any:
-        """The features (T_i, D) of one kind in the form in which the stock model takes them."""
-        return features
-
-    @staticmethod
-    def encode(handle: PruneHandle, call: dict[str, Any]) -> Encoded:
+    def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """Score, choose, and only then finish and project the kept patches of `call["pixel_values"]` (B, 3, H, W)."""
-        patches = asked(_left(handle, call), call.get("questions"))
-        choice = choose(patches, counts_for(handle.budget, patches.scores), handle.method)
-        return flat(choice, handle.model.model.multi_modal_projector)
+        patches = asked(_left(model, pruning, call), call.get("questions"))
+        choice = choose(patches, counts_for(pruning.budget, patches.scores), pruning.method)
+        return {"image": flat(choice, model.model.multi_modal_projector)}
+
+    def complete(self, processor: Any, config: Any, anyres: str) -> Any:
+        """The processor with what older ones do not say; pictures are not cut."""
+        return complete(processor, config)
+
+    def config(self, vision: Any, text: Any, tokens: Mapping[str, int], frames: int = 0) -> Any:
+        """A `LlavaConfig`."""
+        from transformers import LlavaConfig
+
+        side = vision.image_size // vision.patch_size
+        return LlavaConfig(vision_config=vision, text_config=text, image_token_index=tokens["image"], image_seq_length=side**2)
+
+    def processor(self, config: Any, tokenizer: Any) -> Any:
+        """A `LlavaProcessor`."""
+        from transformers import CLIPImageProcessor, LlavaProcessor
+
+        return LlavaProcessor(image_processor=CLIPImageProcessor(**square(config)), **placeholders(config, tokenizer))
 
 
-def _left(handle: PruneHandle, call: dict[str, Any]) -> ScoredPatches:
+def _left(model: Any, pruning: Pruning, call: Mapping[str, Any]) -> ScoredPatches:
     """The patches of `call["pixel_values"]` (B, 3, H, W), scored; those that leave inside the tower are gone already."""
-    schedule, budget = handle.encoder_keep, handle.budget
+    schedule, budget = pruning.encoder_keep, pruning.budget
     if schedule is None or not isinstance(budget, TokenBudget):
-        return scored(handle.model, call, call["pixel_values"])
-    encoder: Any = encoder_of(handle.model, call, handle.model.model.vision_tower)
+        return scored(model, call, call["pixel_values"])
+    encoder: Any = encoder_of(model, call, model.model.vision_tower)
     return encoder.thinned(call["pixel_values"], lambda patches: schedule.counts(patches, budget.resolve(patches)))

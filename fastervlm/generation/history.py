@@ -17,6 +17,7 @@ from encoders import UserError
 from fastervlm.generation.inputs import (
     Call,
     check_shapes,
+    cut_others,
     guess_mask,
     pictures_in,
     refuse_lonely_placeholders,
@@ -81,6 +82,7 @@ def continue_prompt(model: Any, call: Call, history: Splice) -> Splice:
     splice = replace(prompt.grow(more, guess_mask(model, call) if mask is None else mask), ids=ids)
     call["input_ids"], call["attention_mask"] = splice.short_ids, splice.short_mask
     call["position_ids"] = splice.positions
+    cut_others(call, splice)
     return splice
 
 

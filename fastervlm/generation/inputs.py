@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 
 from encoders import UserError
+from fastervlm.families.base import PIXELS
+from fastervlm.generation.splice import Splice
 
 Call = dict[str, Any]
 
-# The kinds of placeholders, and what a call brings to stand at them.
-PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
+# Cut by whoever shortens a prompt, or of a length of their own, which may be the prompt's by chance.
+_NOT_CUT = (
+    *("input_ids", "attention_mask", "position_ids"),
+    *("selector_ids", "negative_prompt_ids", "negative_prompt_attention_mask"),
+)
 NOUNS = {"image": "picture", "video": "video"}
 
 
@@ -25,6 +30,11 @@ def pictures_in(call: Call) -> list[str]:
 def placeholders(model: Any, ids: Tensor, kind: str) -> Tensor:
     """Where ids (R, T) hold the placeholder of a kind; nowhere for a model that has none."""
     return ids == getattr(model.config, f"{kind}_token_id", -1)
+
+
+def visual(model: Any, ids: Tensor) -> Tensor:
+    """Where ids (R, T) hold a placeholder of any kind."""
+    return placeholders(model, ids, "image") | placeholders(model, ids, "video")
 
 
 def check_shapes(call: Call) -> None:
@@ -43,6 +53,24 @@ def check_shapes(call: Call) -> None:
             raise UserError(
                 f"Under fastervlm.prune {name} must have the shape of input_ids, {tuple(ids.shape)}, not {tuple(given.shape)}."
             )
+
+
+def cut_others(call: Call, splice: Splice) -> None:
+    """Cut all else that is as long as the prompt like the prompt; what cannot be cut is refused, never passed on as it is.
+
+    That is labels, and tensors with a row for each prompt and a value for each of its tokens such as `token_type_ids`.
+    """
+    shape, length = tuple(splice.ids.shape), splice.ids.shape[1]
+    for name, given in call.items():
+        if name in _NOT_CUT or not isinstance(given, Tensor) or length not in given.shape:
+            continue
+        if given.shape[:2] != shape:
+            raise UserError(
+                f"{name} of shape {tuple(given.shape)} cannot be shortened with a prompt of shape {shape} by fastervlm.prune; "
+                "leave it out, or pass a value for each token, in rows like those of input_ids."
+            )
+        cut = {"labels": splice.take_labels, "shift_labels": splice.take_shift_labels}.get(name, splice.take)
+        call[name] = cut(given)
 
 
 def check_rising(numbers: Tensor, real: Tensor) -> None:

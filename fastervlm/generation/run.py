@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +16,11 @@ from transformers import Cache
 
 from encoders import UserError
 from fastervlm.generation.history import continue_prompt, continue_step, growing, known, seal
+from fastervlm.generation.host import Host
 from fastervlm.generation.inputs import Call, pad_id, pictures_in, placeholders, refuse_lonely_placeholders, setting
 from fastervlm.generation.kv_cache import CACHE, cache_in
 from fastervlm.generation.shorten import shorten
 from fastervlm.generation.splice import Splice
-
-if TYPE_CHECKING:
-    from fastervlm.prune_model import PruneHandle
 
 _BEAMS = (
     "A KV cache that beam search left holds the beams in another order than the answers; "
@@ -31,26 +29,26 @@ _BEAMS = (
 
 
 @torch.no_grad()
-def generate(handle: PruneHandle, call: Call) -> Any:
+def generate(host: Host, call: Call) -> Any:
     """`model.generate(**call)` with pruned pictures; what it returns begins with the unpruned prompt."""
     if call.get("inputs") is not None:
         call["input_ids"] = call.pop("inputs")
     past, check = cache_in(call), None
     history = known(past)
     if history is not None:
-        splice = continue_prompt(handle.model, call, history)
+        splice = continue_prompt(host.model, call, history)
     elif pictures_in(call):
-        splice, check = shorten(handle, call, by_mask=True)
+        splice, check = shorten(host, call, by_mask=True)
         _refuse_gap_at_the_end(splice)
     else:
-        refuse_lonely_placeholders(handle.model, call.get("input_ids"))
-        return handle.original("generate")(**call)
-    _shift_lengths(handle.model, call, splice)
+        refuse_lonely_placeholders(host.model, call.get("input_ids"))
+        return host.original("generate")(**call)
+    _shift_lengths(host.model, call, splice)
     if call.get("streamer") is not None:
         call["streamer"] = _WholePrompt(call["streamer"], splice)
-    seen = _BEAMS if (setting(handle.model, call, "num_beams") or 1) > 1 else history or splice
+    seen = _BEAMS if (setting(host.model, call, "num_beams") or 1) > 1 else history or splice
     with growing(past, seen), _explained(check):
-        output = handle.original("generate")(**call)
+        output = host.original("generate")(**call)
     if isinstance(output, Tensor):
         return splice.restore(output)
     if past is None and isinstance(output.get(CACHE), Cache):
@@ -59,20 +57,20 @@ def generate(handle: PruneHandle, call: Call) -> Any:
     return output
 
 
-def forward(handle: PruneHandle, call: Call) -> Any:
+def forward(host: Host, call: Call) -> Any:
     """`model(**call)` with pruned pictures; logits have the pruned length, and labels are cut alike."""
     past = cache_in(call)
     splice, check = known(past), None
     if splice is not None:
-        continue_step(handle.model, call, splice)
+        continue_step(host.model, call, splice)
     elif pictures_in(call):
-        splice, check = shorten(handle, call, by_mask=False)
+        splice, check = shorten(host, call, by_mask=False)
     elif call.get("mm_encoder_outputs"):
-        _prepare_inner(handle, call)
+        _prepare_inner(host, call)
     elif past is None or past.get_seq_length() == 0:
-        refuse_lonely_placeholders(handle.model, call.get("input_ids"))
+        refuse_lonely_placeholders(host.model, call.get("input_ids"))
     with growing(past, splice), _explained(check):
-        output = handle.original("forward")(**call)
+        output = host.original("forward")(**call)
     if past is None and splice is not None:
         for part in output.values() if isinstance(output, dict) else output:
             if isinstance(part, Cache):
@@ -91,10 +89,10 @@ def _explained(check: Callable[[], None] | None) -> Iterator[None]:
         raise
 
 
-def _prepare_inner(handle: PruneHandle, call: Call) -> None:
+def _prepare_inner(host: Host, call: Call) -> None:
     """Prepare a `forward` that the model's own `generate` calls with the features it was given."""
-    _blank_guessed_placeholders(handle.model, call)
-    if handle.positions == "original" and cache_in(call) is None and call.get("attention_mask") is None:
+    _blank_guessed_placeholders(host.model, call)
+    if host.pruning.positions == "original" and cache_in(call) is None and call.get("attention_mask") is None:
         call["attention_mask"] = torch.ones_like(call["input_ids"])  # see shorten
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoders import UserError
 from fastervlm.families.base import Encoded
+from fastervlm.generation.host import Host
 from fastervlm.generation.inputs import (
     NOUNS,
     PIXELS,
     Call,
     check_rising,
     check_shapes,
+    cut_others,
     guess_mask,
     pad_id,
     pictures_in,
@@ -31,11 +33,8 @@ from fastervlm.generation.kv_cache import cache_in
 from fastervlm.generation.splice import Splice, padded_right
 from fastervlm.selection.kept import waits
 
-if TYPE_CHECKING:
-    from fastervlm.prune_model import PruneHandle
 
-
-def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> tuple[Splice, Callable[[], None]]:
+def shorten(host: Host, call: Call, *, by_mask: bool) -> tuple[Splice, Callable[[], None]]:
     """Encode the pictures of `call`, and put the pruned prompt and the kept features in their place.
 
     On a device the prompts are read once, before the tower starts, and nothing waits after that where each picture keeps a
@@ -50,44 +49,43 @@ def shorten(handle: PruneHandle, call: Call, *, by_mask: bool) -> tuple[Splice, 
         refuse_new_pictures()
     check_shapes(call)
     ids, mask = call["input_ids"], call.get("attention_mask")
-    _refuse_unknown_pictures(handle, call)
+    _refuse_unknown_pictures(host, call)
     if by_mask and mask is None:
-        mask = guess_mask(handle.model, call)
+        mask = guess_mask(host.model, call)
     kinds = pictures_in(call)
     unread = len(ids) == len(kinds) == 1 and waits(ids)
     seen, right = (ids, False) if unread else (ids.cpu(), mask is not None and padded_right(mask.cpu()))
     if not unread:
-        refuse_lonely_placeholders(handle.model, seen, kinds)
+        refuse_lonely_placeholders(host.model, seen, kinds)
     numbers = _numbers(call, mask, by_mask=by_mask)
-    encoded = _encoded(handle, call)
+    encoded = _encoded(host, call)
     needs = {kind: [len(keep) for keep in found.keep] for kind, found in encoded.items()}
-    check = partial(check_placeholders, handle.model, seen, needs, handle.anyres.anyres)
+    check = partial(check_placeholders, host.model, seen, needs, host.family.loaded(host.pruning))
     if not unread:
         check()
-    keep, lengths = _columns_to_keep(handle.model, ids, encoded), _lengths(handle.model, seen, encoded)
-    compact, length = handle.positions == "compact", None if lengths is None else max(lengths)
-    splice = Splice.of(ids, mask, keep, numbers, right=right, length=length, pad=pad_id(handle.model), compact=compact)
-    for name in handle.family.inputs:
+    keep, lengths = _columns_to_keep(host.model, ids, encoded), _lengths(host.model, seen, encoded)
+    compact, length = host.pruning.positions == "compact", None if lengths is None else max(lengths)
+    splice = Splice.of(ids, mask, keep, numbers, right=right, length=length, pad=pad_id(host.model), compact=compact)
+    for name in host.family.inputs:
         call.pop(name, None)
-    call["input_ids"] = _blanked_unless_fitting(handle.model, splice, needs) if unread else splice.short_ids
+    call["input_ids"] = _blanked_unless_fitting(host.model, splice, needs) if unread else splice.short_ids
     call["mm_encoder_outputs"] = {
-        kind: BaseModelOutputWithPooling(pooler_output=handle.family.outputs(found.features)) for kind, found in encoded.items()
+        kind: BaseModelOutputWithPooling(pooler_output=host.family.outputs(found.features)) for kind, found in encoded.items()
     }
     # Without a mask transformers takes gaps in the positions for borders of packed rows.
     if mask is not None or not compact or (bool(splice.filler.any()) if lengths is None else min(lengths) < max(lengths)):
         call["attention_mask"] = splice.short_mask
     call["position_ids"] = splice.positions
-    if call.get("labels") is not None:
-        call["labels"] = splice.take_labels(call["labels"])
-    handle.trace = _traces(handle.model, seen, encoded)
+    cut_others(call, splice)
+    host.trace = _traces(host.model, seen, encoded)
     return splice, check
 
 
-def _encoded(handle: PruneHandle, call: Call) -> dict[str, Encoded]:
+def _encoded(host: Host, call: Call) -> dict[str, Encoded]:
     """What is shown at each run of placeholders, by their kind."""
     return {
         kind: found if call.get(f"{kind}_index") is None else found.shown(call[f"{kind}_index"], kind)
-        for kind, found in handle.encode(handle, call).items()
+        for kind, found in host.encode(host.model, host.pruning, call).items()
     }
 
 
@@ -102,13 +100,15 @@ def _numbers(call: Call, mask: Tensor | None, *, by_mask: bool) -> Tensor:
     return given
 
 
-def check_placeholders(model: Any, ids: Tensor, needs: dict[str, list[int]], anyres: str) -> None:
-    """Refuse prompts (R, T) whose placeholders are not those that the pictures of each kind need, each its own number."""
+def check_placeholders(model: Any, ids: Tensor, needs: dict[str, list[int]], loaded: str) -> None:
+    """Refuse prompts (R, T) whose placeholders are not those that the pictures of each kind need, each its own number.
+
+    `loaded` is how the fitting processor is loaded, to be put behind its name.
+    """
     refuse_lonely_placeholders(model, ids, list(needs))
     for kind, counts in needs.items():
         found, noun = int(placeholders(model, ids, kind).sum()), NOUNS[kind]
         if found != sum(counts):
-            loaded = f" of fastervlm.load(..., anyres={anyres!r})" if hasattr(model.config, "image_grid_pinpoints") else ""
             raise UserError(
                 f"The prompts hold {found} {kind} placeholder tokens, but {len(counts)} {noun}s need {sum(counts)}; make "
                 f"input_ids and {PIXELS[kind][0]} in one call of the processor{loaded}, with one <{kind}> for each {noun}."
@@ -167,7 +167,7 @@ def _traces(model: Any, ids: Tensor, encoded: dict[str, Encoded]) -> list[Any]:
     return [trace for _, trace in sorted(found, key=lambda pair: pair[0])]
 
 
-def _refuse_unknown_pictures(handle: PruneHandle, call: Call) -> None:
+def _refuse_unknown_pictures(host: Host, call: Call) -> None:
     for name in (name for names in PIXELS.values() for name in names):
-        if call.get(name) is not None and name not in handle.family.inputs:
-            raise UserError(f"A {type(handle.model).__name__} has no use for {name}; leave it out.")
+        if call.get(name) is not None and name not in host.family.inputs:
+            raise UserError(f"A {type(host.model).__name__} has no use for {name}; leave it out.")

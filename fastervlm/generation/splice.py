@@ -94,15 +94,23 @@ class Splice:
         """L, the number of columns left."""
         return self.order.shape[1]
 
-    def take(self, x: Tensor, fill: int) -> Tensor:
-        """Columns of x (R, T) that stay, (R, L), `fill` where a row was filled up."""
-        return x.gather(1, self.order).masked_fill(self.filler, fill)
+    def take(self, x: Tensor, fill: int = 0) -> Tensor:
+        """Columns of x (R, T, ...) that stay, (R, L, ...), `fill` where a row was filled up."""
+        order, filler = (part.to(x.device)[(...,) + (None,) * (x.dim() - 2)] for part in (self.order, self.filler))
+        return x.gather(1, order.expand(-1, -1, *x.shape[2:])).masked_fill(filler, fill)
 
     def take_labels(self, labels: Tensor) -> Tensor:
         """Labels (R, T) as (R, L), without those that would be predicted from a filler: alone, they begin their row."""
         taken = self.take(labels, -100)
         taken[:, 1:].masked_fill_(self.filler[:, :-1], -100)
         return taken
+
+    def take_shift_labels(self, labels: Tensor) -> Tensor:
+        """Labels (R, T) that stand one column ahead of what they name, as (R, L): each names the next token that stays."""
+        labels = F.pad(labels, (1, 0), value=-100)
+        ahead = F.pad(self.order[:, 1:], (0, 1), value=self.ids.shape[1])  # the last one names what comes behind the prompt
+        nobody = self.filler | F.pad(self.filler[:, 1:], (0, 1))
+        return labels.gather(1, ahead.to(labels.device)).masked_fill(nobody.to(labels.device), -100)
 
     @property
     def short_ids(self) -> Tensor:

@@ -13,6 +13,7 @@ from fastervlm.inllm.columns import Columns
 from fastervlm.inllm.method import InLLM, check_count, check_mode
 from fastervlm.inllm.prompt import Prompt
 from fastervlm.selection.draws import mix
+from fastervlm.selection.method import Traits
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class FastV(InLLM):
         check_mode(self.mode)
         if not -(1 << 63) <= self.random_seed < 1 << 63:
             raise UserError(f"random_seed={self.random_seed} is too large; give a number below 2 ** 63.")
+
+    @property
+    def traits(self) -> Traits:
+        """Where it drops tokens their work is saved; where it masks them no formula counts it."""
+        return Traits(in_llm=True, work="fastv" if self.mode == "drop" else None)
 
     @property
     def reads_attention(self) -> bool:

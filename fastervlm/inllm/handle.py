@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from encoders import UserError, UserTypeError
+from fastervlm.families.registry import family_of
+from fastervlm.generation.inputs import visual
 from fastervlm.generation.kv_cache import cache_in
 from fastervlm.handle import Handle
 from fastervlm.inllm.cache import check_history, check_kind
@@ -20,7 +22,6 @@ from fastervlm.inllm.prompt import Prompt, has_pictures
 from fastervlm.inllm.run import RUN, Run
 from fastervlm.selection.budget import Budget, TokenBudget
 
-HOSTS = ("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration", "VideoLlavaForConditionalGeneration")
 DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 _HOOKS = "_fastervlm_inllm"
 
@@ -77,7 +78,7 @@ class _Hooks:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.handles: dict[int, InLLMHandle] = {}
-        base, language = model.model, model.model.language_model
+        base, language = model.model, decoder_of(model)
         self.installed: list[RemovableHandle] = [
             model.register_forward_pre_hook(_check_labels, with_kwargs=True),
             base.register_forward_pre_hook(self.begin, with_kwargs=True),
@@ -129,7 +130,7 @@ class _Hooks:
         Returns:
             Whether it is flash attention.
         """
-        config = self.model.model.language_model.config
+        config = decoder_of(self.model).config
         backend = config._attn_implementation
         flash = "flash" in backend
         if not flash and backend not in ("eager", "sdpa"):
@@ -159,9 +160,7 @@ def _check_labels(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> 
     drops = any(handle.method.mode == "drop" for handle in model.__dict__[_HOOKS].handles.values())
     if labels is None or ids is None or not drops or labels.shape != ids.shape:
         return (), inputs
-    visual = ids == model.config.image_token_id
-    visual |= ids == getattr(model.config, "video_token_id", -1)
-    if bool((visual[:, :-1] & (labels[:, 1:] != -100)).any()):
+    if bool((visual(model, ids)[:, :-1] & (labels[:, 1:] != -100)).any()):
         raise UserError(
             "Labels right behind a visual token cannot be predicted where visual tokens are dropped; set those labels to -100, "
             "or use mode='mask'."
@@ -169,6 +168,11 @@ def _check_labels(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> 
     if mask is not None and mask.shape == ids.shape:
         inputs["labels"] = labels.masked_fill(F.pad(mask[:, :-1] == 0, (1, 0)), -100)
     return (), inputs
+
+
+def decoder_of(model: Any) -> Any:
+    """The language model of a model that is pruned inside it."""
+    return family_of(model).decoder(model)
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
@@ -183,12 +187,7 @@ def _slides(config: Any) -> bool:
 
 
 def _check(model: Any, method: InLLM) -> None:
-    kinds = {cls.__name__ for cls in type(model).__mro__}
-    if not kinds & set(HOSTS):
-        raise UserTypeError(
-            f"A {type(model).__name__} cannot be pruned inside its language model; supported models are {', '.join(HOSTS)}."
-        )
-    decoder = model.model.language_model
+    decoder = family_of(model, "pruned inside its language model").decoder(model)
     if not {cls.__name__ for cls in type(decoder).__mro__} & set(DECODERS):
         raise UserTypeError(
             f"A {type(decoder).__name__} cannot be pruned inside; supported language models are {', '.join(DECODERS)}."

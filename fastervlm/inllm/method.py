@@ -10,6 +10,7 @@ from torch import Tensor
 from encoders import ScoredPatches, UserError
 from fastervlm.inllm.columns import Columns
 from fastervlm.inllm.prompt import Prompt
+from fastervlm.selection.method import Traits
 
 MODES = ("drop", "mask")
 
@@ -25,6 +26,11 @@ class InLLM(abc.ABC):
 
     layer: int
     mode: Literal["drop", "mask"]
+
+    @property
+    def traits(self) -> Traits:
+        """What the method says of itself; that it prunes inside the language model holds of all of these."""
+        return Traits(in_llm=True)
 
     @property
     def reads_attention(self) -> bool:

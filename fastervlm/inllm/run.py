@@ -8,20 +8,20 @@ Dims: R rows, T columns of the prompt, L columns left, D width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fastervlm.generation.kv_cache import cache_in
+from fastervlm.handle import Handle
 from fastervlm.inllm.attention_row import attention_row
 from fastervlm.inllm.cache import Memory, held, hold, let_grow
 from fastervlm.inllm.columns import Columns, causal_mask, take, take_mask
-from fastervlm.inllm.select import choose
-
-if TYPE_CHECKING:
-    from fastervlm.inllm.handle import InLLMHandle
-    from fastervlm.inllm.prompt import Prompt
+from fastervlm.inllm.prompt import Prompt
+from fastervlm.inllm.select import choose_columns
+from fastervlm.selection.budget import TokenBudget
 
 RUN = "fastervlm_run"
 
@@ -35,7 +35,7 @@ class Run:
         flash: whether masks are those of flash attention, (R, L) over keys.
     """
 
-    def __init__(self, handles: dict[int, InLLMHandle], prompt: Prompt | None, *, flash: bool) -> None:
+    def __init__(self, handles: Mapping[int, Handle], prompt: Prompt | None, *, flash: bool) -> None:
         self.handles = handles
         self.prompt = prompt
         self.flash = flash
@@ -76,7 +76,10 @@ class Run:
         """Choose in front of this layer if it is time to, and take what is dropped out of its input."""
         if index in self.handles and index not in self._places:
             before, row = self.columns(index - 1), self._rows.get(index)
-            after, self._places[index] = choose(self.handles[index], prompt, states.detach(), before, row)
+            handle = self.handles[index]
+            after, self._places[index], handle.trace = choose_columns(
+                handle.method, cast(TokenBudget, handle.budget), prompt, states.detach(), before, row
+            )  # prune refuses other budgets here
             if after is not None:
                 self._columns[index] = after
         place = self._places.get(index)

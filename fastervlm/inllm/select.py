@@ -5,42 +5,39 @@ Dims: R rows, T columns of the prompt, L columns left so far, n visual tokens of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 import torch
 from torch import Tensor
 
 from fastervlm.generation.splice import line_up
 from fastervlm.inllm.columns import Columns
+from fastervlm.inllm.method import InLLM
+from fastervlm.inllm.prompt import Prompt
 from fastervlm.inllm.trace import TokenTrace
 from fastervlm.selection.budget import TokenBudget
 
-if TYPE_CHECKING:
-    from fastervlm.inllm.handle import InLLMHandle
-    from fastervlm.inllm.prompt import Prompt
-
 
 @torch.no_grad()
-def choose(
-    handle: InLLMHandle, prompt: Prompt, states: Tensor, before: Columns | None, row: Tensor | None
-) -> tuple[Columns | None, Tensor | None]:
-    """Choose in front of `handle.method.layer`, and leave the trace with the handle.
+def choose_columns(
+    method: InLLM, budget: TokenBudget, prompt: Prompt, states: Tensor, before: Columns | None, row: Tensor | None
+) -> tuple[Columns | None, Tensor | None, list[TokenTrace]]:
+    """Choose in front of `method.layer`.
 
     Args:
-        handle: what is to prune.
+        method: by what.
+        budget: how many visual tokens of each row stay.
         prompt: what is read.
         states: (R, L, D), the input of the layer.
         before: the columns (R, L) that come in, None for all.
         row: (R, L), the attention of the prompt's last token in the layer before, if the method reads it.
 
     Returns:
-        The columns that stay, None if nothing was ever taken out; and, if states have to be gathered, their places (R, L').
+        The columns that stay, None if nothing was ever taken out; if states have to be gathered, their places (R, L'); and a
+        trace for each row.
     """
-    method = handle.method
     now = Columns.all(prompt.real) if before is None else before
     ranking, scores = (x.to(now.order.device) for x in method.rank(prompt, states, now, row))
     candidates = _at(method.candidates(prompt.visual), now) & ~now.hidden
-    lost = candidates & ~_best(ranking, candidates, now.order == prompt.last[:, None], _counts(handle, prompt.visual))
+    lost = candidates & ~_best(ranking, candidates, now.order == prompt.last[:, None], _counts(budget, prompt.visual))
     after, place = before, None
     if bool(lost.any()):
         if method.mode == "mask":
@@ -48,8 +45,7 @@ def choose(
         else:
             place, filler = line_up(~(now.hidden | lost), right=prompt.right)
             after = Columns(now.order.gather(1, place), filler, now.length, moved=True, blind=bool(filler.any()))
-    handle.trace = _traces(method.layer, prompt.visual, now, scores, now if after is None else after)
-    return after, place
+    return after, place, _traces(method.layer, prompt.visual, now, scores, now if after is None else after)
 
 
 def _at(flags: Tensor, columns: Columns) -> Tensor:
@@ -57,10 +53,9 @@ def _at(flags: Tensor, columns: Columns) -> Tensor:
     return flags.gather(1, columns.order)
 
 
-def _counts(handle: InLLMHandle, visual: Tensor) -> Tensor:
+def _counts(budget: TokenBudget, visual: Tensor) -> Tensor:
     """(R, 1) how many visual tokens each row keeps."""
     found = visual.sum(dim=1).tolist()
-    budget = cast(TokenBudget, handle.budget)  # prune refuses other ones here
     return torch.tensor([[budget.resolve(n) if n else 0] for n in found], device=visual.device)
 
 

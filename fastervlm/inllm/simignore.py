@@ -13,6 +13,7 @@ from encoders import UserError
 from fastervlm.inllm.columns import Columns
 from fastervlm.inllm.method import InLLM, check_count, check_mode
 from fastervlm.inllm.prompt import Prompt
+from fastervlm.selection.method import Traits
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Simignore(InLLM):
         check_mode(self.mode)
         check_count("step", self.step, 1)
         check_count("start", self.start, 0)
+
+    @property
+    def traits(self) -> Traits:
+        """It compares with a text."""
+        return Traits(reads=frozenset({"text"}), in_llm=True)
 
     def rank(self, prompt: Prompt, states: Tensor, columns: Columns, row: Tensor | None) -> tuple[Tensor, Tensor]:
         """By the walk over the sorted pairs; the score of a token is its highest cosine with any token of the text."""

@@ -11,6 +11,7 @@ import torch
 from typing_extensions import Self
 
 from encoders import UserError
+from fastervlm.eval.medium import Pictures
 from fastervlm.eval.settings import Settings, seeded
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Task
@@ -81,8 +82,9 @@ class Arguments:
         return Settings(
             _TASK,
             question_file=Path("lmms-eval"),
-            image_folder=None,
+            media_folder=None,
             answers_file=Path("lmms-eval.jsonl"),
+            medium=Pictures(),
             keep=None if self.keep in (None, "none", "None") else self.keep,  # type: ignore[arg-type]
             method=seeded(self.method, self.seed),
             batch_size=self.batch_size,

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
 from encoders import UserError
 from fastervlm.eval.prompts import conversation
-
-if TYPE_CHECKING:
-    from fastervlm.lmms.model import PrunedModel
 
 
 @dataclass(frozen=True)
@@ -52,33 +49,33 @@ class Asked:
         return self
 
 
-def simple(lm: PrunedModel, arguments: Sequence[Any]) -> Asked:
+def simple(arguments: Sequence[Any], documents: Mapping[str, Any], processor: Any, conv_mode: str | None) -> Asked:
     """A request of a simple model, (text, ..., doc_to_visual, doc_id, task, split).
 
     Pictures that the text does not place itself stand in front of it, each on a line of its own.
     """
     text, (doc_to_visual, *place) = arguments[0], arguments[2:]
-    pictures, clips = _sorted(lm, doc_to_visual(_doc(lm, place)) or [], _where(place))
+    pictures, clips = _sorted(doc_to_visual(_doc(documents, place)) or [], processor, _where(place))
     kinds = ["image"] * len(pictures) + ["video"] * len(clips)
-    ask = conversation(lm.subject.processor, lm.settings.conv_mode, kinds[0] if kinds else "image")
+    ask = conversation(processor, conv_mode, kinds[0] if kinds else "image")
     if any(f"<{kind}>" in text for kind in kinds):
         prompt = ask(text, False)
     else:
         prompt = ask("".join(f"<{kind}>\n" for kind in kinds[1:]) + text, bool(kinds))
     bare = text.replace("<image>", "").replace("<video>", "")
-    return Asked(prompt, bare, _where(place), pictures, clips).check(lm.subject.processor)
+    return Asked(prompt, bare, _where(place), pictures, clips).check(processor)
 
 
-def chat(lm: PrunedModel, arguments: Sequence[Any]) -> Asked:
+def chat(arguments: Sequence[Any], documents: Mapping[str, Any], processor: Any) -> Asked:
     """A request of a chat model, (text, doc_to_messages, ..., doc_id, task, split), by the processor's chat template."""
     doc_to_messages, place = arguments[1], arguments[3:]
-    turns = ChatMessages(messages=doc_to_messages(_doc(lm, place))).messages
+    turns = ChatMessages(messages=doc_to_messages(_doc(documents, place))).messages
     written = [{"role": turn.role, "content": [_written(part) for part in turn.content]} for turn in turns]
-    prompt = lm.subject.processor.apply_chat_template(written, add_generation_prompt=True)
+    prompt = processor.apply_chat_template(written, add_generation_prompt=True)
     parts = [part for turn in turns for part in turn.content]
     text = "\n".join(part.text for part in parts if part.type == "text")
     shown = [_shown(part) for part in parts if part.type != "text"]
-    return Asked(prompt, text, _where(place), *_sorted(lm, shown, _where(place))).check(lm.subject.processor)
+    return Asked(prompt, text, _where(place), *_sorted(shown, processor, _where(place))).check(processor)
 
 
 def _written(part: Any) -> dict[str, str]:
@@ -92,16 +89,16 @@ def _shown(part: Any) -> Any:
     return part.url if part.type == "image" and isinstance(part.url, Image.Image) else part
 
 
-def _doc(lm: PrunedModel, place: Sequence[Any]) -> Any:
+def _doc(documents: Mapping[str, Any], place: Sequence[Any]) -> Any:
     number, task, split = place
-    return lm.task_dict[task][split][number]
+    return documents[task][split][number]
 
 
 def _where(place: Sequence[Any]) -> str:
     return f"Question {place[0]} of {place[1]}"
 
 
-def _sorted(lm: PrunedModel, shown: Sequence[Any], where: str) -> tuple[list[Image.Image], list[Clip]]:
+def _sorted(shown: Sequence[Any], processor: Any, where: str) -> tuple[list[Image.Image], list[Clip]]:
     """The pictures and the clips among what a document shows."""
     pictures, clips = [], []
     for each in shown:
@@ -113,6 +110,6 @@ def _sorted(lm: PrunedModel, shown: Sequence[Any], where: str) -> tuple[list[Ima
             clips.append(Clip(Path(each)))
         else:
             raise UserError(f"{where} shows a {type(each).__name__}; pictures (PIL) and video files (paths) are known.")
-    if clips and not hasattr(lm.subject.processor, "video_token"):
+    if clips and not hasattr(processor, "video_token"):
         raise UserError(f"{where} shows a video, for which this model is not made; use fastervlm_video_llava.")
     return pictures, clips

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import BatchFeature
 
 from encoders import UserError
-
-if TYPE_CHECKING:
-    from fastervlm.eval.subject import Subject
-    from fastervlm.lmms.asked import Asked
-    from fastervlm.lmms.model import PrunedModel
+from fastervlm.lmms.asked import Asked
 
 
-def continuation_of(lm: PrunedModel, asked: Asked, arguments: Sequence[Any]) -> tuple[Asked, int]:
-    """The prompt with its continuation behind one space, as models write answers, and how many tokens that has."""
+def continuation_of(asked: Asked, arguments: Sequence[Any], tokenizer: Any, documents: Mapping[str, Any]) -> tuple[Asked, int]:
+    """The prompt with its continuation behind one space, as models write answers, and how many tokens that has.
+
+    `documents` holds those of each task and split, as lmms-eval hands them to its models.
+    """
     target, (number, task, split) = arguments[1], arguments[3:]
-    text = target if isinstance(target, str) else target(lm.task_dict[task][split][number])
+    text = target if isinstance(target, str) else target(documents[task][split][number])
     text = str(text).lstrip(" ")
     if not text:
         raise UserError(f"{asked.where} has an empty continuation, whose likelihood is not defined.")
     gap = "" if asked.prompt[-1:].isspace() or text[0].isspace() else " "
     whole = asked.prompt + gap + text
-    before, ids = (lm.subject.processor.tokenizer(text)["input_ids"] for text in (asked.prompt, whole))
+    before, ids = (tokenizer(text)["input_ids"] for text in (asked.prompt, whole))
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, ids, strict=False)))
     return replace(asked, prompt=whole), len(ids) - same
 
 
 @torch.inference_mode()
-def likelihoods(subject: Subject, inputs: BatchFeature, counts: Sequence[int]) -> list[tuple[float, bool]]:
+def likelihoods(model: Any, inputs: BatchFeature, counts: Sequence[int]) -> list[tuple[float, bool]]:
     """For each row the mean loss of its last `counts` tokens, and whether each of them was the likeliest.
 
     Rows end together, since the processor pads on the left; pruned ones do, too.
     """
     longest = max(counts)
-    logits = subject.model(**inputs, logits_to_keep=longest + 1).logits[:, :-1].float()
+    logits = model(**inputs, logits_to_keep=longest + 1).logits[:, :-1].float()
     ids = inputs["input_ids"][:, -longest:]
     losses = -logits.log_softmax(dim=-1).gather(2, ids[..., None])[..., 0]
     greedy = logits.argmax(dim=-1) == ids

@@ -14,15 +14,13 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from encoders import UserError, UserTypeError
-from fastervlm.eval.generator import pruned
+from fastervlm.eval.answerer import pruned
 from fastervlm.eval.medium import selector_of
 from fastervlm.lmms.arguments import Arguments
 from fastervlm.lmms.asked import Asked, chat, simple
 from fastervlm.lmms.likelihood import continuation_of, likelihoods
 from fastervlm.lmms.wanted import Wanted, key_of
 
-# By the `model_type` of a checkpoint's config, the name of the model here.
-NAMES = {"llava": "fastervlm_llava_hf", "llava_next": "fastervlm_llava_next", "video_llava": "fastervlm_video_llava"}
 T = TypeVar("T")
 
 
@@ -41,9 +39,9 @@ class PrunedModel(lmms, abc.ABC):
         self.settings, self.subject = arguments.settings, arguments.subject
         if not self.is_simple and self.settings.conv_mode not in (None, "chat"):
             raise UserError(f"conv_mode={self.settings.conv_mode} is for texts, not for conversations; add --force_simple.")
-        found = self.subject.model.config.model_type
-        if found != self.kind:
-            raise UserTypeError(f"{self.subject.path} is a {found} model; use --model {NAMES[found]}.")
+        family = self.subject.family
+        if family.model_type != self.kind:
+            raise UserTypeError(f"{self.subject.path} is a {family.model_type} model; use --model {family.lmms_model}.")
         if not self.is_simple and not self.subject.processor.chat_template:
             raise UserError(f"The processor of {self.subject.path} has no chat template; add --force_simple.")
         with pruned(self.subject, self.settings):
@@ -101,9 +99,16 @@ class PrunedModel(lmms, abc.ABC):
                     bar.update(len(batch))
         return [found[number] for number in range(len(requests))]
 
+    def _asked(self, arguments: Sequence[Any]) -> Asked:
+        """A request as the model is asked it."""
+        documents, processor = self.task_dict, self.subject.processor
+        if self.is_simple:
+            return simple(arguments, documents, processor, self.settings.conv_mode)
+        return chat(arguments, documents, processor)
+
     def _answers(self, batch: list[Sequence[Any]]) -> list[str]:
         wanted = Wanted.of(batch[0][1 if self.is_simple else 2])
-        inputs = self._ready([(simple if self.is_simple else chat)(self, arguments) for arguments in batch])
+        inputs = self._ready([self._asked(arguments) for arguments in batch])
         tokenizer = self.subject.processor.tokenizer
         ids = self.subject.model.generate(
             **inputs, **wanted.options, stopping_criteria=wanted.stop(tokenizer), pad_token_id=tokenizer.pad_token_id
@@ -114,9 +119,13 @@ class PrunedModel(lmms, abc.ABC):
     def _likelihoods(self, batch: list[Sequence[Any]]) -> list[tuple[float, bool]]:
         if any(len(arguments) < 6 for arguments in batch):
             raise UserError("Likelihoods without a document (acc_mutual_info) are not supported; leave that metric out.")
-        asked = [simple(self, arguments) for arguments in batch]
-        written = [continuation_of(self, each, arguments) for each, arguments in zip(asked, batch, strict=True)]
-        return likelihoods(self.subject, self._ready([whole for whole, _ in written]), [count for _, count in written])
+        processor, documents = self.subject.processor, self.task_dict
+        asked = [simple(arguments, documents, processor, self.settings.conv_mode) for arguments in batch]
+        written = [
+            continuation_of(each, arguments, processor.tokenizer, documents)
+            for each, arguments in zip(asked, batch, strict=True)
+        ]
+        return likelihoods(self.subject.model, self._ready([whole for whole, _ in written]), [count for _, count in written])
 
     def _ready(self, asked: list[Asked]) -> BatchFeature:
         """The inputs on the model's device, with the text to choose by where the method compares with one."""

@@ -25,7 +25,6 @@ from fastervlm.selection.method import Method
 __all__ = [
     "DART",
     "METHODS",
-    "OWN",
     "CDPruner",
     "ClipRelevance",
     "ClsAttention",
@@ -56,8 +55,6 @@ METHODS: dict[str, Method] = {
     "fastv": FastV(),
     "simignore": Simignore(),
 }
-# What these return is ascending and each position once; tests hold them to it.
-OWN = frozenset(map(type, METHODS.values()))
 
 
 def get_method(method: str | Method, **settings: Any) -> Method:

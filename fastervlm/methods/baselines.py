@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from encoders import ScoredPatches, UserError
 from fastervlm.selection.draws import mix
 from fastervlm.selection.kept import KeptTokens
+from fastervlm.selection.method import Traits
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class RandomTokens:
     The draw is a hash of the seed, the picture's own pixels and the patch: a picture keeps the same patches alone, in any
     batch, on any device and in any thread, and other pictures or seeds get other draws.
     """
+
+    traits: ClassVar[Traits] = Traits(ordered=True, work="pruned")
 
     seed: int = 0
 
@@ -36,6 +40,8 @@ class RandomTokens:
 @dataclass(frozen=True)
 class UniformGrid:
     """Keep patches on an even lattice: exactly `k`, in rows as even as the numbers allow."""
+
+    traits: ClassVar[Traits] = Traits(ordered=True, work="pruned")
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches, the same in each picture."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from encoders import ScoredPatches, UserError, UserTypeError
 from fastervlm.methods.similarity import cosines
 from fastervlm.selection.kept import KeptTokens
+from fastervlm.selection.method import Traits
 
 # A patch of which those kept leave no more than this share unexplained (its squared sine to their span) adds nothing.
 _NOTHING_NEW = 1e-6
@@ -42,6 +43,12 @@ class CDPruner:
             raise UserTypeError(
                 f"relevance must be a function of patches, such as ClipRelevance(clip, tokenizer), not {named}."
             )
+
+    @property
+    def traits(self) -> Traits:
+        """Relevance is taken to be that to a question."""
+        asked = self.relevance is not None
+        return Traits(reads=frozenset({"features", "question"} if asked else {"features"}), ordered=True)
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches of each picture."""

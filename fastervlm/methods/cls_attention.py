@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from encoders import ScoredPatches
 from fastervlm.selection.kept import KeptTokens
+from fastervlm.selection.method import Traits
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,11 @@ class ClsAttention:
     """
 
     lowest: bool = False
+
+    @property
+    def traits(self) -> Traits:
+        """What leaves inside the tower is what [CLS] attends to least, so the best are there still, and the lowest are not."""
+        return Traits(ordered=True, survives_thinning=not self.lowest, work="pruned")
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches of each picture by `patches.scores` (B, N)."""

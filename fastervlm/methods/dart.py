@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -10,6 +11,7 @@ from encoders import ScoredPatches
 from fastervlm.methods.share import check_count
 from fastervlm.methods.similarity import cosines
 from fastervlm.selection.kept import KeptTokens
+from fastervlm.selection.method import Traits
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class DART:
     Args:
         pivots: how many; fewer where fewer tokens are kept.
     """
+
+    traits: ClassVar[Traits] = Traits(reads=frozenset({"features", "keys"}), ordered=True)
 
     pivots: int = 4
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from encoders import ScoredPatches
 from fastervlm.methods.similarity import cosines
 from fastervlm.selection.kept import KeptTokens
+from fastervlm.selection.method import Traits
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class DivPrune:
     the one farthest from what is kept already. The paper measures after the projector; here the tower's features are
     compared, so that only what is kept is projected.
     """
+
+    traits: ClassVar[Traits] = Traits(reads=frozenset({"features"}), ordered=True)
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches of each picture."""

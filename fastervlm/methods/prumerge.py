@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -11,6 +12,7 @@ from encoders import ScoredPatches
 from fastervlm.methods.share import check_count
 from fastervlm.methods.similarity import cosines
 from fastervlm.selection.kept import KeptTokens
+from fastervlm.selection.method import Traits
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class PruMerge:
     Args:
         neighbours: how many patches are added to each; fewer where there are no more.
     """
+
+    traits: ClassVar[Traits] = Traits(reads=frozenset({"keys"}), ordered=True)
 
     neighbours: int = 32
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from encoders import ScoredPatches, UserError, UserTypeError
 from fastervlm.methods.share import check_share
 from fastervlm.methods.similarity import cosines
 from fastervlm.selection.kept import KeptTokens
+from fastervlm.selection.method import Traits
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class VisionZip:
         contextual: how many of the K tokens are contextual: a count (never more than K), or their share of K, rounded; the
             paper has 10 of 64.
     """
+
+    traits: ClassVar[Traits] = Traits(reads=frozenset({"keys"}), ordered=True)
 
     contextual: int | float = 10 / 64
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from encoders import ScoredPatches
 from fastervlm.methods.share import check_share
 from fastervlm.methods.similarity import cosines
 from fastervlm.selection.kept import KeptTokens
+from fastervlm.selection.method import Traits
 
 # So many duplicates go in a round.
 _ROUND = 8
@@ -30,6 +32,8 @@ class VisPruner:
     Args:
         important: the share of the tokens kept by attention, rounded down; in [0, 1].
     """
+
+    traits: ClassVar[Traits] = Traits(reads=frozenset({"features"}), ordered=True)
 
     important: float = 0.5
 

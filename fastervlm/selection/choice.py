@@ -14,10 +14,9 @@ from torch.nn import functional as F
 
 from encoders import ScoredPatches, UserError
 from encoders.base import token_rows
-from fastervlm.methods import OWN
 from fastervlm.selection.budget import Budget, shared
 from fastervlm.selection.kept import KeptTokens, check_kept, waits
-from fastervlm.selection.method import Method
+from fastervlm.selection.method import Method, traits
 
 Window = tuple[int, int, int, int]  # top, bottom, left, right; the second of each pair excluded
 
@@ -141,8 +140,8 @@ def check_questions(questions: object, count: int, each: str = "") -> None:
 def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, windows: Sequence[Window] | None = None) -> Choice:
     """What the method keeps of each row; it is called once for all rows of one window and count.
 
-    On a device nothing here waits for it where all rows keep the same count, except the check of what a method from outside
-    fastervlm returned.
+    On a device nothing here waits for it where all rows keep the same count, except the check of what a method returned
+    that does not say that it is `ordered`.
 
     Args:
         patches: S rows.
@@ -164,7 +163,7 @@ def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, win
         if count:
             part, places = (patches, None) if asked.keys() == {(whole, count)} else _part(patches, rows, window)
             kept = method(part, count)
-            check_kept(kept, *part.scores.shape, read=type(method) not in OWN or not waits(kept.index))
+            check_kept(kept, *part.scores.shape, read=not traits(method).ordered or not waits(kept.index))
             found.append((rows, places, kept))
     areas = [_area(window) for window in windows]
     if len(found) == 1 and found[0][1] is None:
@@ -172,6 +171,13 @@ def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, win
         same = [kept.index.shape[1]] * len(counts)
         return Choice(patches, kept.mask.to(patches.scores.device), same, kept.weights, kept.weights is None and same == areas)
     return _joined(patches, areas, found)
+
+
+def keep_all(patches: ScoredPatches) -> Choice:
+    """Every patch of each row, as it is."""
+    total, count = patches.scores.shape
+    mask = torch.ones(total, count, dtype=torch.bool, device=patches.scores.device)
+    return Choice(patches, mask, [count] * total, None, everything=True)
 
 
 def _joined(patches: ScoredPatches, areas: list[int], found: list[tuple[list[int], Tensor | None, KeptTokens]]) -> Choice:

@@ -1,10 +1,37 @@
-"""What a method is."""
+"""What a method is, and what it says of itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 from encoders import ScoredPatches
 from fastervlm.selection.kept import KeptTokens
 
 Method = Callable[[ScoredPatches, int], KeptTokens]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method is like; it says so by an attribute `traits`, and one without it has none of these.
+
+    Attributes:
+        reads: what it looks at beside the scores: "features" or "keys" of the feature block, the "question" asked about a
+            picture, the "text" around it.
+        ordered: its index is always ascending and names each patch once, so that nobody has to read it to be sure.
+        survives_thinning: it chooses alike where the patches that [CLS] attends to least have left inside the tower already.
+        work: the formula that counts its operations (`fastervlm.bench.flops`); None where there is none.
+        in_llm: it prunes inside the language model, not in front of it.
+    """
+
+    reads: frozenset[Literal["features", "keys", "question", "text"]] = frozenset()
+    ordered: bool = False
+    survives_thinning: bool = False
+    work: Literal["pruned", "fastv"] | None = None
+    in_llm: bool = False
+
+
+def traits(method: Method) -> Traits:
+    """What a method says of itself."""
+    return getattr(method, "traits", Traits())

@@ -59,3 +59,29 @@ class EncoderSchedule:
             left = max(least, min(left, TokenBudget(keep).resolve(num_patches)))
             found[block] = left
         return found
+
+
+def check_schedule(schedule: object) -> None:
+    """Refuse what is no `EncoderSchedule`.
+
+    Raises:
+        UserTypeError: it is something else.
+    """
+    if not isinstance(schedule, EncoderSchedule):
+        raise UserTypeError(f"encoder_keep={schedule!r} is no EncoderSchedule; write EncoderSchedule(blocks=[8], keep=[288]).")
+
+
+def refuse_schedule(schedule: object) -> None:
+    """Refuse patches that leave inside the tower, on behalf of what cannot have that; None is no schedule.
+
+    Raises:
+        UserError: there is a schedule.
+        UserTypeError: there is something else.
+    """
+    if schedule is None:
+        return
+    check_schedule(schedule)
+    raise UserError(
+        "encoder_keep is for a LLaVA-1.5 pruned in front of its language model by method='cls' to a count or fraction of "
+        "tokens; leave it out, or change these."
+    )

@@ -63,7 +63,7 @@ if [[ "$STEP" == eval ]]; then
     if [[ -n "${API_BASE:-}${JUDGE:-}" ]]; then
         JUDGED=(${API_BASE:+--api-base "$API_BASE"} ${JUDGE:+--model "$JUDGE"} ${PER_MINUTE:+--requests-per-minute "$PER_MINUTE"})
     fi
-    exec "$PYTHON" -m video.scoring --result-file "$OUT.pred.jsonl" --json "$OUT.score.json" ${JUDGED[@]+"${JUDGED[@]}"}
+    exec "$PYTHON" -m video video-score --result-file "$OUT.pred.jsonl" --json "$OUT.score.json" ${JUDGED[@]+"${JUDGED[@]}"}
 fi
 
 if [[ ! -f "$DATA/test_q.json" || ! -f "$DATA/test_a.json" || ! -d "$DATA/$VIDEOS" ]]; then
@@ -74,7 +74,7 @@ if [[ ! -f "$DATA/test_q.json" || ! -f "$DATA/test_a.json" || ! -d "$DATA/$VIDEO
 fi
 CONV=()
 [[ -z "$CKPT" ]] || CONV=(--conv-mode llava_v1) # as the reference asks
-exec "$PYTHON" -m video.qa --model "$MODEL" --visual-token-num "$TOKEN" --method "$METHOD" --num-frames "$FRAMES" \
+exec "$PYTHON" -m video video-qa --model "$MODEL" --visual-token-num "$TOKEN" --method "$METHOD" --num-frames "$FRAMES" \
     --question-file "$DATA/test_q.json" --answer-file "$DATA/test_a.json" --video-dir "$DATA/$VIDEOS" \
     --answers-file "$OUT.jsonl" --sheet "$OUT.png" --batch-size "${BATCH:-8}" \
     ${CONV[@]+"${CONV[@]}"} ${ENGINE[@]+"${ENGINE[@]}"}

@@ -16,8 +16,8 @@ import torch
 
 from fastervlm.analysis import reading
 from fastervlm.eval import TASKS
-from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
+from tests.support.runs import about_pictures
 
 replace = os.replace
 
@@ -49,7 +49,7 @@ def run(folder, deadly):
         reading.SECONDS = 0.0
         os.replace = deadly_replace(deadly)
         folder.mkdir(parents=True, exist_ok=True)
-        chosen = Settings(TASKS["textvqa"], answers_file=folder / "answers.jsonl", limit=2, **bench)
+        chosen = about_pictures(TASKS["textvqa"], answers_file=folder / "answers.jsonl", limit=2, **bench)
         with (folder.parent / f"{folder.name}.read").open("a") as log:
             receive: Any = reading.receive
             reading.receive = lambda *call, **layout: (log.write("."), log.flush(), receive(*call, **layout))[-1]

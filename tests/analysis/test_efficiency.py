@@ -142,7 +142,7 @@ def test_run_equals_eager_attention_and_the_definition(kind, subject, settings, 
     outputs = []
     for line in chosen.question_file.read_text().splitlines()[:3]:
         question = json.loads(line)
-        picture = Image.open(chosen.image_folder / question["image"])
+        picture = Image.open(chosen.media_folder / question["image"])
         if kind == "llava":
             side = max(picture.size)
             square = Image.new("RGB", (side, side), tuple(int(255 * x) for x in subject.processor.image_processor.image_mean))
@@ -169,7 +169,7 @@ def test_run_equals_eager_attention_and_the_definition(kind, subject, settings, 
     first = json.loads(chosen.question_file.read_text().splitlines()[0])
     assert shown == {
         "prompt": f"USER: <image>\n{first['text']} ASSISTANT:",
-        "image": str((chosen.image_folder / first["image"]).resolve()),
+        "image": str((chosen.media_folder / first["image"]).resolve()),
         "output": [outputs[0]],
     }
 

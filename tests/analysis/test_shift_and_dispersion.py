@@ -60,7 +60,7 @@ def prompts(subject, chosen, count):
     """What each question becomes, made by hand."""
     for line in chosen.question_file.read_text().splitlines()[:count]:
         question = json.loads(line)
-        picture = Image.open(chosen.image_folder / question["image"]).convert("RGB")
+        picture = Image.open(chosen.media_folder / question["image"]).convert("RGB")
         if not subject.has_crops:
             side = max(picture.size)
             square = Image.new("RGB", (side, side), tuple(int(255 * x) for x in subject.processor.image_processor.image_mean))

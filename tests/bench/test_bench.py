@@ -119,7 +119,7 @@ def test_interrupted_run_leaves_answers_alone_and_goes_on(subject, cases, monkey
 @pytest.mark.usefixtures("undrawn")
 def test_pictures_that_cannot_be_read_are_left_out_and_named(subject, cases):
     cases, out = cases
-    (cases[0].settings.image_folder / "p0.png").write_bytes(b"")
+    (cases[0].settings.media_folder / "p0.png").write_bytes(b"")
     result = run(subject, cases[:1], out_dir=out, samples=4, repeats=1, new_tokens=1)
     assert [failure["line"] for failure in result.failures] == [1, 2]
     assert result.rows[0].score.samples == 4

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 import fastervlm
-from fastervlm.bench.peers import eager_tower, reference_inputs, tower_of
+from fastervlm.bench.peers import eager_tower, reference_inputs
 from fastervlm.bench.variants import variants
+from fastervlm.families.registry import family_of
 
 KINDS = ["tiny", "tiny-next", "tiny-video"]
 
@@ -86,7 +87,7 @@ def test_reference_runs_the_whole_tower_and_projects_what_it_does(workloads, nam
     ran = []
     hooks = [
         block.register_forward_hook(lambda module, *_: ran.append(module.self_attn.config._attn_implementation))
-        for block in tower_of(model).encoder.layers
+        for block in family_of(model).tower(model).encoder.layers
     ]
     (given, _), _ = spied(model, inputs, 3)
     for hook in hooks:
@@ -105,5 +106,5 @@ def test_model_is_left_as_it_was(workloads, name):
             model.generate(**call(workload.process(1)), max_new_tokens=1, pad_token_id=0)
     with pytest.raises(RuntimeError, match="mine"), eager_tower(model):
         raise RuntimeError("mine")
-    assert tower_of(model).config._attn_implementation == "sdpa"
+    assert family_of(model).tower(model).config._attn_implementation == "sdpa"
     assert torch.equal(model(**workload.process(1)).logits, before)

@@ -42,7 +42,7 @@ def test_answers_and_tokens_are_those_of_video_qa(engine, clip, method):
     ask = Ask(clip, "What number is in the red box? <video>", 26, method=method, max_new_tokens=4)
     shown = list(answers(engine, ask, more=False))[-1]
     task = Task("same", lambda *_: [], lambda *_: None)  # type: ignore[arg-type,return-value]
-    files = {"question_file": clip, "image_folder": None, "answers_file": clip.with_suffix(".jsonl")}
+    files = {"question_file": clip, "media_folder": None, "answers_file": clip.with_suffix(".jsonl")}
     for reply, keep in ((shown.full, None), (shown.pruned, 26 / 256)):
         settings = Settings(task, **files, keep=keep, method=method, max_new_tokens=4, medium=Videos())
         expected = asked_by_video_qa(engine.subject, settings, clip, "What number is in the red box?" + SHORT)

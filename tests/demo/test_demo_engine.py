@@ -108,7 +108,7 @@ def test_every_method(engine, asked, method):
     assert shown.pruned.figures.visual_tokens == 4
     assert shown.kept.kept[0].mean() == pytest.approx(4 / 16)
     assert shown.sweep == ()
-    assert engine.model.__dict__.keys() & {"generate", "forward", "_fastervlm_handle"} == set()
+    assert engine.model.__dict__.keys() & {"generate", "forward", "_fastervlm_host"} == set()
 
 
 def test_the_layer_is_the_one_that_was_chosen(engine, asked):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fastervlm.eval import TASKS
-from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
+from tests.support.runs import about_pictures
 from tests.tiny import save_llava, write_benchmark
 
 
@@ -35,6 +35,6 @@ def settings(tmp_path, bench):
     def make(**changes):
         out = Path(changes.pop("answers_file", tmp_path / "out" / "n_5.jsonl"))
         short = {"keep": 5, "batch_size": 4, "max_new_tokens": 3}
-        return Settings(TASKS["textvqa"], answers_file=out, **(bench | short | changes))
+        return about_pictures(TASKS["textvqa"], answers_file=out, **(bench | short | changes))
 
     return make

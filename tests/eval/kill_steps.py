@@ -16,8 +16,8 @@ import torch
 
 from fastervlm.eval import TASKS, answers
 from fastervlm.eval.runner import evaluate
-from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
+from tests.support.runs import about_pictures
 
 journals: Any = answers.Journal
 paths: Any = Path
@@ -71,7 +71,8 @@ def run(folder, deadly):
     child = os.fork()
     if child == 0:
         Steps(deadly)
-        chosen = Settings(TASKS["textvqa"], answers_file=folder / "n.jsonl", keep=5, batch_size=5, max_new_tokens=2, **bench)
+        short = {"keep": 5, "batch_size": 5, "max_new_tokens": 2}
+        chosen = about_pictures(TASKS["textvqa"], answers_file=folder / "n.jsonl", **short, **bench)
         evaluate(subject, chosen)
         os._exit(0)
     status = os.waitpid(child, 0)[1]

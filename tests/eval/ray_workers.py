@@ -13,8 +13,8 @@ from fastervlm.eval import TASKS
 from fastervlm.eval.ray_engine import RayEngine
 from fastervlm.eval.ray_worker import Worker
 from fastervlm.eval.runner import evaluate
-from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
+from tests.support.runs import about_pictures
 
 
 class Noting(Worker):
@@ -79,7 +79,7 @@ if __name__ == "__main__":
 
     model, data, out, address = sys.argv[1:]
     folder = Path(data)
-    settings = Settings(
+    settings = about_pictures(
         TASKS["textvqa"],
         question_file=folder / "llava_textvqa_val_v051_ocr.jsonl",
         image_folder=folder / "train_images",
@@ -88,6 +88,5 @@ if __name__ == "__main__":
         keep=5,
         batch_size=4,
         max_new_tokens=3,
-        engine=RayEngine(1, address, ray_workers.Slow),
     )
-    evaluate(Subject(model), settings)
+    evaluate(Subject(model), settings, RayEngine(1, address, ray_workers.Slow))

@@ -12,12 +12,12 @@ from fastervlm import cli
 from fastervlm.eval import TASKS
 from fastervlm.eval.answers import protocol_file
 from fastervlm.eval.compare import compare
-from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.reporting.plots import LINES, STYLES, Curve, Heatmap, Panel, draw_panels
 from tests import tiny
 from tests.eval.benchmarks import aokvqa, sqa
+from tests.support.runs import about_pictures
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_runs_inside_the_language_model_of_one_with_crops_are_told_apart_by_thei
 @pytest.mark.parametrize("method", ["cls", "random", "fastv"])
 def test_parts_of_a_score_have_tables_of_their_own(subject, tmp_path, method):
     files = sqa(tmp_path / "sqa")
-    shared = Settings(TASKS["sqa"], answers_file=tmp_path / "x.jsonl", max_new_tokens=1, **files)
+    shared = about_pictures(TASKS["sqa"], answers_file=tmp_path / "x.jsonl", max_new_tokens=1, **files)
     layers = [1] if method == "fastv" else []
     compare(subject, shared, budgets=[4], methods=[method], layers=layers, seeds=2, out_dir=tmp_path / "cmp")
     lines = (tmp_path / "cmp" / "compare.md").read_text().splitlines()
@@ -130,7 +130,7 @@ def test_parts_of_a_score_have_tables_of_their_own(subject, tmp_path, method):
 def test_part_of_a_random_method_is_the_mean_of_its_runs(subject, tmp_path):
     """Right answers by hand: the letters that were written without a picture are taken for the model's."""
     files = sqa(tmp_path / "sqa")
-    shared = Settings(TASKS["sqa"], answers_file=tmp_path / "x.jsonl", max_new_tokens=1, **files)
+    shared = about_pictures(TASKS["sqa"], answers_file=tmp_path / "x.jsonl", max_new_tokens=1, **files)
     options: dict[str, Any] = {"budgets": [4], "methods": ["random"], "seeds": 2, "out_dir": tmp_path / "cmp"}
     compare(subject, shared, **options)
     for seed, text in ((0, "(A)"), (1, "B")):

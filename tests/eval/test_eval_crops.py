@@ -32,7 +32,7 @@ def size_of(path):
 
 def layouts(subject, bench):
     """How the picture of each question is cut."""
-    cut = {"native": CropLayout.native, "paper": CropLayout.paper}[subject.anyres.anyres]
+    cut = {"native": CropLayout.native, "paper": CropLayout.paper}[subject.anyres.layout]
     for line in bench["question_file"].read_text().splitlines():
         size = size_of(bench["image_folder"] / json.loads(line)["image"])
         yield cut((size[1], size[0]), tiny.pinpoints(), tiny.IMAGE, 4)

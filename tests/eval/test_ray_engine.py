@@ -47,8 +47,8 @@ def whole(subject, settings, tmp_path):
 def test_workers_answer_as_one_process_to_the_byte(model, settings, bench, whole, workers, changes):
     (bench["image_folder"] / "p1.png").write_bytes(b"")
     expected, answers = whole(**changes)
-    chosen = settings(engine=RayEngine(workers), **changes)
-    protocol, score = evaluate(Subject(str(model)), chosen)
+    chosen = settings(**changes)
+    protocol, score = evaluate(Subject(str(model)), chosen, RayEngine(workers))
     assert chosen.answers_file.read_bytes() == answers
     assert score is not None
     assert score.summary() == expected["score"]
@@ -63,8 +63,8 @@ def test_workers_answer_as_one_process_to_the_byte(model, settings, bench, whole
 
 
 def test_worker_killed_in_mid_run_costs_a_batch(pool, model, settings, whole, capsys):
-    chosen = settings(engine=RayEngine(2, worker=KilledOnce))
-    protocol, _ = evaluate(Subject(str(model)), chosen)
+    chosen = settings()
+    protocol, _ = evaluate(Subject(str(model)), chosen, RayEngine(2, worker=KilledOnce))
     assert protocol["failed"] == 0
     assert chosen.answers_file.read_bytes() == whole()[1]
     asked = Notes(chosen.answers_file).read()
@@ -78,8 +78,8 @@ def test_worker_killed_in_mid_run_costs_a_batch(pool, model, settings, whole, ca
 
 
 def test_question_that_kills_every_worker_is_set_aside(pool, subject, model, settings, bench, whole):
-    chosen = settings(engine=RayEngine(1, worker=Poisoned))
-    protocol, _ = evaluate(Subject(str(model)), chosen)
+    chosen = settings()
+    protocol, _ = evaluate(Subject(str(model)), chosen, RayEngine(1, worker=Poisoned))
     picture = str(bench["image_folder"] / "p2.png")
     assert (protocol["answered"], protocol["failed"]) == (9, 1)
     assert protocol["failures"] == [
@@ -111,8 +111,8 @@ def test_it_is_said_what_a_run_waits_for(pool, model, settings, whole, monkeypat
 
     monkeypatch.setattr("fastervlm.eval.ray_pool.PATIENCE", 2.0)
     monkeypatch.setattr("fastervlm.eval.ray_engine.console.print", tell)
-    chosen = settings(engine=RayEngine(1))
-    evaluate(Subject(str(model)), chosen)
+    chosen = settings()
+    evaluate(Subject(str(model)), chosen, RayEngine(1))
     sentence = "No worker has begun yet: each needs 2 CPUs (0 of 2 free); the run waits until Ray's other jobs leave it that."
     assert told.count(sentence) == 1
     assert chosen.answers_file.read_bytes() == whole()[1]
@@ -228,7 +228,7 @@ def test_address_without_a_cluster_is_one_sentence_at_once(address, monkeypatch)
 
 def test_one_device_cannot_be_named(model, settings):
     with pytest.raises(UserError, match="name the GPUs by CUDA_VISIBLE_DEVICES with --engine ray"):
-        evaluate(Subject(str(model), device="cpu:0"), settings(engine=RayEngine()))
+        evaluate(Subject(str(model), device="cpu:0"), settings(), RayEngine())
 
 
 def test_ray_is_imported_only_when_asked_for():

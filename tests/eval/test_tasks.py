@@ -10,16 +10,16 @@ from PIL import Image
 import fastervlm
 from fastervlm import FastV
 from fastervlm.eval import TASKS
-from fastervlm.eval.generator import Generator, preparation, pruned
+from fastervlm.eval.answerer import Answerer, preparation, pruned
 from fastervlm.eval.overlay import save_overlay
 from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.prompts import LLAVA_V1, VICUNA_V1, conversation
 from fastervlm.eval.runner import evaluate
-from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.settings import Anyres
 from tests import tiny
 from tests.eval.benchmarks import LAYOUTS, sqa
+from tests.support.runs import about_pictures
 
 SHOWN = [True, False, False, True, False, True, True, False]
 
@@ -43,7 +43,7 @@ def run(tmp_path):
     def call(subject, task, **changes):
         files = LAYOUTS[task](tmp_path / task)
         out = tmp_path / f"{task}-{next(numbers)}.jsonl"
-        settings = Settings(TASKS[task], answers_file=out, **(files | {"max_new_tokens": 3, "batch_size": 4} | changes))
+        settings = about_pictures(TASKS[task], answers_file=out, **(files | {"max_new_tokens": 3, "batch_size": 4} | changes))
         protocol, score = evaluate(subject, settings)
         return protocol, score, [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -107,7 +107,7 @@ def test_a_missing_picture_fails_its_questions_only(subjects, run, tmp_path):
     picture = tmp_path / "sqa" / "images" / "test" / "0" / "image.png"
     files = {"question_file": tmp_path / "sqa" / "llava_test_CQM-A.json", "image_folder": tmp_path / "sqa" / "images" / "test"}
     picture.unlink()
-    settings = Settings(TASKS["sqa"], answers_file=tmp_path / "a.jsonl", max_new_tokens=2, **files)
+    settings = about_pictures(TASKS["sqa"], answers_file=tmp_path / "a.jsonl", max_new_tokens=2, **files)
     protocol, _ = evaluate(subjects["llava"], settings)
     assert [(f["question_id"], f["reason"]) for f in protocol["failures"]] == [("0", "is missing"), ("6", "is missing")]
     assert protocol["answered"] == 6
@@ -115,7 +115,7 @@ def test_a_missing_picture_fails_its_questions_only(subjects, run, tmp_path):
 
 def test_overlay_is_of_the_first_question_with_a_picture(subjects, tmp_path):
     files = sqa(tmp_path / "sqa", shown=(False, True))
-    settings = Settings(TASKS["sqa"], answers_file=tmp_path / "a.jsonl", keep=5, max_new_tokens=1, **files)
+    settings = about_pictures(TASKS["sqa"], answers_file=tmp_path / "a.jsonl", keep=5, max_new_tokens=1, **files)
     save_overlay(subjects["llava"], settings, tmp_path / "kept.png")
     assert (tmp_path / "kept.png").exists()
 
@@ -132,7 +132,7 @@ def test_prompt_without_a_picture():
 
 
 def prepared(subject, files, **changes):
-    settings = Settings(TASKS["sqa"], answers_file=files["question_file"].with_suffix(".jsonl"), **(files | changes))
+    settings = about_pictures(TASKS["sqa"], answers_file=files["question_file"].with_suffix(".jsonl"), **(files | changes))
     questions = TASKS["sqa"].questions(files["question_file"], files["image_folder"])
     return preparation(subject, settings)(questions, subject.processor)
 
@@ -147,10 +147,10 @@ def test_simignore_gets_the_token_ids_of_the_options(subjects, tmp_path):
 def test_simignore_chooses_by_the_options(subjects, tmp_path):
     """What it kept is what the model keeps when it is called with the same ids by hand, and not what it keeps without."""
     subject, files = subjects["llava"], sqa(tmp_path / "sqa", shown=(True, True))
-    settings = Settings(TASKS["sqa"], answers_file=tmp_path / "a.jsonl", keep=5, method="simignore", **files)
+    settings = about_pictures(TASKS["sqa"], answers_file=tmp_path / "a.jsonl", keep=5, method="simignore", **files)
     batch = prepared(subject, files, keep=5, method="simignore")
     with pruned(subject, settings) as handle:
-        Generator(subject, settings, handle).warm_up(batch)
+        Answerer(subject, settings, handle).warm_up(batch)
         kept = [trace.index.tolist() for trace in handle.trace]
     by_hand = []
     with fastervlm.prune(subject.model, 5, method="simignore") as handle:
@@ -178,7 +178,7 @@ def test_selectors_are_padded_to_the_longest(subjects, tmp_path):
 
 def test_longest_answer_is_part_of_the_identity(subjects, run, tmp_path):
     assert run(subjects["llava"], "aokvqa", max_new_tokens=None)[0]["max_new_tokens"] == 1
-    settings = Settings(TASKS["aokvqa"], answers_file=tmp_path / "a.jsonl", question_file=tmp_path, image_folder=tmp_path)
+    settings = about_pictures(TASKS["aokvqa"], answers_file=tmp_path / "a.jsonl", question_file=tmp_path, image_folder=tmp_path)
     longest = {name: replace(settings, task=task).longest_answer for name, task in TASKS.items()}
     short = dict.fromkeys(("gqa", "vqav2", "vizwiz", "textvqa", "pope", "mme"), 128)
     long = dict.fromkeys(("sqa", "mmbench", "mmbench_cn", "mmvet"), 1024)

@@ -10,6 +10,7 @@ import pytest
 
 from fastervlm.embedded import ANNOTATIONS, IMAGES, MODEL, QUESTIONS
 from fastervlm.eval import TASKS
+from fastervlm.eval.medium import Pictures
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
@@ -96,6 +97,7 @@ def test_answers_and_score_are_those_of_fastervlm_eval(bench, found, tmp_path, n
         bench / ANNOTATIONS,
         keep=keep,
         method=seeded(method, 3),
+        medium=Pictures(),
     )
     _, score = evaluate(Subject(str(MODEL)), settings)
     assert score is not None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastervlm.commands.common import settings_of
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.families.video_llava.model import TemporalVideoLlava
@@ -95,6 +96,6 @@ def settings(tmp_path, bench):
         medium: dict[str, Any] = {"num_frames": 3} | {key: changes.pop(key) for key in shown}
         out = tmp_path / "out" / f"{changes.pop('name', 'n')}.jsonl"
         short = {"keep": 3, "batch_size": 4, "max_new_tokens": 3, "answers_file": out}
-        return Settings(VIDEO_QA, **(bench | short | changes), medium=Videos(**medium))
+        return Settings(VIDEO_QA, **settings_of(bench | short | changes), medium=Videos(**medium))
 
     return make

@@ -394,7 +394,10 @@ def test_killed_and_started_again_nothing_is_judged_twice(stub, predictions, com
     where = ["--result-file", str(predictions), "--api-base", server.base, "--model", "org/judge"]
     environment = os.environ | {"NO_PROXY": "127.0.0.1", "OPENAI_API_KEY": "from the environment"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "video.scoring", *where, "--workers", "1"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "video", "video-score", *where, "--workers", "1"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 300
     journal = predictions.with_name("n_4.pred.org-judge.json.partial")

@@ -1,4 +1,4 @@
-"""`fastervlm video-qa` and `python -m video.qa`."""
+"""`fastervlm video-qa` and `python -m video video-qa`."""
 
 import json
 import os
@@ -148,7 +148,7 @@ def test_the_score_wants_both_halves_of_an_endpoint(command, tmp_path):
 def test_killed_in_mid_run_each_question_is_answered_once(command, model, bench, tmp_path):
     out = tmp_path / "n.jsonl"
     run = ["--model", str(model), *options(bench, out, visual_token_num=3, batch_size=1)]
-    process = subprocess.Popen([sys.executable, "-m", "video.qa", *run], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "video", "video-qa", *run], cwd=ROOT, stderr=subprocess.DEVNULL)
     journal = tmp_path / "n.jsonl.partial"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:

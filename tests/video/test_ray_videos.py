@@ -17,7 +17,7 @@ def test_a_worker_answers_about_clips_as_one_process_does(subject, model, settin
     (tmp_path / "videos" / "clip_1.avi").write_bytes(b"no video")
     here = {"image_folder": tmp_path / "videos", "budget": "clip"}
     expected, score = run(subject, settings(name="local", **here))
-    protocol, again = run(Subject(str(model)), settings(name="ray", engine=RayEngine(1), **here))
+    protocol, again = run(Subject(str(model)), settings(name="ray", **here), RayEngine(1))
     files = [tmp_path / "out" / name for name in ("local.jsonl", "ray.jsonl", "local.pred.jsonl", "ray.pred.jsonl")]
     contents = [path.read_bytes() for path in files]
     assert contents[0] == contents[1]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -118,6 +119,13 @@ class CropLayout:
                 y, x = row * self.crop - paste[0], column * self.crop - paste[1]
                 found.append((x * unit[1], y * unit[0], (x + self.crop) * unit[1], (y + self.crop) * unit[0]))
         return torch.tensor(found)
+
+
+def cut(size: Size, config: Any, layout: Literal["native", "paper"]) -> CropLayout:
+    """How a model of that config of transformers cuts a picture; `layout` is what `fastervlm.prune` calls anyres."""
+    crop = config.vision_config.image_size
+    way = {"native": CropLayout.native, "paper": CropLayout.paper}[layout]
+    return way(size, config.image_grid_pinpoints, crop, crop // config.vision_config.patch_size)
 
 
 def _within(value: int, side: int) -> int:

@@ -6,72 +6,131 @@ Dims: B clips of F frames, S frames of a chunk, N patches of a frame, T visual t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders import ScoredPatches, UserError, VisionEncoder, wrap
-from fastervlm.families.base import Encoded
-from fastervlm.families.encoding import check_strategy, encoder_of, flat
-from fastervlm.families.llava import Llava
+from encoders import ScoredPatches, UserError, VisionEncoder
+from fastervlm.families.base import Encoded, Family
+from fastervlm.families.encoding import check_tower, encoder_of, flat
+from fastervlm.families.processing import complete, placeholders, square
+from fastervlm.families.pruning import Options, Pruning
+from fastervlm.families.video_llava.settings import Clips
 from fastervlm.families.video_llava.trace import ClipTrace
-from fastervlm.methods import ClsAttention
 from fastervlm.selection.budget import TokenBudget
-from fastervlm.selection.choice import asked, check_questions, choose, counts_for
-
-if TYPE_CHECKING:
-    from fastervlm.prune_model import PruneHandle
+from fastervlm.selection.choice import asked, check_questions, choose, counts_for, keep_all
+from fastervlm.selection.schedule import refuse_schedule
 
 # Frames that go through the tower at a time; of the others only what is kept of them takes memory.
 CHUNK = 32
 
 
-class VideoLlava(Llava):
+class VideoLlava(Family):
     """How a Video-LLaVA model encodes clips and pictures under pruning."""
 
+    class_name = "VideoLlavaForConditionalGeneration"
+    model_type = "video_llava"
+    lmms_model = "fastervlm_video_llava"
+    kinds = ("image", "video")
     inputs = (
         *("pixel_values", "pixel_values_images", "pixel_values_videos", "image_index", "video_index"),
         *("vision_feature_layer", "vision_feature_select_strategy", "questions"),
     )
     budgets = ("frame", "clip", "crop")
+    parts = "frames"
+    unpruned = {"keep_cls": True}  # noqa: RUF012 - read only, like those of the other families
 
-    @staticmethod
-    def check(model: Any) -> None:
+    def settings(self, options: Options) -> Clips:
+        """How clips are pruned, and pictures beside them."""
+        super().settings(options)
+        return Clips(options.keep_cls, options.images, "clip" if options.budget == "clip" else "frame")
+
+    def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose towers or settings cannot be pruned, before anything is changed."""
-        for tower in (model.model.video_tower, model.model.image_tower):
-            wrap(tower, select_layer=model.config.vision_feature_layer)
-        check_strategy(model.config.vision_feature_select_strategy)
+        check_tower(model, model.model.video_tower)
+        check_tower(model, model.model.image_tower)
+        refuse_schedule(pruning.encoder_keep)
 
-    @staticmethod
-    def check_questions(call: dict[str, Any]) -> None:
+    def check_questions(self, call: Mapping[str, Any]) -> None:
         """Refuse questions that are not one text for each picture of a call, then one for each clip."""
         _questions(call, *_shown(call))
 
-    @classmethod
-    def encode_all(cls, handle: PruneHandle, call: dict[str, Any]) -> dict[str, Encoded]:
+    def check_compiled(self, pruning: Pruning) -> None:
+        """Refuse tokens that frames share by score, too."""
+        super().check_compiled(pruning)
+        if pruning.settings.budget == "clip":
+            raise UserError("budget='clip' shares tokens by score, which cannot be compiled; use budget='frame'.")
+
+    def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """All clips and pictures of the call, by the kind of their placeholders."""
         (pictures, videos), encoded = _shown(call), {}
         about_pictures, about_clips = _questions(call, pictures, videos)
         if pictures is not None:
-            encoded["image"] = _encode_pictures(handle, call, pictures, about_pictures)
+            encoded["image"] = _encode_pictures(model, pruning, call, pictures, about_pictures)
         if videos is not None:
-            encoded["video"] = _encode_clips(handle, call, videos, about_clips)
+            encoded["video"] = _encode_clips(model, pruning, call, videos, about_clips)
         return encoded
 
-    @staticmethod
-    def outputs(features: list[Tensor]) -> Tensor:
+    def outputs(self, features: list[Tensor]) -> Tensor:
         """The features (T_i, D) of one kind as one tensor, (all of them / G, G, D), which the stock model flattens again.
 
         Beam search parts it between the rows of a batch, which groups of G therefore must not cross.
         """
         return torch.cat(features).unflatten(0, (-1, max(1, math.gcd(*map(len, features)))))
 
+    def tower(self, model: Any) -> Any:
+        """The one for clips."""
+        return model.model.video_tower
 
-def _shown(call: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    def model_class(self, config: Any) -> Any:
+        """The stock class, or where the config says that its video tower attends over time the one that does."""
+        if not getattr(config.vision_config, "add_time_attn", False):
+            return super().model_class(config)
+        from fastervlm.families.video_llava.model import TemporalVideoLlava
+
+        return TemporalVideoLlava
+
+    def complete(self, processor: Any, config: Any, anyres: str) -> Any:
+        """The processor with what older ones do not say, and with the resize of clips that it was saved with."""
+        from fastervlm.families.video_llava.processor import restore
+
+        restore(processor)
+        return complete(processor, config)
+
+    def config(self, vision: Any, text: Any, tokens: Mapping[str, int], frames: int = 0) -> Any:
+        """A `VideoLlavaConfig`."""
+        from transformers import VideoLlavaConfig
+
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return VideoLlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=tokens["image"],
+            video_token_index=tokens["video"],
+            image_seq_length=patches,
+            video_seq_length=frames * (patches + 1),
+        )
+
+    def processor(self, config: Any, tokenizer: Any) -> Any:
+        """A `VideoLlavaProcessor`."""
+        from transformers import CLIPImageProcessor, VideoLlavaProcessor, VideoLlavaVideoProcessor
+
+        return VideoLlavaProcessor(
+            image_processor=CLIPImageProcessor(**square(config)),
+            video_processor=VideoLlavaVideoProcessor(**square(config)),
+            **placeholders(config, tokenizer),
+        )
+
+    def separators(self, side: int, frames: int = 0) -> int:
+        """[CLS] of each frame."""
+        return frames
+
+
+def _shown(call: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
     """The pictures of a call, by either of their names, and its clips."""
     pictures, old = call.get("pixel_values"), call.get("pixel_values_images")
     if pictures is not None and old is not None:
@@ -80,7 +139,7 @@ def _shown(call: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _questions(
-    call: dict[str, Any], pictures: Tensor | None, videos: Tensor | None
+    call: Mapping[str, Any], pictures: Tensor | None, videos: Tensor | None
 ) -> tuple[Sequence[str] | None, Sequence[str] | None]:
     """What is asked about each picture of the call, and about each clip; None where nothing is said."""
     questions, shown, clips = call.get("questions"), *(0 if x is None else len(x) for x in (pictures, videos))
@@ -91,30 +150,31 @@ def _questions(
 
 
 def _encode_pictures(
-    handle: PruneHandle, call: dict[str, Any], pixel_values: Tensor, questions: Sequence[str] | None
+    model: Any, pruning: Pruning, call: Mapping[str, Any], pixel_values: Tensor, questions: Sequence[str] | None
 ) -> Encoded:
     """Pictures (B, 3, H, W) by the image tower; their [CLS] never reaches the language model."""
-    model = handle.model
     patches = asked(encoder_of(model, call, model.model.image_tower)(pixel_values), questions)
-    if handle.clips.images:
-        choice = choose(patches, counts_for(handle.budget, patches.scores), handle.method)
+    if pruning.settings.images:
+        choice = choose(patches, counts_for(pruning.budget, patches.scores), pruning.method)
     else:
-        choice = choose(patches, [patches.scores.shape[1]] * len(patches.scores), ClsAttention())
+        choice = keep_all(patches)
     return flat(choice, model.model.multi_modal_projector)
 
 
-def _encode_clips(handle: PruneHandle, call: dict[str, Any], videos: Tensor, questions: Sequence[str] | None) -> Encoded:
+def _encode_clips(
+    model: Any, pruning: Pruning, call: Mapping[str, Any], videos: Tensor, questions: Sequence[str] | None
+) -> Encoded:
     """Clips (B, F, 3, H, W) by the video tower, a chunk of frames or of whole clips at a time."""
     if videos.dim() != 5:
         raise UserError(f"pixel_values_videos of shape (B, F, 3, H, W) are needed, but these are {tuple(videos.shape)}.")
-    cls, (clips, frames) = handle.clips.keep_cls, videos.shape[:2]
-    encoder = encoder_of(handle.model, call, handle.model.model.video_tower)
+    cls, (clips, frames) = pruning.settings.keep_cls, videos.shape[:2]
+    encoder = encoder_of(model, call, model.model.video_tower)
     # Temporal attention looks across the frames of a clip: such a tower gets whole clips, as many as fit, or one.
     few = max(1, CHUNK // max(1, frames))
     chunks = videos.split(few) if encoder.takes_clips else videos.flatten(0, 1).split(CHUNK)
-    counts = _counts_ahead(handle, encoder, chunks, frames)
+    counts = _counts_ahead(pruning, encoder, chunks, frames)
     asks = zip(chunks, _by_chunk(questions, chunks, frames), counts, strict=True)
-    found = [_chunk(handle, asked(encoder(chunk), about), own, frames) for chunk, about, own in asks]
+    found = [_chunk(model, pruning, asked(encoder(chunk), about), own, frames) for chunk, about, own in asks]
     tokens, mask, scores = (torch.cat(parts) for parts in zip(*(part[:3] for part in found), strict=True))
     mask, scores, grid = mask.unflatten(0, (clips, frames)), scores.unflatten(0, (clips, frames)), found[0][3]
     keep = F.pad(mask, (1, 0), value=cls).flatten(1)
@@ -124,7 +184,7 @@ def _encode_clips(handle: PruneHandle, call: dict[str, Any], videos: Tensor, que
 
 
 def _chunk(
-    handle: PruneHandle, patches: ScoredPatches, counts: list[int] | None, frames: int
+    model: Any, pruning: Pruning, patches: ScoredPatches, counts: list[int] | None, frames: int
 ) -> tuple[Tensor, Tensor, Tensor, tuple[int, int], list[int]]:
     """What a chunk keeps, projected (T, D), its mask and scores (S, N), its grid and how many each frame keeps.
 
@@ -132,9 +192,9 @@ def _chunk(
     """
     if counts is None:
         groups = _groups(len(patches.scores), frames)
-        counts = counts_for(handle.budget, patches.scores, groups=groups, pool=handle.clips.budget == "clip")
-    choice = choose(patches, counts, handle.method)
-    tokens, _ = choice.project(handle.model.model.multi_modal_projector, cls=handle.clips.keep_cls)
+        counts = counts_for(pruning.budget, patches.scores, groups=groups, pool=pruning.settings.budget == "clip")
+    choice = choose(patches, counts, pruning.method)
+    tokens, _ = choice.project(model.model.multi_modal_projector, cls=pruning.settings.keep_cls)
     return tokens, choice.mask, patches.scores.detach(), patches.grid, choice.counts
 
 
@@ -148,14 +208,14 @@ def _by_chunk(questions: Sequence[str] | None, chunks: Sequence[Tensor], frames:
 
 @torch.no_grad()
 def _counts_ahead(
-    handle: PruneHandle, encoder: VisionEncoder, chunks: Sequence[Tensor], frames: int
+    pruning: Pruning, encoder: VisionEncoder, chunks: Sequence[Tensor], frames: int
 ) -> Sequence[list[int] | None]:
     """For each chunk how many patches its frames keep, where that is known only once all are scored; else None."""
-    pool = handle.clips.budget == "clip"
-    if len(chunks) == 1 or encoder.takes_clips or (isinstance(handle.budget, TokenBudget) and not pool):
+    pool = pruning.settings.budget == "clip"
+    if len(chunks) == 1 or encoder.takes_clips or (isinstance(pruning.budget, TokenBudget) and not pool):
         return [None] * len(chunks)
     scores = torch.cat([encoder(chunk).scores for chunk in chunks])
-    counts = counts_for(handle.budget, scores, groups=_groups(len(scores), frames), pool=pool)
+    counts = counts_for(pruning.budget, scores, groups=_groups(len(scores), frames), pool=pool)
     return [counts[first : first + CHUNK] for first in range(0, len(counts), CHUNK)]
 
 

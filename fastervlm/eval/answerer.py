@@ -16,7 +16,7 @@ from fastervlm.eval.subject import Subject
 from fastervlm.reporting.measure import FirstTokenClock
 
 
-class Generator:
+class Answerer:
     """One call answers one batch.
 
     `clock.seconds` is then its time to the first token, and `visual_tokens` holds for each question how many visual tokens
@@ -112,7 +112,7 @@ def pruned(subject: Subject, settings: Settings) -> Iterator[Any]:
 
 
 def _has_paper_layout(subject: Subject) -> bool:
-    return subject.has_crops and subject.anyres.anyres == "paper"
+    return subject.has_crops and subject.anyres.layout == "paper"
 
 
 def preparation(subject: Subject, settings: Settings) -> Any:

@@ -1,0 +1,69 @@
+"""How a model is pruned: what `fastervlm.prune` was told, as families are given it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+from encoders import UserError
+from fastervlm.selection.budget import Budget
+from fastervlm.selection.method import Method
+from fastervlm.selection.schedule import EncoderSchedule
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments of `fastervlm.prune`, as they were given, that mean something to some families or methods only; see there.
+
+    Raises:
+        UserError: one has a value that is not known.
+    """
+
+    positions: Literal["compact", "original"] = "compact"
+    budget: Literal["crop", "image", "frame", "clip"] = "crop"
+    anyres: Literal["native", "paper"] = "native"
+    newline: Literal["kept", "all", "none"] = "kept"
+    keep_cls: bool = False
+    images: bool = True
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Options).items():
+            if hint is bool:
+                if not isinstance(getattr(self, name), bool):
+                    raise UserError(f"{name}={getattr(self, name)!r} must be True or False.")
+            else:
+                check_choice(name, getattr(self, name), get_args(hint))
+
+    def refuse_clips(self) -> None:
+        """Refuse what is for clips, on behalf of what is shown none."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("keep_cls", "images") and value is not field.default:
+                raise UserError(
+                    f"{field.name}={value} is for clips pruned in front of the language model of a Video-LLaVA; leave it out."
+                )
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of some names."""
+    if value not in choices:
+        raise UserError(f"{name}={value!r} is not known; choose one of {', '.join(choices)}.")
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """All that is set about a pruning in front of the language model.
+
+    Attributes:
+        budget: how many tokens stay.
+        method: which ones.
+        settings: what the family made of the `Options`; None where it takes none.
+        positions: "compact" or "original", as for `fastervlm.prune`.
+        encoder_keep: which patches leave inside the tower, if any.
+    """
+
+    budget: Budget
+    method: Method
+    settings: Any = None
+    positions: Literal["compact", "original"] = "compact"
+    encoder_keep: EncoderSchedule | None = None
