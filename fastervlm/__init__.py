@@ -5,76 +5,26 @@ with fastervlm.prune(model, keep=58):
     model.generate(**processor(images=image, text=prompt, return_tensors="pt").to(model.device))
 """
 
-from encoders import ScoredPatches, UserError, UserTypeError, VisionEncoder, wrap
-from fastervlm.checkpoints.load import load
-from fastervlm.families.llava_next.trace import CropsTrace
-from fastervlm.families.video_llava.trace import ClipTrace
-from fastervlm.handle import Handle
-from fastervlm.inllm import FastV, InLLM, Simignore
-from fastervlm.inllm.handle import InLLMHandle
-from fastervlm.inllm.trace import TokenTrace
-from fastervlm.methods import (
-    DART,
-    METHODS,
-    CDPruner,
-    ClipRelevance,
-    ClsAttention,
-    DivPrune,
-    PruMerge,
-    RandomTokens,
-    UniformGrid,
-    VisionZip,
-    VisPruner,
-)
-from fastervlm.overlays import overlay
-from fastervlm.patches import KeptPatches, prune_patches
-from fastervlm.prune_model import PruneHandle, prune
-from fastervlm.selection.budget import Budget, Mass, Outliers, TokenBudget, Total
-from fastervlm.selection.kept import KeptTokens
-from fastervlm.selection.method import Method
-from fastervlm.selection.schedule import EncoderSchedule
-from fastervlm.selection.trace import ImageTrace
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DART",
-    "METHODS",
-    "Budget",
-    "CDPruner",
-    "ClipRelevance",
-    "ClipTrace",
-    "ClsAttention",
-    "CropsTrace",
-    "DivPrune",
-    "EncoderSchedule",
-    "FastV",
-    "Handle",
-    "ImageTrace",
-    "InLLM",
-    "InLLMHandle",
-    "KeptPatches",
-    "KeptTokens",
-    "Mass",
-    "Method",
-    "Outliers",
-    "PruMerge",
-    "PruneHandle",
-    "RandomTokens",
-    "ScoredPatches",
-    "Simignore",
-    "TokenBudget",
-    "TokenTrace",
-    "Total",
-    "UniformGrid",
-    "UserError",
-    "UserTypeError",
-    "VisPruner",
-    "VisionEncoder",
-    "VisionZip",
-    "load",
-    "overlay",
-    "prune",
-    "prune_patches",
-    "wrap",
-]
+if TYPE_CHECKING:
+    from fastervlm.api import *  # noqa: F403
+    from fastervlm.api import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Load what is exported when it is first asked for, so that the command line answers without torch."""
+        if name.startswith("_") and name != "__all__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        api = import_module("fastervlm.api")
+        if name != "__all__" and name not in api.__all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals().setdefault(name, getattr(api, name))
+
+    def __dir__() -> list[str]:
+        return [*globals(), *import_module("fastervlm.api").__all__]

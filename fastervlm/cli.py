@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import entry_points
+from typing import Annotated
 
 import typer
 
 from encoders.errors import UserError
+from fastervlm import __version__
 from fastervlm.commands.analyze import analyze
 from fastervlm.commands.bench import bench
 from fastervlm.commands.compare import compare
@@ -25,11 +27,26 @@ from fastervlm.commands.score import score
 from fastervlm.commands.towers import towers
 
 app = typer.Typer(
-    help="Prune the visual tokens of a CLIP vision-language model by the attention of its [CLS] token, and measure it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fastervlm {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version and exit.")]
+
+
+@app.callback()
+def options(*, version: Version = False) -> None:
+    """Prune the visual tokens of a CLIP vision-language model by the attention of its [CLS] token, and measure it."""
+
+
 app.command("eval")(evaluate)
 app.command()(score)
 app.command()(compare)

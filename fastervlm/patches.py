@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders import wrap
-from fastervlm.methods import get_method
+from fastervlm.methods.lookup import get_method
 from fastervlm.selection.budget import Budget
 from fastervlm.selection.choice import choose, counts_for
 from fastervlm.selection.kept import KeptTokens

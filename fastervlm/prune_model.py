@@ -22,7 +22,8 @@ from fastervlm.generation.host import HOST, Host
 from fastervlm.handle import Handle
 from fastervlm.inllm import InLLM
 from fastervlm.inllm.handle import InLLMHandle
-from fastervlm.methods import Method, get_method
+from fastervlm.methods import Method
+from fastervlm.methods.lookup import get_method
 from fastervlm.selection.budget import Budget
 from fastervlm.selection.method import traits
 from fastervlm.selection.schedule import EncoderSchedule, refuse_schedule

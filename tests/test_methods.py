@@ -10,8 +10,8 @@ import torch
 import fastervlm
 from encoders.base import image_key
 from fastervlm import METHODS, ClsAttention, InLLM, KeptTokens, RandomTokens, ScoredPatches, UniformGrid, UserError
-from fastervlm.methods import get_method
 from fastervlm.methods.baselines import lattice
+from fastervlm.methods.lookup import get_method
 
 
 def scored(attention, grid=None, image_keys=None):

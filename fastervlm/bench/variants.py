@@ -14,7 +14,8 @@ from fastervlm.bench.flops import Job, Route
 from fastervlm.bench.peers import eager_tower, reference_inputs
 from fastervlm.bench.workload import Workload
 from fastervlm.inllm import FastV
-from fastervlm.methods import METHODS, get_method
+from fastervlm.methods import METHODS
+from fastervlm.methods.lookup import get_method
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import Method, traits
 

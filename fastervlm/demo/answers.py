@@ -7,7 +7,7 @@ from pathlib import Path
 
 from encoders.errors import UserError
 from fastervlm.demo.attention import Attention
-from fastervlm.methods import get_method
+from fastervlm.methods.lookup import get_method
 from fastervlm.overlays import Layers
 from fastervlm.selection.method import Method
 

@@ -20,7 +20,7 @@ from fastervlm.demo.asking import answers
 from fastervlm.demo.engine import Engine
 from fastervlm.demo.parts import LONGEST_ANSWER, LONGEST_QUESTION
 from fastervlm.demo.uploads import handed_in
-from fastervlm.methods import get_method
+from fastervlm.methods.lookup import get_method
 
 Update = tuple[Any, ...]
 File = dict[str, Any] | None  # as Gradio's page sends it

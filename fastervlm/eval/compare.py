@@ -16,7 +16,7 @@ from fastervlm.eval.score import Score
 from fastervlm.eval.settings import Settings, seeded
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.table import ALL, BLIND, Cell, Comparison, column_name
-from fastervlm.methods import get_method
+from fastervlm.methods.lookup import get_method
 from fastervlm.selection.method import Method, traits
 
 

@@ -16,7 +16,7 @@ from fastervlm.eval.settings import Medium, Settings
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Task
 from fastervlm.families.llava_next.settings import Anyres
-from fastervlm.methods import get_method
+from fastervlm.methods.lookup import get_method
 
 SUFFIX = ".protocol.json"
 _NEEDED = (

@@ -16,7 +16,8 @@ from fastervlm.eval.pictures import ASPECT_RATIOS, Batch
 from fastervlm.eval.prompts import CONV_MODES, conversation
 from fastervlm.eval.subject import Subject, hash_files
 from fastervlm.eval.task import Answer, Question, Task
-from fastervlm.methods import METHODS, get_method
+from fastervlm.methods import METHODS
+from fastervlm.methods.lookup import get_method
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import Method, traits
 

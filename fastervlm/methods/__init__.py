@@ -6,10 +6,6 @@ language model is an `InLLM` instead. To add one, write it in a file of its own 
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
-from encoders import UserError
 from fastervlm.inllm import FastV, InLLM, Simignore
 from fastervlm.methods.baselines import RandomTokens, UniformGrid
 from fastervlm.methods.cdpruner import CDPruner
@@ -38,7 +34,6 @@ __all__ = [
     "UniformGrid",
     "VisPruner",
     "VisionZip",
-    "get_method",
 ]
 
 METHODS: dict[str, Method] = {
@@ -55,25 +50,3 @@ METHODS: dict[str, Method] = {
     "fastv": FastV(),
     "simignore": Simignore(),
 }
-
-
-def get_method(method: str | Method, **settings: Any) -> Method:
-    """The method of a name in METHODS, with `settings` in place of its defaults; a method itself is passed through.
-
-    Raises:
-        UserError: no method has that name, or it has no such setting.
-    """
-    if not isinstance(method, str):
-        if isinstance(method, type):
-            raise UserError(f"method={method.__name__} is a class; make one of it: {method.__name__}().")
-        if isinstance(method, ClipRelevance):
-            raise UserError("ClipRelevance is no method by itself; give CDPruner(relevance=ClipRelevance(clip, tokenizer)).")
-        if not callable(method):
-            raise UserError(f"method={method!r} is neither a name nor a method; the names are {', '.join(METHODS)}.")
-        return method
-    if method not in METHODS:
-        raise UserError(f"There is no method named {method!r}; choose one of {', '.join(METHODS)}.")
-    try:
-        return replace(METHODS[method], **settings) if settings else METHODS[method]  # type: ignore[type-var]
-    except TypeError as error:
-        raise UserError(f"The method {method!r} has no setting {', '.join(settings)}.") from error

@@ -13,7 +13,7 @@ from fastervlm.eval.pictures import prepared
 from fastervlm.eval.prompts import VICUNA_V1, conversation
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
-from fastervlm.methods import get_method
+from fastervlm.methods.lookup import get_method
 from fastervlm.reporting.measure import FirstTokenClock
 from tests.tiny import processor, save_llava
 

@@ -11,7 +11,7 @@ from transformers import GemmaConfig, LlavaConfig, LlavaForConditionalGeneration
 import fastervlm
 from fastervlm import FastV, InLLM, Simignore, UserError, UserTypeError
 from fastervlm.generation.kv_cache import CACHE
-from fastervlm.methods import get_method
+from fastervlm.methods.lookup import get_method
 from tests import plain, tiny
 from tests.inllm import prompts, tiny_decoders
 from tests.inllm.plain_decoder import PlainDecoder, Stage, by_walk

@@ -7,8 +7,8 @@ import torch
 from encoders import ScoredPatches
 from encoders.base import gather_rows
 from fastervlm import DART, METHODS, CDPruner, ClipRelevance, InLLM, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
-from fastervlm.methods import get_method
 from fastervlm.methods.cdpruner import likeliest, scaled
+from fastervlm.methods.lookup import get_method
 from fastervlm.methods.similarity import cosines
 from tests import tiny
 from tests.methods import literal
