@@ -29,11 +29,11 @@ def grouped(
         combine: the part of the connector that joins patches: (B, K, g, C) to (B, K, C').
 
     Raises:
-        UserError: [CLS] is asked for with the features: it belongs to no group.
+        UserError: the groups do not fill the grid. Later, where [CLS] is asked for with the features: it belongs to no group.
     """
     groups, size = members.shape
     if grid[0] * grid[1] != groups:
-        raise ValueError(f"{groups} groups do not fill a grid of {grid[0]} x {grid[1]}")
+        raise UserError(f"{groups} groups of patches do not fill a grid of {grid[0]} x {grid[1]}; give the grid of the groups.")
 
     def finish(index: Tensor | None, cls: bool = False) -> Tensor:
         if cls:
