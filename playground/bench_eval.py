@@ -32,7 +32,8 @@ from fastervlm.eval import TASKS
 from fastervlm.eval.answerer import Answerer, preparation, pruned
 from fastervlm.eval.batches import batched
 from fastervlm.eval.medium import Pictures
-from fastervlm.eval.pictures import WORKERS, Preparation, prepared
+from fastervlm.eval.pictures import WORKERS
+from fastervlm.eval.preparation import Preparation, prepared
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question

@@ -19,9 +19,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import fastervlm
 from fastervlm.embedded import NEXT_MODEL, embedded_benchmark
 from fastervlm.eval import Question, get_task
+from fastervlm.eval.answers import answer_to
 from fastervlm.eval.pictures import open_picture
 from fastervlm.eval.prompts import conversation
-from fastervlm.eval.settings import answer_to
 from fastervlm.reporting.files import write_json
 
 RESULT = Path(__file__).parent / "results" / "next-overview.json"

@@ -28,11 +28,11 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlamaConfig, LlamaFo
 import fastervlm
 from fastervlm.embedded import MODEL, embedded_benchmark
 from fastervlm.eval import Question, get_task
-from fastervlm.eval.answers import read_answers
+from fastervlm.eval.answers import answer_to, read_answers
 from fastervlm.eval.medium import Pictures
 from fastervlm.eval.pictures import open_picture, pad_to_square
 from fastervlm.eval.runner import evaluate
-from fastervlm.eval.settings import Settings, answer_to
+from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.reporting.files import write_json
 from fastervlm.reporting.tables import print_table

@@ -117,3 +117,14 @@ def test_the_command_line_answers_without_torch(arguments):
         "try: main()\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules); assert not heavy, heavy"
     )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["data", "gqa"], ["score", "gqa", "--question-file", "no.json", "--result-file", "no.jsonl"]]
+)
+def test_what_needs_no_model_needs_no_torch(arguments):
+    run(
+        f"import sys; sys.argv = ['fastervlm', *{arguments}]\nfrom fastervlm.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+    )

@@ -29,8 +29,7 @@ from rich.progress import track
 from encoders.errors import UserError
 from fastervlm.eval.answers import Entry, Journal, journal_file, read_protocol, refuse_difference, writable_folder
 from fastervlm.eval.runner import console
-from fastervlm.eval.subject import hash_files
-from fastervlm.reporting.files import write_json
+from fastervlm.reporting.files import hash_files, write_json
 from video.chat import Chat, NoReply
 from video.questions import Prediction, read_predictions
 

@@ -18,7 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoders import UserError
 from fastervlm.eval.medium import selector_of
-from fastervlm.eval.pictures import GREY, MOST_STRETCHED, Batch
+from fastervlm.eval.pictures import GREY, MOST_STRETCHED
+from fastervlm.eval.preparation import Batch
 from fastervlm.eval.prompts import conversation
 from fastervlm.eval.task import Question
 from video.frames import Frames, check_sampling, sample_frames

@@ -20,7 +20,7 @@ from fastervlm.analysis.received import Received, receive
 from fastervlm.analysis.sums import Sums
 from fastervlm.eval.answerer import preparation
 from fastervlm.eval.answers import refuse_difference, writable_folder
-from fastervlm.eval.pictures import prepared
+from fastervlm.eval.preparation import prepared
 from fastervlm.eval.protocol import circumstances, failure_of
 from fastervlm.eval.runner import checked_questions, console
 from fastervlm.eval.settings import Settings, identity_of

@@ -16,13 +16,13 @@ from fastervlm.analysis.answers import answer, read_again
 from fastervlm.analysis.efficiency import GROUPS, QUERIES, AttentionEfficiency, token_groups
 from fastervlm.eval.answerer import preparation
 from fastervlm.eval.answers import writable_folder
-from fastervlm.eval.pictures import Batch, prepared
+from fastervlm.eval.preparation import Batch, prepared
 from fastervlm.eval.protocol import circumstances
 from fastervlm.eval.runner import checked_questions, console
 from fastervlm.eval.settings import Settings
-from fastervlm.eval.subject import Subject, hash_files
+from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
-from fastervlm.reporting.files import write_json
+from fastervlm.reporting.files import hash_files, write_json
 from fastervlm.reporting.plots import Curve, Panel, draw_bars, draw_map, draw_panels
 
 POOL = 20

@@ -10,7 +10,7 @@ import torch
 
 import fastervlm
 from fastervlm import PruneHandle
-from fastervlm.eval.pictures import Batch
+from fastervlm.eval.preparation import Batch
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.reporting.measure import FirstTokenClock

@@ -8,6 +8,7 @@ run that is killed at any moment goes on from the journal, and its end (answers,
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -17,9 +18,10 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.questions import read_jsonl
-from fastervlm.eval.subject import hash_files
-from fastervlm.eval.task import Answer
-from fastervlm.reporting.files import write_json, write_text
+from fastervlm.eval.task import Answer, Question, Task
+from fastervlm.reporting.files import hash_files, write_json, write_text
+
+ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,3 +207,38 @@ def write_answers(path: Path, answers: Iterable[Answer]) -> None:
 def write_protocol(path: Path, protocol: dict[str, Any]) -> None:
     """Write a protocol, whole or not at all."""
     write_json(path, protocol)
+
+
+def answer_to(question: Question, text: str, identity: dict[str, Any]) -> Answer:
+    """The line of the answers file for one question."""
+    return {
+        "question_id": question.question_id,
+        "prompt": question.text,
+        "text": text,
+        "answer_id": _answer_id(identity, question.line),
+        "model_id": identity.get("model", ""),
+        **question.record,
+        "metadata": {},
+    }  # type: ignore[return-value]
+
+
+def _answer_id(identity: dict[str, Any], line: int) -> str:
+    """22 characters that look like the reference's random ids and are the same in every run of the same identity."""
+    parts = [identity.get(key) for key in ("model", "method", "visual_token_num")]
+    number = int.from_bytes(hashlib.sha256(repr((*parts, line)).encode()).digest()[:16], "big")
+    letters = []
+    for _ in range(22):
+        number, letter = divmod(number, len(ALPHABET))
+        letters.append(ALPHABET[letter])
+    return "".join(letters)
+
+
+def check_annotations(task: Task, questions: Sequence[Question], annotations: Path, question_file: Path) -> None:
+    """A `UserError` if not every question has a right answer."""
+    blank = [answer_to(question, "", {}) for question in questions]
+    unknown = task.scored(blank, annotations, question_file).left_out
+    if unknown:
+        raise UserError(
+            f"{annotations} holds no right answer to {unknown} of the {len(questions)} questions of {question_file}; "
+            "give the complete annotations, or answer without them and score afterwards."
+        )

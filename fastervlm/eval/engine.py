@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from fastervlm.eval.answerer import Answerer, preparation, pruned
 from fastervlm.eval.answers import Entry
-from fastervlm.eval.pictures import Batch, prepared
+from fastervlm.eval.preparation import Batch, prepared
 from fastervlm.eval.protocol import device_name
 from fastervlm.eval.settings import Settings, identity_of
 from fastervlm.eval.subject import Subject

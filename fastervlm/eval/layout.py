@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.progress import track
 
 from encoders.errors import UserError
+from fastervlm.eval.answers import check_annotations
 from fastervlm.eval.pictures import WORKERS, BadPicture, open_picture
 from fastervlm.eval.questions import read_json, read_jsonl
-from fastervlm.eval.settings import check_annotations
 from fastervlm.eval.task import Question, Task
 
 ROOT = Path("playground") / "data" / "eval"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from fastervlm.eval.pictures import Preparation
+from fastervlm.eval.preparation import Preparation
 from fastervlm.eval.prompts import conversation
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject

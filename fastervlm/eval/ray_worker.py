@@ -14,7 +14,7 @@ from encoders.errors import UserError
 from fastervlm.eval.answerer import Answerer, preparation, pruned
 from fastervlm.eval.answers import Entry
 from fastervlm.eval.engine import answered
-from fastervlm.eval.pictures import Preparer
+from fastervlm.eval.preparation import Preparer
 from fastervlm.eval.protocol import device_name
 from fastervlm.eval.settings import Settings, identity_of
 from fastervlm.eval.subject import Subject

@@ -13,10 +13,11 @@ from fastervlm.eval.answers import check_answers, journal_file, protocol_file, r
 from fastervlm.eval.medium import Pictures
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Medium, Settings
-from fastervlm.eval.subject import Subject, hash_files
+from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Task
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.methods.lookup import get_method
+from fastervlm.reporting.files import hash_files
 
 SUFFIX = ".protocol.json"
 _NEEDED = (

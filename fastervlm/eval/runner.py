@@ -13,6 +13,8 @@ from rich.text import Text
 
 from fastervlm.eval.answers import (
     Journal,
+    answer_to,
+    check_annotations,
     finished_protocol,
     journal_file,
     protocol_file,
@@ -25,9 +27,10 @@ from fastervlm.eval.batches import batched
 from fastervlm.eval.engine import Engine, Local, Running
 from fastervlm.eval.protocol import circumstances, results
 from fastervlm.eval.score import Score
-from fastervlm.eval.settings import Settings, answer_to, check_annotations
-from fastervlm.eval.subject import Subject, hash_files
+from fastervlm.eval.settings import Settings
+from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
+from fastervlm.reporting.files import hash_files
 
 console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 

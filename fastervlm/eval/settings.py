@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +11,17 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoders.errors import UserError
-from fastervlm.eval.pictures import ASPECT_RATIOS, Batch
+from fastervlm.eval.pictures import ASPECT_RATIOS
+from fastervlm.eval.preparation import Batch
 from fastervlm.eval.prompts import CONV_MODES, conversation
-from fastervlm.eval.subject import Subject, hash_files
-from fastervlm.eval.task import Answer, Question, Task
+from fastervlm.eval.subject import Subject
+from fastervlm.eval.task import Question, Task
 from fastervlm.methods import METHODS
 from fastervlm.methods.lookup import get_method
+from fastervlm.reporting.files import hash_files
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import Method, traits
 
-ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 LEAST = {"batch_size": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0}
 
 
@@ -173,38 +173,3 @@ def _visual_token_num(subject: Subject, settings: Settings) -> int | str:
         return f"{settings.keep} of all {parts}"
     total = subject.num_visual_tokens
     return settings.budget.resolve(total) if settings.budget else total
-
-
-def answer_to(question: Question, text: str, identity: dict[str, Any]) -> Answer:
-    """The line of the answers file for one question."""
-    return {
-        "question_id": question.question_id,
-        "prompt": question.text,
-        "text": text,
-        "answer_id": _answer_id(identity, question.line),
-        "model_id": identity.get("model", ""),
-        **question.record,
-        "metadata": {},
-    }  # type: ignore[return-value]
-
-
-def check_annotations(task: Task, questions: Sequence[Question], annotations: Path, question_file: Path) -> None:
-    """A `UserError` if not every question has a right answer."""
-    blank = [answer_to(question, "", {}) for question in questions]
-    unknown = task.scored(blank, annotations, question_file).left_out
-    if unknown:
-        raise UserError(
-            f"{annotations} holds no right answer to {unknown} of the {len(questions)} questions of {question_file}; "
-            "give the complete annotations, or answer without them and score afterwards."
-        )
-
-
-def _answer_id(identity: dict[str, Any], line: int) -> str:
-    """22 characters that look like the reference's random ids and are the same in every run of the same identity."""
-    parts = [identity.get(key) for key in ("model", "method", "visual_token_num")]
-    number = int.from_bytes(hashlib.sha256(repr((*parts, line)).encode()).digest()[:16], "big")
-    letters = []
-    for _ in range(22):
-        number, letter = divmod(number, len(ALPHABET))
-        letters.append(ALPHABET[letter])
-    return "".join(letters)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastervlm.checkpoints.quantize import check_quantize
 from fastervlm.families.base import Family
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.families.registry import family_of
+from fastervlm.reporting.files import hash_files
 
 _SMALL = ("*.json", "*.jinja", "*.model")
 
@@ -110,17 +110,3 @@ class Subject:
 
         _ = self.loaded
         return Path(snapshot_download(self.path, allow_patterns=["*.safetensors", "*.bin", *_SMALL], local_files_only=True))
-
-
-def hash_files(files: list[Path]) -> str:
-    """SHA-256 over one file's bytes, or over the names and hashes of several files."""
-    digests = [(path.name, _hash_file(path)) for path in files]
-    return digests[0][1] if len(digests) == 1 else hashlib.sha256(repr(digests).encode()).hexdigest()
-
-
-def _hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
-    return digest.hexdigest()

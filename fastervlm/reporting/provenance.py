@@ -8,9 +8,10 @@ import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def program() -> dict[str, Any]:
@@ -22,6 +23,8 @@ def program() -> dict[str, Any]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the program runs on besides: the device by its name, the processor, the threads."""
+    import torch
+
     return {
         "device": device_name(device),
         "processor": _processor(),
@@ -38,6 +41,8 @@ def cores() -> int:
 
 def device_name(device: torch.device) -> str:
     """The device, a GPU with what it is called."""
+    import torch
+
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 

@@ -12,8 +12,9 @@ from fastervlm import cli
 from fastervlm.eval import TASKS
 from fastervlm.eval.answers import protocol_file
 from fastervlm.eval.compare import compare
-from fastervlm.eval.subject import Subject, hash_files
+from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.settings import Anyres
+from fastervlm.reporting.files import hash_files
 from fastervlm.reporting.plots import LINES, STYLES, Curve, Heatmap, Panel, draw_panels
 from tests import tiny
 from tests.eval.benchmarks import aokvqa, sqa

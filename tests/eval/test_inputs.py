@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from encoders import UserError
-from fastervlm.eval.pictures import BadPicture, Preparation, open_picture, pad_to_square
+from fastervlm.eval.pictures import BadPicture, open_picture, pad_to_square
+from fastervlm.eval.preparation import Preparation
 from fastervlm.eval.questions import read_jsonl, read_questions
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.task import Question

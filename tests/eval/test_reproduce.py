@@ -12,9 +12,10 @@ from fastervlm.eval.answers import Journal, journal_file, protocol_file
 from fastervlm.eval.reproduce import reproduce
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import identity_of
-from fastervlm.eval.subject import Subject, hash_files
+from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.methods import FastV, RandomTokens
+from fastervlm.reporting.files import hash_files
 from tests import tiny
 
 

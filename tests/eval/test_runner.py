@@ -9,7 +9,7 @@ import pytest
 
 from encoders import UserError
 from fastervlm.eval.answers import Entry, Journal, journal_file, protocol_file
-from fastervlm.eval.pictures import prepared
+from fastervlm.eval.preparation import prepared
 from fastervlm.eval.prompts import VICUNA_V1, conversation
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject

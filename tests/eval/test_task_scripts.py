@@ -42,7 +42,7 @@ def test_script_runs_on_tiny_data_of_its_own(tmp_path, task, version):
     out = DATA / name / "answers" / model / "cls"
     for file in out.glob("n_7.*"):
         file.unlink()
-    done = script(tmp_path, task, "7", version=version, BATCH=64)
+    done = script(tmp_path, task, "7", version=version, BATCH=3)
     assert done.returncode == 0, done.stderr
     assert "Answers:" in done.stdout
     protocol = json.loads((out / "n_7.protocol.json").read_text())

@@ -1,0 +1,135 @@
+"""Questions about pictures on their way to the model: prepared in threads ahead of it."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fastervlm.eval.pictures import GREY, WORKERS, BadPicture, open_picture, shaped
+from fastervlm.eval.task import Question
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions ready for the model.
+
+    `inputs` is what the processor returned, None if every picture (or clip) failed. A picture that several questions ask about
+    stands in it once; `image_index` then says which picture each question that has one shows.
+    """
+
+    questions: list[Question]
+    inputs: Any
+    failures: dict[int, str]
+    image_index: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a question becomes model inputs.
+
+    `ask` writes the whole prompt, `blind` replaces each picture by flat grey, and `selector` gives the text whose token ids
+    go along as `selector_ids`, if any do.
+    """
+
+    ask: Callable[[Question], str]
+    image_aspect_ratio: str = "pad"
+    blind: bool = False
+    selector: Callable[[Question], str] | None = None
+
+    def __call__(self, questions: Sequence[Question], processor: Any) -> Batch:
+        """Open and process the pictures; a question whose picture fails is left out and its reason kept."""
+        opened: dict[Any, Image.Image | BadPicture] = {}
+        for question in questions:
+            if question.image is not None and question.image not in opened:
+                opened[question.image] = self._try(question, processor)
+        reasons = {file: str(picture) for file, picture in opened.items() if isinstance(picture, BadPicture)}
+        failures = {q.line: reasons[q.image] for q in questions if q.image is not None and q.image in reasons}
+        good = [question for question in questions if question.line not in failures]
+        if not good:
+            return Batch(good, None, failures)
+        files = [question.image for question in good if question.image is not None]
+        prompts = [self.ask(question) for question in good]
+        inputs = processor(images=[opened[f] for f in files] or None, text=prompts, padding=True, return_tensors="pt")
+        if self.selector is not None:
+            texts = [self.selector(question) for question in good]
+            inputs["selector_ids"] = processor.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
+        first = {file: files.index(file) for file in files}
+        if len(first) == len(files):
+            return Batch(good, inputs, failures)
+        for name in inputs.keys() & {"pixel_values", "image_sizes"}:
+            inputs[name] = inputs[name][list(first.values())]
+        return Batch(good, inputs, failures, [list(first).index(file) for file in files])
+
+    def _try(self, question: Question, processor: Any) -> Image.Image | BadPicture:
+        try:
+            return self.picture(question, processor)
+        except BadPicture as error:
+            return error
+
+    def picture(self, question: Question, processor: Any) -> Image.Image:
+        """The picture as the processor gets it."""
+        picture = shaped(open_picture(question), self.image_aspect_ratio, processor)
+        return Image.new("RGB", picture.size, GREY) if self.blind else picture
+
+
+class Preparer:
+    """Threads that prepare batches, each with its own copy of the processor: fast tokenizers are not safe to share.
+
+    They run torch on one core each: several threads that each ask for all cores stand in each other's and the model's way.
+    For a model on a CUDA device they put the inputs into page-locked memory, from which they are copied while it computes.
+    """
+
+    def __init__(
+        self, preparation: Callable[[Sequence[Question], Any], Batch], processor: Any, device: torch.device = CPU
+    ) -> None:
+        self._own, self._preparation, self._processor = threading.local(), preparation, processor
+        self._pins = device.type == "cuda"
+        self._cores = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(WORKERS, initializer=self._set_up)
+
+    def submit(self, questions: Sequence[Question]) -> Future[Batch]:
+        """The batch of these questions, once it is ready."""
+        return self._pool.submit(self._prepare, questions)
+
+    def close(self) -> None:
+        """Give the threads back; what they have not begun is never done."""
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._cores)
+
+    def _prepare(self, questions: Sequence[Question]) -> Batch:
+        batch = self._preparation(questions, self._own.processor)
+        if self._pins and batch.inputs is not None:
+            batch.inputs.update({name: x.pin_memory() for name, x in batch.inputs.items() if isinstance(x, torch.Tensor)})
+        return batch
+
+    def _set_up(self) -> None:
+        self._own.processor = copy.deepcopy(self._processor)
+        torch.set_num_threads(1)
+
+
+def prepared(
+    batches: Iterable[Sequence[Question]],
+    preparation: Callable[[Sequence[Question], Any], Batch],
+    processor: Any,
+    device: torch.device = CPU,
+) -> Generator[Batch, None, None]:
+    """The batches in order, prepared in threads a few batches ahead of the one handed out, for a model on `device`."""
+    waiting = deque()
+    with closing(Preparer(preparation, processor, device)) as preparer:
+        for batch in batches:
+            waiting.append(preparer.submit(batch))
+            if len(waiting) > WORKERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
