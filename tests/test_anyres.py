@@ -14,9 +14,9 @@ from fastervlm import UserError
 from fastervlm.families.llava_next.crops import CropLayout, paper_canvas
 from fastervlm.families.llava_next.processor import PaperImageProcessor, paper_processor
 from fastervlm.families.llava_next.settings import Anyres
-from tests import next_plain, tiny
-from tests.next_plain import MODES, SIZES, NextPlain, canvas_of, processor_of, traces
-from tests.plain import one_sentence
+from tests.support import plain_next, tiny
+from tests.support.checks import one_sentence
+from tests.support.plain_next import MODES, SIZES, NextPlain, canvas_of, processor_of, traces
 
 REAL = {"crop": 336, "patch": 14}
 WIDE, HIGH, LARGE, HIGHER, WIDER = ((336 * h, 336 * w) for h, w in tiny.CANVASES)
@@ -110,7 +110,7 @@ def test_layouts_are_the_stock_models_packing(anyres, crop, points):
             inside = torch.zeros(crop // tiny.PATCH, crop // tiny.PATCH)
             inside[top:bottom, left:right] = 1
             numbers = (inside.flatten().nonzero().flatten() + number * patches).tolist()
-            assert numbers == sorted({n for n in order if n // patches == number and n != next_plain.NEWLINE}), size
+            assert numbers == sorted({n for n in order if n // patches == number and n != plain_next.NEWLINE}), size
     counts = processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
     assert counts == [len(reference.order(size)) for size in sizes]
 
@@ -139,14 +139,14 @@ def pixels_of(processor, image):
 
 @each_size
 def test_pixels_of_the_paper_are_those_of_pil(size):
-    image = next_plain.noise([size])[0]
+    image = plain_next.noise([size])[0]
     found = pixels_of(processor_of("paper"), image)
     np.testing.assert_allclose(found, by_pil(image, canvas_of(size, tiny.pinpoints()), 32), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["4:3", "3:2", "1:3", "tower", "one canvas", "largest canvas", "one crop"])
 def test_where_the_grids_agree_the_pixels_are_transformers_own(name):
-    image = next_plain.noise([SIZES[name]])[0]
+    image = plain_next.noise([SIZES[name]])[0]
     stock = tiny.next_processor(kind=LlavaNextImageProcessorPil)
     both: list[Any] = [stock, paper_processor(stock)]
     batches = [dict(processor(images=[image], text="<image>", return_tensors="pt")) for processor in both]
@@ -168,7 +168,7 @@ def test_a_processor_of_the_paper_is_saved_and_read_with_its_settings(tmp_path):
     assert paper.tokenizer is stock.tokenizer
     assert stock.image_processor.to_dict() == before
     paper.image_processor.save_pretrained(tmp_path)
-    image = next_plain.noise([(40, 60)])[0]
+    image = plain_next.noise([(40, 60)])[0]
     again = PaperImageProcessor.from_pretrained(tmp_path)([image], return_tensors="pt")["pixel_values"]
     assert torch.equal(again, paper.image_processor([image], return_tensors="pt")["pixel_values"])
     assert again.shape[1] == 3
@@ -197,8 +197,8 @@ def test_boxes_are_where_the_pixels_of_a_token_come_from(model, size, anyres):
     patches = pixels.reshape(-1, 3, 4, 8, 4, 8).mean((3, 5)).transpose(0, 2, 3, 1).reshape(-1, 3)
     assert trace.boxes.shape == (len(trace.tokens), 4)
     for token, crop, box in zip(trace.tokens.tolist(), trace.crop.tolist(), trace.boxes.double().tolist(), strict=True):
-        if token == next_plain.NEWLINE:
-            assert crop == next_plain.NEWLINE
+        if token == plain_next.NEWLINE:
+            assert crop == plain_next.NEWLINE
             assert np.isnan(box).all()
             continue
         assert crop == token // 16
@@ -223,7 +223,7 @@ def model():
 @pytest.mark.parametrize("anyres", MODES)
 @torch.no_grad()
 def test_the_crops_of_a_trace(model, anyres):
-    batch, reference = next_plain.inputs(["<image>?"], [(60, 80)], anyres), NextPlain(model, 5, anyres)
+    batch, reference = plain_next.inputs(["<image>?"], [(60, 80)], anyres), NextPlain(model, 5, anyres)
     _, ((pixels, size),) = next(reference.rows(batch))
     with fastervlm.prune(model, 5, anyres=anyres) as handle:
         model(**batch)

@@ -12,8 +12,8 @@ import typer
 from PIL import Image
 
 from fastervlm import cli
-from tests import tiny
-from tests.tiny import save_llava, write_benchmark
+from tests.support import tiny
+from tests.support.tiny import save_llava, write_benchmark
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,9 +8,9 @@ import torch
 
 import fastervlm
 from fastervlm import Mass, UserError, prune_patches
-from tests import plain, tiny
-from tests.encoders import towers
-from tests.encoders.towers import TOWERS
+from tests.support import plain, tiny, towers
+from tests.support.checks import close, one_sentence
+from tests.support.towers import TOWERS
 
 
 class Graphs:
@@ -82,7 +82,7 @@ def test_what_is_shown_where_makes_no_new_graph():
             batch = plain.inputs(["<image>, what?"] * len(index)) | {"pixel_values": pixels, "image_index": index}
             together = model(**batch).logits
             alone = model(**plain.inputs(["<image>, what?"]) | {"pixel_values": pixels, "image_index": index[:1]}).logits
-            plain.close(together[:1], alone)
+            close(together[:1], alone)
     assert graphs.count == 1
 
 
@@ -152,7 +152,7 @@ def test_patches_of_any_tower_are_one_graph(name):
         pixel_values = towers.pixels(case)
         ours, theirs = compiled(pixel_values), kept(pixel_values)
         assert torch.equal(ours[1], theirs[1])
-        plain.close(ours[0], theirs[0])  # traced, attention of torch's own layers takes its long way
+        close(ours[0], theirs[0])  # traced, attention of torch's own layers takes its long way
     assert graphs.count == 1
 
 
@@ -169,4 +169,4 @@ REFUSED: list[tuple[Any, dict[str, Any]]] = [
 def test_what_reads_values_is_not_compiled(make, settings):
     with prune(make(), **settings) as handle, pytest.raises(UserError, match="compile") as caught:
         handle.compile()
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)

@@ -8,10 +8,10 @@ import torch
 import fastervlm
 from encoders import wrap
 from fastervlm import ClsAttention, EncoderSchedule, FastV, Mass, UserError, UserTypeError
-from tests import plain, tiny
-from tests.encoders import towers
-from tests.encoders.towers import TOWERS
-from tests.plain import PROMPTS, Plain, close
+from tests.support import plain, tiny, towers
+from tests.support.checks import close, one_sentence
+from tests.support.plain import PROMPTS, Plain
+from tests.support.towers import TOWERS
 
 N = tiny.PATCHES
 
@@ -183,7 +183,7 @@ def test_where_it_is_not_possible_it_is_refused(make, settings, kind, sentence):
     before = dict(vars(model))
     with pytest.raises(kind, match=sentence) as caught:
         prune(model, **({"keep": 5, "encoder_keep": EncoderSchedule([1], [8])} | settings))
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
     assert dict(vars(model)) == before
 
 
@@ -198,7 +198,7 @@ def test_other_towers_are_refused(name):
     encoder: Any = wrap(towers.make(case), score=case.score)
     with pytest.raises(UserError, match="only inside a CLIP tower of transformers") as caught:
         encoder.check_thinning([1])
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_other_towers_are_refused(name):
 def test_numbers_that_do_not_fit(blocks, keep, kind, sentence):
     with pytest.raises(kind, match=sentence) as caught:
         EncoderSchedule(blocks, keep)
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
 
 
 def test_counts():

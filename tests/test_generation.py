@@ -11,8 +11,9 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 import fastervlm
 from fastervlm import KeptTokens, UserError
 from fastervlm.generation.kv_cache import CACHE
-from tests import plain, tiny
-from tests.plain import PROMPTS, Plain, close
+from tests.support import plain, tiny
+from tests.support.checks import close
+from tests.support.plain import PROMPTS, Plain
 
 N = tiny.PATCHES
 GREEDY = {"do_sample": False, "max_new_tokens": 6}

@@ -13,7 +13,7 @@ from fastervlm import EncoderSchedule, UserError, prune_patches
 from fastervlm.embedded import embedded_model
 from playground.scenes import draw
 from playground.tower import pixels
-from tests import plain, tiny
+from tests.support import plain, tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -12,7 +12,7 @@ import fastervlm
 from fastervlm.bench.build import random_model
 from fastervlm.bench.shapes import SHAPES, Shape
 from playground.bench_floor import TARGETS, memory
-from tests import plain, tiny
+from tests.support import plain, tiny
 
 CALLS, WARM = 1000, 50
 

@@ -11,8 +11,9 @@ from transformers import DynamicCache, StaticCache
 import fastervlm
 from fastervlm import UserError
 from fastervlm.generation.kv_cache import CACHE
-from tests import plain, tiny
-from tests.plain import PROMPTS, Plain, close
+from tests.support import plain, tiny
+from tests.support.checks import close
+from tests.support.plain import PROMPTS, Plain
 
 N, PAD = tiny.PATCHES, 0
 TURNS = [" And then?", " Why?"], [" What of the rest, please?", " X"], [" Oh.", " Indeed."]

@@ -12,9 +12,9 @@ import fastervlm
 from fastervlm import KeptTokens, RandomTokens, TokenBudget, UserError
 from fastervlm.generation.kv_cache import CACHE
 from fastervlm.methods.baselines import lattice
-from tests import next_plain, tiny
-from tests.next_plain import CYCLE, MODES, PROMPTS, SIZES, NextPlain, inputs, noise, processor_of, traces
-from tests.plain import close, one_sentence
+from tests.support import plain_next, tiny
+from tests.support.checks import close, one_sentence
+from tests.support.plain_next import CYCLE, MODES, PROMPTS, SIZES, NextPlain, inputs, noise, processor_of, traces
 from tests.test_generation import BEAMS, GREEDY, LOOKUP, SAMPLES, Collect, padded, tokens
 from tests.test_generation import MODES as PLAIN_MODES
 
@@ -109,12 +109,12 @@ def test_token_counts_of_the_paper(size, count):
 @torch.no_grad()
 def test_newlines_and_budgets(model, name, newline, budget):
     batch, reference = inputs(ONE, [SIZES[name]]), NextPlain(model, 3, newline=newline, budget=budget)
-    rows, lines = list(reference.rows(batch)), reference.order(SIZES[name]).count(next_plain.NEWLINE)
+    rows, lines = list(reference.rows(batch)), reference.order(SIZES[name]).count(plain_next.NEWLINE)
     for reference.keep in (1, 3, 8):
         (trace,) = agree(model, batch, reference, rows)
         total = sum(min(reference.keep, len(inside)) for _, inside, _, _ in windows(reference, SIZES[name]))
         assert int(trace.mask.sum()) == total
-        found = int((trace.tokens == next_plain.NEWLINE).sum())
+        found = int((trace.tokens == plain_next.NEWLINE).sum())
         assert found == len(trace.tokens) - total
         if newline == "all" or (newline == "kept" and name == "one wide"):
             assert found == lines
@@ -151,7 +151,7 @@ def test_fractions_are_of_a_whole_crop(model, anyres, keep, count):
 
 def windows(reference, size):
     """For each crop that takes part: its number, and the numbers, rows and columns of its patches."""
-    numbers = sorted(set(reference.order(size)) - {next_plain.NEWLINE})
+    numbers = sorted(set(reference.order(size)) - {plain_next.NEWLINE})
     for crop, group in groupby(numbers, key=lambda number: number // N):
         inside = list(group)
         high = len({number % N // 4 for number in inside})
@@ -203,7 +203,7 @@ def test_other_methods_share_a_budget_by_score_too(model, method, anyres):
 @each_mode
 @torch.no_grad()
 def test_random_depends_on_seed_and_picture_alone(model, anyres):
-    pictures, processor = next_plain.noise(CYCLE[:4] * 2), processor_of(anyres)
+    pictures, processor = plain_next.noise(CYCLE[:4] * 2), processor_of(anyres)
 
     def draw(seed, images):
         text = "<image>" * len(images) + "?"
@@ -438,7 +438,7 @@ def test_streamer_lengths_and_pipeline(model, anyres):
     with fastervlm.prune(model, 5, anyres=anyres):
         found = model.generate(**batch, do_sample=False, max_length=length + 6, streamer=streamer)
         ask: Any = pipeline("image-text-to-text", model=model, processor=processor)
-        answers = ask(images=[next_plain.noise(CYCLE[:1])], text=ONE, generate_kwargs=GREEDY, return_full_text=False)
+        answers = ask(images=[plain_next.noise(CYCLE[:1])], text=ONE, generate_kwargs=GREEDY, return_full_text=False)
     assert found[0, length:].tolist() == expected
     assert [token for part in streamer.parts for token in part] == found[0].tolist()
     assert answers[0]["generated_text"] == processor.tokenizer.decode(expected, skip_special_tokens=True)

@@ -14,8 +14,8 @@ from transformers import LlavaNextImageProcessor, LlavaNextProcessor, LlavaProce
 
 import fastervlm
 from fastervlm import UserError, UserTypeError
-from tests import original, plain, tiny
-from tests.plain import one_sentence
+from tests.support import original, plain, tiny
+from tests.support.checks import one_sentence
 
 
 @pytest.fixture(scope="module")

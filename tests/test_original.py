@@ -27,8 +27,9 @@ from fastervlm.checkpoints.templates import VICUNA_V1
 from fastervlm.commands.convert import convert as command
 from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.subject import Subject
-from tests import original
-from tests.plain import one_sentence, pictures
+from tests.support import original
+from tests.support.checks import one_sentence
+from tests.support.plain import pictures
 
 WAYS = [
     ("llava", "bin", False),

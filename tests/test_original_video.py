@@ -23,8 +23,9 @@ from fastervlm.checkpoints.templates import LLAVA_V1
 from fastervlm.eval.subject import Subject
 from fastervlm.families.video_llava import family
 from fastervlm.families.video_llava.model import TemporalVideoLlava
-from tests import original, original_video
-from tests.plain import close, one_sentence, pictures
+from tests.support import original, original_video
+from tests.support.checks import close, one_sentence
+from tests.support.plain import pictures
 
 BOTH, NONE = ("image", "video"), ()
 WAYS = [

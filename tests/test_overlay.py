@@ -8,7 +8,7 @@ from PIL import Image
 import fastervlm
 from fastervlm import CropsTrace, ImageTrace, UserError
 from fastervlm.families.llava_next.crops import CropLayout
-from tests import plain, tiny
+from tests.support import plain, tiny
 
 
 def trace_of(index, grid=(4, 4), scores=None):

@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import fastervlm
 from fastervlm import KeptPatches, KeptTokens, TokenBudget, UserError, UserTypeError, prune_patches
-from tests import plain
-from tests.encoders import towers
-from tests.encoders.towers import TIMM, TOWERS
+from tests.support import towers
+from tests.support.checks import one_sentence
+from tests.support.towers import TIMM, TOWERS
 
 
 @pytest.mark.parametrize("keep", [1, 5, 0.5, 1.0, 99, TokenBudget(pruning_rate=0.75)])
@@ -128,7 +128,7 @@ def test_what_cannot_be_used_is_refused(change, kind, sentence):
     call: dict[str, Any] = {"tower": towers.make(case), "pixel_values": towers.pixels(case), "keep": 4} | change
     with pytest.raises(kind, match=sentence) as caught:
         prune_patches(**call)
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
 
 
 def test_kept_patches_are_kept_tokens():

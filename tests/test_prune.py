@@ -12,8 +12,9 @@ from transformers import LlavaForConditionalGeneration
 
 import fastervlm
 from fastervlm import KeptTokens, RandomTokens, TokenBudget, UniformGrid, UserError
-from tests import plain, tiny
-from tests.plain import PROMPTS, Plain, close
+from tests.support import plain, tiny
+from tests.support.checks import close
+from tests.support.plain import PROMPTS, Plain
 
 N = tiny.PATCHES
 ONE = PROMPTS["one"]

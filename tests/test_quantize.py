@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import fastervlm
 from encoders import UserError
 from fastervlm.eval.subject import Subject
-from tests import plain, tiny
+from tests.support import plain, tiny
 
 pytest.importorskip("bitsandbytes")
 

@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import fastervlm
 from fastervlm import KeptTokens, RandomTokens, TokenBudget, UserError, UserTypeError
-from tests import plain, tiny
+from tests.support import plain, tiny
+from tests.support.checks import one_sentence
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -40,7 +41,7 @@ def test_a_model_that_cannot_be_pruned(make, kind, sentence):
     with pytest.raises(kind, match=sentence) as caught:
         fastervlm.prune(model, 5)
     assert caught.type is kind
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
     assert before is None or dict(vars(model)) == before
 
 
@@ -67,7 +68,7 @@ def test_a_setting_that_cannot_be_used(settings, kind, sentence):
     with pytest.raises(kind, match=sentence) as caught:
         fastervlm.prune(model, **({"keep": 5} | settings))
     assert caught.type is kind
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
     assert dict(vars(model)) == before
 
 
@@ -93,7 +94,7 @@ def test_a_method_that_does_not_do_its_part(method, sentence):
     batch = plain.inputs(["<image> or <image>?"])
     with fastervlm.prune(tiny.llava(), 3, method=method) as handle, pytest.raises(UserError, match=sentence) as caught:
         handle.model(**batch)
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
 
 
 def test_a_method_may_keep_more_or_less_than_asked():

@@ -13,12 +13,13 @@ from fastervlm import ClipTrace, FastV, ImageTrace, Mass, TokenBudget, Total, Us
 from fastervlm.families.video_llava import family
 from fastervlm.families.video_llava.family import _by_chunk
 from fastervlm.generation.kv_cache import CACHE
-from tests import plain, tiny
-from tests.plain import IMAGE_ID, close, one_sentence
+from tests.support import plain, tiny
+from tests.support.checks import close, one_sentence
+from tests.support.plain import IMAGE_ID
+from tests.support.plain_video import PROMPTS, VideoPlain, inputs, rows
+from tests.support.tiny import VIDEO_ID
 from tests.test_generation import BEAMS, GREEDY, LOOKUP, MODES, SAMPLES, Collect, padded, tokens
 from tests.test_history import behind
-from tests.tiny import VIDEO_ID
-from tests.video_plain import PROMPTS, VideoPlain, inputs, rows
 
 N = tiny.PATCHES
 ONE, BOTH, MIXED = PROMPTS["one"], PROMPTS["clip and picture"], PROMPTS["mixed"]

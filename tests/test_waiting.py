@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 import fastervlm
 from fastervlm import KeptTokens, Mass, TokenBudget, UserError
 from fastervlm.generation import shorten
-from tests import plain, tiny
-from tests.plain import PROMPTS
+from tests.support import plain, tiny
+from tests.support.checks import one_sentence
+from tests.support.plain import PROMPTS
 
 OPERATIONS = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "equal", "bincount", "repeat_interleave"}
 METHODS = {"item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
@@ -228,7 +229,7 @@ def test_a_prompt_that_does_not_fit_is_refused_by_the_same_sentence(wrong, what,
             with pytest.raises(UserError) as found, on_a_device(watched=False):
                 getattr(model, what)(**call)
     assert str(found.value) == str(friendly.value)
-    plain.one_sentence(found.value)
+    one_sentence(found.value)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from encoders import UserError
 from fastervlm.commands import analyze as commands
 from fastervlm.embedded import MODEL, VIDEO_MODEL
 from tests.analysis.test_shift_and_dispersion import script, undrawn  # noqa: F401
-from tests.video.clips import numbered_frames, write_clip
+from tests.support.clips import numbered_frames, write_clip
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from encoders import UserError, UserTypeError
 from fastervlm.analysis import attention_maps
 from fastervlm.generation.kv_cache import CACHE
-from tests import next_plain, plain, tiny
+from tests.support import plain, plain_next, tiny
 
 SHAPES: dict[str, Any] = {"hidden_size": 36, "intermediate_size": 20, "vocab_size": 260, "num_attention_heads": 6}
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -84,7 +84,7 @@ def test_maps_equal_those_of_eager_attention(kind, prompt, side):
 
 
 def test_maps_of_a_model_with_crops():
-    assert_equal(tiny.llava_next(), next_plain.inputs(next_plain.PROMPTS["ragged"]))
+    assert_equal(tiny.llava_next(), plain_next.inputs(plain_next.PROMPTS["ragged"]))
 
 
 def test_maps_beside_eager_attention_and_in_half_precision():

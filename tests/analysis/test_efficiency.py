@@ -19,8 +19,8 @@ from fastervlm.analysis.run import pooled
 from fastervlm.commands.analyze import analyze
 from fastervlm.commands.analyze import attn_efficiency as command
 from fastervlm.eval.subject import Subject
-from tests import next_plain, plain, tiny
-from tests.plain import IMAGE_ID
+from tests.support import plain, plain_next, tiny
+from tests.support.plain import IMAGE_ID
 
 FILES = ["attn_efficiency.json", "attn_efficiency.png", "output.json"]
 
@@ -130,7 +130,7 @@ def undrawn(monkeypatch):
 def test_run_equals_eager_attention_and_the_definition(kind, subject, settings, tmp_path):
     if kind == "crops":
         tiny.llava_next().save_pretrained(tmp_path / "next")
-        next_plain.processor_of("native").save_pretrained(tmp_path / "next")
+        plain_next.processor_of("native").save_pretrained(tmp_path / "next")
         subject = Subject(str(tmp_path / "next"))
     chosen = settings(keep=None, limit=3, max_new_tokens=4)
     found = attn_efficiency(subject, chosen, tmp_path / "out")

@@ -12,8 +12,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from encoders import UserError
 from fastervlm import prune
 from fastervlm.analysis import KINDS, receive
-from tests import next_plain, plain, tiny, video_plain
-from tests.plain import IMAGE_ID, LAYER
+from tests.support import plain, plain_next, plain_video, tiny
+from tests.support.checks import one_sentence
+from tests.support.plain import IMAGE_ID, LAYER
 
 LENGTHS = [1, 2, 9, 30]
 TEXTS: dict[str, Any] = {
@@ -160,13 +161,13 @@ def test_several_pictures_with_text_between():
     assert [name for name, *_ in found.patches()] == [*found.units, "run"]
 
 
-@pytest.mark.parametrize("anyres", next_plain.MODES)
+@pytest.mark.parametrize("anyres", plain_next.MODES)
 @pytest.mark.parametrize("size", ["4:3", "3:2", "panorama", "tower", "largest canvas", "one wide"])
 def test_crops(size, anyres):
     model = noisy(tiny.llava_next())
-    inputs = next_plain.inputs(["USER: <image>\nWhat is it? ASSISTANT:"], [next_plain.SIZES[size]], anyres)
+    inputs = plain_next.inputs(["USER: <image>\nWhat is it? ASSISTANT:"], [plain_next.SIZES[size]], anyres)
     found = receive(model, inputs, anyres=anyres)
-    by_hand = next_plain.NextPlain(model, tiny.PATCHES, anyres)
+    by_hand = plain_next.NextPlain(model, tiny.PATCHES, anyres)
     ((ids, pictures),) = by_hand.rows(inputs)
     ((pixels, wanted),) = pictures
     maps = eager_maps(model, inputs) if anyres == "native" else paper_maps(by_hand, ids, pictures)
@@ -188,10 +189,10 @@ def test_crops(size, anyres):
 
 
 def test_crops_are_named_by_canvas_row_and_column():
-    inputs = next_plain.inputs(["<image>?"], [next_plain.SIZES["1:3"]], "paper")
+    inputs = plain_next.inputs(["<image>?"], [plain_next.SIZES["1:3"]], "paper")
     found = receive(tiny.llava_next(), inputs, anyres="paper")
     assert found.units == ("overview", "crop_1x3_r1_c1", "crop_1x3_r1_c2", "crop_1x3_r1_c3")
-    inputs = next_plain.inputs(["<image>?"], [next_plain.SIZES["square"]], "paper")
+    inputs = plain_next.inputs(["<image>?"], [plain_next.SIZES["square"]], "paper")
     found = receive(tiny.llava_next(), inputs, anyres="paper")
     assert found.units[1:] == ("crop_2x2_r1_c1", "crop_2x2_r1_c2", "crop_2x2_r2_c1", "crop_2x2_r2_c2")
 
@@ -199,12 +200,12 @@ def test_crops_are_named_by_canvas_row_and_column():
 @pytest.mark.parametrize("prompt", ["one", "clip and picture", "picture and clip", "two clips"])
 def test_clips(prompt):
     model, frames = noisy(tiny.video_llava(), 0.1), 3
-    inputs = video_plain.inputs(video_plain.PROMPTS[prompt], frames)
+    inputs = plain_video.inputs(plain_video.PROMPTS[prompt], frames)
     found = receive(model, inputs)
     ids = inputs["input_ids"][0].tolist()
     maps = eager_maps(model, inputs)
     close(found.attention, np.stack([by_loops(each, ids, (IMAGE_ID, tiny.VIDEO_ID)) for each in maps]))
-    shown: Any = next(video_plain.rows(inputs))[1]
+    shown: Any = next(plain_video.rows(inputs))[1]
     scores, names, tokens = [], [], []
     for number, pixels in enumerate(shown, start=1):
         clip = pixels.dim() == 4
@@ -265,7 +266,7 @@ def test_what_cannot_be_told_is_one_sentence():
     for inputs, message in mistakes:
         with pytest.raises(UserError, match=message) as raised:
             receive(model, inputs)
-        plain.one_sentence(raised.value)
+        one_sentence(raised.value)
     with prune(model, 5), pytest.raises(UserError, match="pruned already"):
         receive(model, prompt(3, 4))
     model.model.language_model.config._attn_implementation = "flex_attention"

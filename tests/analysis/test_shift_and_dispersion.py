@@ -26,9 +26,10 @@ from fastervlm.analysis.sums import agreement
 from fastervlm.commands import analyze as commands
 from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.settings import Anyres
-from tests import next_plain, tiny
 from tests.analysis.test_received import by_loops, close, cls_scores, eager_maps, of_reference
-from tests.plain import IMAGE_ID, one_sentence
+from tests.support import plain_next, tiny
+from tests.support.checks import one_sentence
+from tests.support.plain import IMAGE_ID
 
 ROOT = Path(__file__).parents[2]
 DRAWING = [
@@ -119,11 +120,11 @@ def crops(tmp_path_factory):
     """Folder of a LLaVA-NeXT."""
     folder = tmp_path_factory.mktemp("next") / "tiny-next"
     tiny.llava_next().save_pretrained(folder)
-    next_plain.processor_of("native").save_pretrained(folder)
+    plain_next.processor_of("native").save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("anyres", next_plain.MODES)
+@pytest.mark.parametrize("anyres", plain_next.MODES)
 def test_run_on_crops(crops, anyres, settings, tmp_path, undrawn):
     subject, chosen, out = Subject(str(crops), anyres=Anyres(anyres)), asked(settings, limit=8), tmp_path / "out"
     shift = attn_shift(subject, chosen, out)
@@ -281,9 +282,9 @@ def test_stopped_run_says_how_to_go_on(model, bench, tmp_path, monkeypatch, caps
 
 
 def test_killed_at_every_step_each_question_is_counted_once(model, bench, tmp_path):
-    """`kill_reading.py` kills readings with SIGKILL at each rename and starts them again."""
-    script = Path(__file__).with_name("kill_reading.py")
-    command = [sys.executable, str(script), str(model), str(bench["question_file"].parent), str(tmp_path)]
+    """`kill_reading` kills readings with SIGKILL at each rename and starts them again."""
+    data = bench["question_file"].parent
+    command = [sys.executable, "-m", "tests.support.kill_reading", str(model), str(data), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout.splitlines()[-1])

@@ -12,7 +12,7 @@ from encoders import UserError
 from fastervlm.analysis.received import Received
 from fastervlm.analysis.statistics import STATISTICS, curves, finite, slope, statistics
 from fastervlm.analysis.sums import Sums, UnitSums, agreement
-from tests.plain import one_sentence
+from tests.support.checks import one_sentence
 
 
 def by_hand(values, raster, total, by_cls):

@@ -11,7 +11,7 @@ from fastervlm.bench import bench as run
 from fastervlm.commands.bench import bench as command
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
-from tests import next_plain, tiny
+from tests.support import plain_next, tiny
 
 SHORT = {"samples": 2, "repeats": 2, "new_tokens": 2}
 TOKEN = 2 * 2 * 16 * 4  # bytes of keys and values of one token in one layer: 2 heads of width 16 in float32
@@ -138,7 +138,7 @@ def test_numbers_below_one_are_refused_before_anything_runs(cases, name):
 
 def test_counts_of_a_model_with_crops_are_shares_for_fastv(settings, tmp_path):
     tiny.llava_next().save_pretrained(tmp_path / "next")
-    next_plain.processor_of("native").save_pretrained(tmp_path / "next")
+    plain_next.processor_of("native").save_pretrained(tmp_path / "next")
     subject = Subject(str(tmp_path / "next"))
     cases = PRESETS["fastv"](subject, settings(keep=None), [16, 8, 0.25], 2, tmp_path)
     assert [(case.method, case.visual_tokens, case.settings.keep) for case in cases] == [

@@ -7,7 +7,7 @@ from fastervlm.bench.flops import decoder_parameters, tower_parameters
 from fastervlm.bench.shapes import SHAPES, get_shape
 from fastervlm.bench.workload import Workload
 from fastervlm.checkpoints.models import model_class
-from tests import tiny
+from tests.support import tiny
 
 # Parameters of the published checkpoints, in millions.
 PUBLISHED = {"llava-1.5-7b": 7063, "llava-1.5-13b": 13351, "llava-next-7b": 7063, "video-llava-7b": 7367}

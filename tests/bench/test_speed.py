@@ -10,7 +10,7 @@ from fastervlm.bench.speed import speed
 from fastervlm.bench.stages import STAGES
 from fastervlm.bench.variants import Variant, variants
 from fastervlm.commands.bench import bench as command
-from tests import tiny
+from tests.support import tiny
 
 METHODS = ["none", "cls", "fastv", "visionzip", "reference-route"]
 TIMES = ("time_to_first_token_s", "total_time_s", "decode_tokens_per_s", "samples_per_s")

@@ -7,7 +7,7 @@ from PIL import Image
 from fastervlm.demo.answers import Ask
 from fastervlm.demo.engine import Engine
 from fastervlm.eval.subject import Subject
-from tests.tiny import save_llava
+from tests.support.tiny import save_llava
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Task
 from fastervlm.families.video_llava.trace import ClipTrace
 from fastervlm.inllm.trace import TokenTrace
-from tests.video.clips import numbered_frames, write_clip
+from tests.support.clips import numbered_frames, write_clip
 from video.qa import ask as asked_by_video_qa
 from video.videos import Videos
 

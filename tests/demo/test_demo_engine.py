@@ -20,7 +20,7 @@ from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.subject import Subject
 from fastervlm.generation.kv_cache import CACHE
 from fastervlm.methods import METHODS
-from tests import tiny
+from tests.support import tiny
 
 
 def last(states) -> Any:

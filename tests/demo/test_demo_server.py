@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from fastervlm.demo.serve import examples_for
-from tests.demo.browser import demo_server
+from tests.support.browser import demo_server
 
 
 @pytest.fixture(scope="module")

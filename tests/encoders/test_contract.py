@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from encoders import UserError, wrap
-from tests.encoders import towers
-from tests.encoders.towers import DEPTH, TOWERS, WIDTH, rows
+from tests.support import towers
+from tests.support.towers import DEPTH, TOWERS, WIDTH, rows
 
 pytestmark = pytest.mark.parametrize("case", TOWERS.values(), ids=TOWERS)
 LAYERS = [-2, -1, 1]

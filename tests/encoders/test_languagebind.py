@@ -9,8 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from encoders import UserError, UserTypeError, languagebind_tower, wrap
 from encoders.languagebind_tower import LanguageBindVisionModel
-from tests import plain
-from tests.languagebind_plain import whole
+from tests.support.checks import one_sentence
+from tests.support.plain_languagebind import whole
 
 SMALL = {"intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3, "patch_size": 8, "layer_norm_eps": 1e-5}
 
@@ -272,7 +272,7 @@ def test_the_weights_bear_the_published_names():
 def test_pixels_of_another_shape(pixels, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         wrap(tower())(pixels)
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
 
 
 def test_clips_for_a_tower_of_pictures():

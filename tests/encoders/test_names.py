@@ -13,7 +13,7 @@ from open_clip.model import _build_vision_tower
 from packaging.version import Version
 
 from encoders import TOWERS, UserError, wrap
-from tests import plain
+from tests.support.checks import one_sentence
 
 REASONS = {
     "ByobNet": "made of convolutions",
@@ -96,7 +96,7 @@ def test_a_name_is_wrapped_or_refused_with_a_reason(library, name):
                 continue
             with pytest.raises(UserError, match=refusal and REASONS[refusal]) as caught:
                 wrap(tower, score=score)
-            plain.one_sentence(caught.value)
+            one_sentence(caught.value)
     if row is not None:
         assert type(tower).__name__ in row.classes
 

@@ -11,9 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from encoders import UserError, wrap
-from tests import plain
-from tests.encoders import towers
-from tests.encoders.towers import DEPTH, OPEN_CLIP, TIMM, TOWERS, Case
+from tests.support import towers
+from tests.support.checks import one_sentence
+from tests.support.towers import DEPTH, OPEN_CLIP, TIMM, TOWERS, Case
 
 SIZES = [
     (OpenClipViT, OPEN_CLIP, (48, 64), "reads pictures of 64 x 64 .* 48 x 64; .* force_image_size=(48, 64)"),
@@ -29,7 +29,7 @@ SIZES = [
 def test_pictures_of_a_size_it_cannot_read_are_refused(kind, settings, size, sentence, interpolate):
     with pytest.raises(UserError, match=sentence.replace("(", r"\(").replace(")", r"\)")) as caught:
         wrap(kind(**settings))(torch.zeros(1, 3, *size), interpolate_pos_encoding=interpolate)
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (64,)])
@@ -130,7 +130,7 @@ def test_offloaded_weights_that_cannot_be_read_are_refused(name, part, module):
     accelerate.cpu_offload(part(tower), execution_device=torch.device("cpu"))
     with pytest.raises(UserError, match=f"weights of this tower's {module} are offloaded and cannot be read; keep") as caught:
         wrap(tower, score=case.score)(towers.pixels(case))
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
 
 
 @pytest.mark.parametrize(

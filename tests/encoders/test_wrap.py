@@ -14,8 +14,8 @@ from transformers import CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from encoders import UserError, UserTypeError, wrap
 from encoders.base import ScoredPatches, cls_row, image_key
-from tests import plain
-from tests.encoders.towers import OPEN_CLIP, TIMM
+from tests.support.checks import one_sentence
+from tests.support.towers import OPEN_CLIP, TIMM
 
 
 def torchvision_vit():
@@ -77,7 +77,7 @@ NEITHER = (
 def test_a_score_that_a_tower_cannot_give_is_refused(make, score, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         wrap(make(), score=score)
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
 
 
 def test_the_probe_scores_at_any_layer_even_the_embeddings():
@@ -94,7 +94,7 @@ def test_the_probe_scores_at_any_layer_even_the_embeddings():
 def test_another_object_is_refused(other):
     with pytest.raises(UserTypeError, match=r"is not a vision tower .* supported towers are CLIPVisionModel") as caught:
         wrap(other)
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
 
 
 # A user's own, which may compute anything.
@@ -120,7 +120,7 @@ OwnAttention = type("Attention", (Attention,), {"__module__": __name__})
 def test_a_block_that_cannot_be_finished_exactly_is_refused(make, sentence):
     with pytest.raises(UserError, match=sentence) as caught:
         wrap(make())
-    plain.one_sentence(caught.value)
+    one_sentence(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from fastervlm.eval import TASKS
 from fastervlm.eval.subject import Subject
 from tests.support.runs import about_pictures
-from tests.tiny import save_llava, write_benchmark
+from tests.support.tiny import save_llava, write_benchmark
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.reporting.files import hash_files
 from fastervlm.reporting.plots import LINES, STYLES, Curve, Heatmap, Panel, draw_panels
-from tests import tiny
-from tests.eval.benchmarks import aokvqa, sqa
+from tests.support import tiny
+from tests.support.benchmarks import aokvqa, sqa
 from tests.support.runs import about_pictures
 
 

@@ -12,7 +12,7 @@ from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.crops import CropLayout
 from fastervlm.families.llava_next.settings import Anyres
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

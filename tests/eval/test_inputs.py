@@ -10,7 +10,7 @@ from fastervlm.eval.preparation import Preparation
 from fastervlm.eval.questions import read_jsonl, read_questions
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.task import Question
-from tests.tiny import processor
+from tests.support.tiny import processor
 
 GOOD = {"question_id": 1, "image": "p.png", "text": "What?\nAnswer."}
 

@@ -13,7 +13,7 @@ from PIL import Image
 from encoders import UserError
 from fastervlm.eval.mmbench import letter
 from fastervlm.eval.score import difference
-from tests.eval.answered import answer, lines, part, task_of
+from tests.support.answers import answer, lines, part, task_of
 
 # GQA
 

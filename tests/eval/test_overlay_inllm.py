@@ -11,7 +11,7 @@ from fastervlm.eval.overlay import patches_of, save_overlay
 from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.inllm.trace import TokenTrace
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray_workers
-from ray_workers import KilledOnce, Notes, Poisoned
 
 from encoders import UserError
 from fastervlm import cli
@@ -17,6 +15,8 @@ from fastervlm.eval.answers import journal_file
 from fastervlm.eval.ray_engine import RayEngine
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
+from tests.support import ray_workers
+from tests.support.ray_workers import KilledOnce, Notes, Poisoned
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,8 +139,8 @@ def test_run_that_is_killed_takes_its_workers_along_and_goes_on(pool, subject, m
     """The run joins a cluster, where its workers do not die as children of it; one process goes on with it."""
     chosen = settings()
     notes, journal = Notes(chosen.answers_file), journal_file(chosen.answers_file)
-    script, data = Path(__file__).with_name("ray_workers.py"), bench["question_file"].parent
-    command = [sys.executable, *map(str, (script, model, data, chosen.answers_file, pool))]
+    data = bench["question_file"].parent
+    command = [sys.executable, "-m", "tests.support.ray_workers", *map(str, (model, data, chosen.answers_file, pool))]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
         until(lambda: run.poll() is not None or [9, 10] in [lines for _, lines in notes.read()])
         until(lambda: run.poll() is not None or journal.read_bytes().count(b"\n") == 9)

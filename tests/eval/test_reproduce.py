@@ -16,7 +16,7 @@ from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.methods import FastV, RandomTokens
 from fastervlm.reporting.files import hash_files
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
 from fastervlm.methods.lookup import get_method
 from fastervlm.reporting.measure import FirstTokenClock
-from tests.tiny import processor, save_llava
+from tests.support.tiny import processor, save_llava
 
 ROOT = Path(__file__).parents[2]
 
@@ -236,9 +236,9 @@ def test_two_runs_cannot_hold_one_journal(tmp_path):
 
 
 def test_killed_at_every_step_and_started_again_each_question_is_answered_once(model, bench, tmp_path):
-    """`kill_steps.py` kills runs with SIGKILL before, in and after each write, rename and removal, and starts them again."""
-    script = Path(__file__).with_name("kill_steps.py")
-    command = [sys.executable, str(script), str(model), str(bench["question_file"].parent), str(tmp_path)]
+    """`kill_evaluation` kills runs with SIGKILL before, in and after each write, rename and removal, and starts them again."""
+    data = bench["question_file"].parent
+    command = [sys.executable, "-m", "tests.support.kill_evaluation", str(model), str(data), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout.splitlines()[-1])

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from fastervlm import cli
-from tests.eval.answered import answer, lines
+from tests.support.answers import answer, lines
 
 
 @pytest.fixture

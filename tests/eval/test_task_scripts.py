@@ -11,7 +11,7 @@ import pytest
 from fastervlm.eval import TASKS
 from fastervlm.eval.layout import LAYOUTS
 from playground.layouts import write
-from tests.eval.benchmarks import aokvqa
+from tests.support.benchmarks import aokvqa
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "playground" / "data" / "eval"

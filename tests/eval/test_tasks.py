@@ -17,8 +17,8 @@ from fastervlm.eval.prompts import LLAVA_V1, VICUNA_V1, conversation
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.settings import Anyres
-from tests import tiny
-from tests.eval.benchmarks import LAYOUTS, sqa
+from tests.support import tiny
+from tests.support.benchmarks import LAYOUTS, sqa
 from tests.support.runs import about_pictures
 
 SHOWN = [True, False, False, True, False, True, True, False]

@@ -7,7 +7,7 @@ from encoders import UserError
 from fastervlm.eval.mme import COGNITION, PERCEPTION, reads
 from fastervlm.eval.pope import says_yes
 from fastervlm.eval.score import difference
-from tests.eval.answered import answer, lines, part, task_of
+from tests.support.answers import answer, lines, part, task_of
 
 # POPE
 

@@ -16,8 +16,9 @@ from fastervlm.families.base import PIXELS
 from fastervlm.families.llava import Llava
 from fastervlm.families.registry import FAMILIES, family_of, family_of_type, find_family
 from fastervlm.lmms import MANIFESTS
-from tests import plain, tiny
-from tests.plain import PROMPTS, close
+from tests.support import plain, tiny
+from tests.support.checks import close
+from tests.support.plain import PROMPTS
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
 

@@ -10,8 +10,9 @@ import fastervlm
 from encoders import UserError
 from fastervlm.generation.kv_cache import CACHE
 from fastervlm.generation.splice import padded_right
-from tests import plain, tiny
-from tests.plain import IMAGE_ID, PROMPTS, Plain, close, one_sentence
+from tests.support import plain, tiny
+from tests.support.checks import close, one_sentence
+from tests.support.plain import IMAGE_ID, PROMPTS, Plain
 
 KEEP = 5
 each_prompt = pytest.mark.parametrize("name", PROMPTS)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.inllm import tiny_decoders
+from tests.support import tiny_decoders
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from transformers import DynamicCache, StaticCache
 import fastervlm
 from fastervlm import FastV, Simignore, UserError
 from fastervlm.generation.kv_cache import CACHE
-from tests.inllm import prompts, tiny_decoders
-from tests.inllm.plain_decoder import PlainDecoder, Stage, by_walk
-from tests.plain import close, one_sentence
+from tests.support import inllm_prompts, tiny_decoders
+from tests.support.checks import close, one_sentence
+from tests.support.plain_decoder import PlainDecoder, Stage, by_walk
 
 GREEDY = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
@@ -31,9 +31,9 @@ def alone(row):
 @pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2-mixed", "qwen3"])
 @pytest.mark.parametrize("layer", [1, 3])
 def test_greedy_with_a_cache_equals_the_plain_way_without(models, decoder, layer, mode):
-    model, inputs = models(decoder=decoder), prompts.batch("ragged pictures")
+    model, inputs = models(decoder=decoder), inllm_prompts.batch("ragged pictures")
     plain = PlainDecoder(model, Stage(layer, 5, mode))
-    expected = [plain.greedy(ids, pictures, 16) for ids, pictures in prompts.rows(inputs)]
+    expected = [plain.greedy(ids, pictures, 16) for ids, pictures in inllm_prompts.rows(inputs)]
     with fastervlm.prune(model, keep=5, method=FastV(layer, mode)):
         assert new(model, inputs) == expected
 
@@ -42,9 +42,9 @@ def test_greedy_with_a_cache_equals_the_plain_way_without(models, decoder, layer
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["one", "some without", "equal length, unequal pictures"])
 def test_other_batches_and_backends(models, name, attention, mode):
-    model, inputs = models(attention=attention), prompts.batch(name)
+    model, inputs = models(attention=attention), inllm_prompts.batch(name)
     plain = PlainDecoder(model, Stage(2, 4, mode))
-    expected = [plain.greedy(ids, pictures, 12) for ids, pictures in prompts.rows(inputs)]
+    expected = [plain.greedy(ids, pictures, 12) for ids, pictures in inllm_prompts.rows(inputs)]
     with fastervlm.prune(model, keep=4, method=FastV(2, mode)):
         assert new(model, inputs, max_new_tokens=12) == expected
 
@@ -52,8 +52,8 @@ def test_other_batches_and_backends(models, name, attention, mode):
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 def test_next_and_videos(models, mode):
     for kind, (inputs, rows) in {
-        "llava_next": prompts.next_batch(["USER: <image>\nWhat is it?", "<image>? A."]),
-        "video_llava": prompts.video_batch(),
+        "llava_next": inllm_prompts.next_batch(["USER: <image>\nWhat is it?", "<image>? A."]),
+        "video_llava": inllm_prompts.video_batch(),
     }.items():
         model = models(kind)
         plain = PlainDecoder(model, Stage(2, 6, mode))
@@ -67,7 +67,7 @@ def test_next_and_videos(models, mode):
 @pytest.mark.parametrize("method", ["simignore", "random"])
 def test_pruning_before_the_first_layer(models, method, decoder, mode):
     """Where the cache has no layer of full length left."""
-    model, inputs = models(decoder=decoder), prompts.batch("ragged pictures")
+    model, inputs = models(decoder=decoder), inllm_prompts.batch("ragged pictures")
     if method == "simignore":
         chosen, choose = Simignore(mode), by_walk(1, 1)
     else:
@@ -75,7 +75,7 @@ def test_pruning_before_the_first_layer(models, method, decoder, mode):
     with fastervlm.prune(model, keep=5, method=chosen) as handle:
         got = new(model, inputs)
         drawn = [trace.index.tolist() for trace in handle.trace]
-    for (ids, pictures), places, answer in zip(prompts.rows(inputs), drawn, got, strict=True):
+    for (ids, pictures), places, answer in zip(inllm_prompts.rows(inputs), drawn, got, strict=True):
         visual = [i for i, x in enumerate(ids) if x == 3]
         mine = choose or (lambda *_, v=visual, p=places: [v[i] for i in p])
         assert answer == PlainDecoder(model, Stage(0, 5, mode, mine)).greedy(ids, pictures, 16)
@@ -83,10 +83,10 @@ def test_pruning_before_the_first_layer(models, method, decoder, mode):
 
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 def test_without_a_cache_each_step_chooses_anew(models, mode):
-    model, inputs = models(), prompts.batch("ragged pictures")
+    model, inputs = models(), inllm_prompts.batch("ragged pictures")
     plain = PlainDecoder(model, Stage(2, 5, mode))
-    expected = [plain.greedy(ids, pictures, 8, hold=False) for ids, pictures in prompts.rows(inputs)]
-    held = [plain.greedy(ids, pictures, 8) for ids, pictures in prompts.rows(inputs)]
+    expected = [plain.greedy(ids, pictures, 8, hold=False) for ids, pictures in inllm_prompts.rows(inputs)]
+    held = [plain.greedy(ids, pictures, 8) for ids, pictures in inllm_prompts.rows(inputs)]
     with fastervlm.prune(model, keep=5, method=FastV(2, mode)):
         assert new(model, inputs, use_cache=False, max_new_tokens=8) == expected
     assert expected != held
@@ -96,7 +96,7 @@ def test_without_a_cache_each_step_chooses_anew(models, mode):
 @pytest.mark.parametrize("layer", [0, 1, 3])
 def test_the_cache_is_as_short_as_computed(models, decoder, layer):
     """Full columns before the layer, text and kept tokens of the longest row behind; at most what a window needs."""
-    model, inputs = models(decoder=decoder), prompts.batch("ragged pictures")
+    model, inputs = models(decoder=decoder), inllm_prompts.batch("ragged pictures")
     method = FastV(layer) if layer else Simignore("drop")
     with fastervlm.prune(model, keep=5, method=method):
         out = model.generate(**inputs, **GREEDY | {"max_new_tokens": 4}, return_dict_in_generate=True)
@@ -117,12 +117,12 @@ def test_the_cache_is_as_short_as_computed(models, decoder, layer):
     [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.0}],
 )
 def test_beams_of_a_batch_equal_those_alone(models, settings, mode):
-    model, inputs = models(), prompts.batch("ragged pictures")
+    model, inputs = models(), inllm_prompts.batch("ragged pictures")
     times = settings.get("num_return_sequences", 1)
     with fastervlm.prune(model, keep=5, method=FastV(2, mode)) as handle:
         together = new(model, inputs, **settings)
         assert len(handle.trace) == 3 * settings["num_beams"]
-        apart = [new(model, alone(row), **settings) for row in prompts.rows(inputs)]
+        apart = [new(model, alone(row), **settings) for row in inllm_prompts.rows(inputs)]
         assert new(model, inputs, **settings, use_cache=True) == together
     assert together == [answer for answers in apart for answer in answers]
     assert len(together) == 3 * times
@@ -130,7 +130,7 @@ def test_beams_of_a_batch_equal_those_alone(models, settings, mode):
 
 @pytest.mark.parametrize("decoder", ["llama", "mistral"])
 def test_beams_and_samples_are_alike_in_both_modes(models, decoder):
-    model, inputs, got = models(decoder=decoder), prompts.batch("ragged pictures"), []
+    model, inputs, got = models(decoder=decoder), inllm_prompts.batch("ragged pictures"), []
     for mode in ("drop", "mask"):
         with fastervlm.prune(model, keep=5, method=FastV(2, mode)):
             torch.manual_seed(0)
@@ -144,7 +144,7 @@ def test_beams_and_samples_are_alike_in_both_modes(models, decoder):
 @pytest.mark.parametrize("method", [FastV(2), FastV(1), Simignore()])
 def test_guesses_change_no_answer(models, method, mode):
     """Prompt lookup and an assistant read guesses together with the prompt, and cut the cache back."""
-    model, inputs = models(), next(map(alone, prompts.rows(prompts.batch("one"))))
+    model, inputs = models(), next(map(alone, inllm_prompts.rows(inllm_prompts.batch("one"))))
     method = type(method)(layer=method.layer, mode=mode) if isinstance(method, FastV) else Simignore(mode)
     assistant = tiny_decoders.llava(seed=0)
     assistant.generation_config.num_assistant_tokens = 4
@@ -161,7 +161,7 @@ def test_guesses_change_no_answer(models, method, mode):
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_second_turn(models, decoder, layer, mode):
     """Text behind an answer sees what the first prompt kept, in `generate` and in `forward`."""
-    model, inputs = models(decoder=decoder), prompts.batch("ragged pictures")
+    model, inputs = models(decoder=decoder), inllm_prompts.batch("ragged pictures")
     method, choose = (FastV(layer, mode), None) if layer else (Simignore(mode), by_walk(1, 1))
     more = torch.tensor([[90, 91, 92], [93, 94, 95], [96, 97, 98]])
     with fastervlm.prune(model, keep=5, method=method):
@@ -172,7 +172,7 @@ def test_a_second_turn(models, decoder, layer, mode):
         second = model.generate(input_ids=ids, attention_mask=mask, **{CACHE: first[CACHE]}, **GREEDY | {"max_new_tokens": 6})
         places = (mask.cumsum(1) - 1)[:, -4:]
         step = model(input_ids=ids[:, -4:], attention_mask=mask, position_ids=places, **{CACHE: twin}).logits[:, -1]
-    for number, (row, pictures) in enumerate(prompts.rows(inputs)):
+    for number, (row, pictures) in enumerate(inllm_prompts.rows(inputs)):
         plain = PlainDecoder(model, Stage(layer, 5, mode, choose))
         history = row + ids[number, inputs["input_ids"].shape[1] :].tolist()
         plain.last(row, pictures)
@@ -200,7 +200,7 @@ def test_text_first_then_more_text(models):
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 def test_the_cache_takes_its_columns_along(models, mode):
     """Rows reordered, repeated and selected, tokens cut off, copies: what follows is right."""
-    model, inputs = models(), prompts.batch("ragged pictures")
+    model, inputs = models(), inllm_prompts.batch("ragged pictures")
     mask = torch.cat((inputs["attention_mask"], torch.ones(3, 1).long()), dim=1)
     token = torch.tensor([[70], [71], [72]])
 
@@ -237,7 +237,7 @@ def test_the_cache_takes_its_columns_along(models, mode):
 
 
 def test_an_own_cache_and_a_used_one(models):
-    model, inputs = models(), prompts.batch("one")
+    model, inputs = models(), inllm_prompts.batch("one")
     with fastervlm.prune(model, keep=5, method=FastV(2)):
         expected = new(model, inputs)
         for cache in (DynamicCache(), DynamicCache(config=model.config)):
@@ -248,7 +248,7 @@ def test_an_own_cache_and_a_used_one(models):
 
 @pytest.mark.parametrize("method", [FastV(2), FastV(2, "mask"), Simignore("drop"), Simignore("mask")])
 def test_what_is_refused_on_the_way(models, method):
-    model, inputs = models(), prompts.batch("one")
+    model, inputs = models(), inllm_prompts.batch("one")
     who = type(method).__name__
     ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
     with torch.no_grad():
@@ -302,7 +302,7 @@ def test_what_is_refused_on_the_way(models, method):
 
 def test_labels_where_tokens_are_dropped(models):
     """Labels of text behind text give the loss of the twin that masks; one behind a visual token is refused."""
-    model, inputs = models(), prompts.batch("ragged")
+    model, inputs = models(), inllm_prompts.batch("ragged")
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == 3, -100).masked_fill(inputs["attention_mask"] == 0, -100)
     pads = torch.nn.functional.pad(inputs["attention_mask"][:, :-1] == 0, (1, 0))
     behind = torch.nn.functional.pad((inputs["input_ids"] == 3)[:, :-1], (1, 0))
@@ -322,7 +322,7 @@ def test_labels_where_tokens_are_dropped(models):
 
 def test_training_through_it(models):
     """Gradients flow, and checkpointed layers give the same ones."""
-    model, inputs = copy.deepcopy(models()), prompts.batch("ragged")
+    model, inputs = copy.deepcopy(models()), inllm_prompts.batch("ragged")
     weight, got = model.model.language_model.layers[3].mlp.up_proj.weight, []
     with fastervlm.prune(model, keep=5, method=FastV(2)):
         for checkpoint in (False, True):

@@ -12,10 +12,9 @@ import fastervlm
 from fastervlm import FastV, InLLM, Simignore, UserError, UserTypeError
 from fastervlm.generation.kv_cache import CACHE
 from fastervlm.methods.lookup import get_method
-from tests import plain, tiny
-from tests.inllm import prompts, tiny_decoders
-from tests.inllm.plain_decoder import PlainDecoder, Stage, by_walk
-from tests.plain import close, one_sentence
+from tests.support import inllm_prompts, plain, tiny, tiny_decoders
+from tests.support.checks import close, one_sentence
+from tests.support.plain_decoder import PlainDecoder, Stage, by_walk
 
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
@@ -27,7 +26,7 @@ def model():
 
 @pytest.fixture
 def inputs():
-    return prompts.batch("ragged pictures")
+    return inllm_prompts.batch("ragged pictures")
 
 
 def insides(model):
@@ -82,7 +81,7 @@ def test_two_layers(model, inputs, modes):
     """The second ranks what the first left, and counts of the whole prompt."""
     stages = Stage(1, 9, modes[0]), Stage(3, 0.25, modes[1])
     reference = PlainDecoder(model, *stages)
-    expected = [reference.greedy(ids, pictures, 8) for ids, pictures in prompts.rows(inputs)]
+    expected = [reference.greedy(ids, pictures, 8) for ids, pictures in inllm_prompts.rows(inputs)]
     with (
         fastervlm.prune(model, keep=0.25, method=FastV(3, modes[1])) as late,
         fastervlm.prune(model, keep=9, method=FastV(1, modes[0])) as early,
@@ -91,7 +90,7 @@ def test_two_layers(model, inputs, modes):
         last = logits(model, inputs)[:, -1]
         beams = model.generate(**inputs, **GREEDY, num_beams=2)
     assert given[:, inputs["input_ids"].shape[1] :].tolist() == expected
-    for number, (ids, pictures) in enumerate(prompts.rows(inputs)):
+    for number, (ids, pictures) in enumerate(inllm_prompts.rows(inputs)):
         close(last[number], reference.last(ids, pictures))
     for first, second in zip(early.trace[::2], late.trace[::2], strict=True):
         assert set(second.index.tolist()) <= set(first.index.tolist())
@@ -105,7 +104,7 @@ def test_two_layers(model, inputs, modes):
 def test_simignore_with_fastv_on_top(model, inputs, modes):
     """As the authors of Simignore ran it."""
     reference = PlainDecoder(model, Stage(0, 10, modes[0], by_walk(1, 1)), Stage(2, 4, modes[1]))
-    expected = [reference.greedy(ids, pictures, 8) for ids, pictures in prompts.rows(inputs)]
+    expected = [reference.greedy(ids, pictures, 8) for ids, pictures in inllm_prompts.rows(inputs)]
     with (
         fastervlm.prune(model, keep=10, method=Simignore(modes[0])),
         fastervlm.prune(model, keep=4, method=FastV(2, modes[1])),
@@ -165,7 +164,7 @@ def embeds_of(reference, classed, pixels):
 
 def test_continuing_under_both_kinds(model):
     """A second turn sees what both left of the first; whichever is removed, the cache is not misread."""
-    inputs = prompts.batch("ragged")
+    inputs = inllm_prompts.batch("ragged")
     more = torch.tensor([[90, 91], [93, 94], [96, 97]])
     answers = []
     for mode in ("drop", "mask"):
@@ -206,7 +205,7 @@ def test_a_copy_is_pruned_on_its_own(model, inputs):
 def test_threads_do_not_meet(model, inputs):
     rows = [
         {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long(), **pictures}
-        for ids, pictures in prompts.rows(inputs)
+        for ids, pictures in inllm_prompts.rows(inputs)
     ]
     with fastervlm.prune(model, keep=4, method=FastV(2)):
         expected, got = [model.generate(**row, **GREEDY).tolist() for row in rows], {}
@@ -245,7 +244,7 @@ def test_selector_ids_in_generation(model, inputs):
         kept = [trace.index.tolist() for trace in handle.trace[::2]]
         logits(model, inputs | {"selector_ids": selector})
         assert [trace.index.tolist() for trace in handle.trace] == kept
-        for number, (ids, pictures) in enumerate(prompts.rows(inputs)):
+        for number, (ids, pictures) in enumerate(inllm_prompts.rows(inputs)):
             text = selector[number][selector[number] != 0][None]
             alone = model.generate(input_ids=torch.tensor([ids]), **pictures, selector_ids=text, **GREEDY, num_beams=2)
             assert alone[0, len(ids) :].tolist() == together[number, inputs["input_ids"].shape[1] :].tolist()

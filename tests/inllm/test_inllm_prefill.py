@@ -7,9 +7,10 @@ from transformers.masking_utils import flash_attention_mask
 
 import fastervlm
 from fastervlm import FastV, Simignore, UserError
-from tests.inllm import prompts, tiny_decoders
-from tests.inllm.plain_decoder import PlainDecoder, Stage, by_walk
-from tests.plain import PROMPTS, close, one_sentence
+from tests.support import inllm_prompts, tiny_decoders
+from tests.support.checks import close, one_sentence
+from tests.support.plain import PROMPTS
+from tests.support.plain_decoder import PlainDecoder, Stage, by_walk
 
 
 def agree(model, method, keep, inputs, rows, *stages, **extra):
@@ -18,7 +19,7 @@ def agree(model, method, keep, inputs, rows, *stages, **extra):
     with fastervlm.prune(model, keep=keep, method=method) as handle, torch.no_grad():
         logits = model(**inputs, **extra).logits
     assert logits.shape[:2] == inputs["input_ids"].shape
-    for number, ((ids, pictures), columns) in enumerate(zip(rows, prompts.place(inputs), strict=True)):
+    for number, ((ids, pictures), columns) in enumerate(zip(rows, inllm_prompts.place(inputs), strict=True)):
         expected = plain.logits(ids, pictures)
         for column, value in expected.items():
             if column not in plain.masked:  # nobody reads those, and the first may have nothing to look at
@@ -37,45 +38,45 @@ def agree(model, method, keep, inputs, rows, *stages, **extra):
 @pytest.mark.parametrize("layer", [1, 2, 3])
 @pytest.mark.parametrize("keep", [1, 5, 0.5])
 def test_fastv_equals_the_plain_way(models, layer, mode, keep):
-    inputs = prompts.batch("ragged pictures")
-    agree(models(), FastV(layer, mode), keep, inputs, prompts.rows(inputs), Stage(layer, keep, mode))
+    inputs = inllm_prompts.batch("ragged pictures")
+    agree(models(), FastV(layer, mode), keep, inputs, inllm_prompts.rows(inputs), Stage(layer, keep, mode))
 
 
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", PROMPTS)
 def test_any_batch_on_any_side(models, name, side, mode):
-    inputs = prompts.batch(name, side)
-    agree(models(), FastV(2, mode), 6, inputs, prompts.rows(inputs), Stage(2, 6, mode))
+    inputs = inllm_prompts.batch(name, side)
+    agree(models(), FastV(2, mode), 6, inputs, inllm_prompts.rows(inputs), Stage(2, 6, mode))
 
 
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 @pytest.mark.parametrize("decoder", [name for name in tiny_decoders.DECODERS if name != "llama"])
 @pytest.mark.parametrize("layer", [1, 2])
 def test_any_decoder(models, decoder, layer, mode):
-    inputs = prompts.batch("ragged pictures")
-    agree(models(decoder=decoder), FastV(layer, mode), 6, inputs, prompts.rows(inputs), Stage(layer, 6, mode))
+    inputs = inllm_prompts.batch("ragged pictures")
+    agree(models(decoder=decoder), FastV(layer, mode), 6, inputs, inllm_prompts.rows(inputs), Stage(layer, 6, mode))
 
 
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 @pytest.mark.parametrize("decoder", ["llama", "mistral", "qwen2-mixed"])
 @pytest.mark.parametrize("name", ["one", "ragged pictures"])
 def test_eager_attention(models, name, decoder, mode):
-    inputs = prompts.batch(name)
-    agree(models(decoder=decoder, attention="eager"), FastV(2, mode), 4, inputs, prompts.rows(inputs), Stage(2, 4, mode))
+    inputs = inllm_prompts.batch(name)
+    agree(models(decoder=decoder, attention="eager"), FastV(2, mode), 4, inputs, inllm_prompts.rows(inputs), Stage(2, 4, mode))
 
 
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_llava_next(models, side, mode):
-    inputs, rows = prompts.next_batch(["USER: <image>\nWhat is it?", "<image>? A."], side)
+    inputs, rows = inllm_prompts.next_batch(["USER: <image>\nWhat is it?", "<image>? A."], side)
     agree(models("llava_next"), FastV(2, mode), 9, inputs, rows, Stage(2, 9, mode))
 
 
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_videos_and_pictures(models, side, mode):
-    inputs, rows = prompts.video_batch(side)
+    inputs, rows = inllm_prompts.video_batch(side)
     agree(models("video_llava"), FastV(1, mode), 7, inputs, rows, Stage(1, 7, mode))
 
 
@@ -83,34 +84,34 @@ def test_videos_and_pictures(models, side, mode):
 @pytest.mark.parametrize(("step", "start"), [(1, 1), (2, 0), (3, 2)])
 @pytest.mark.parametrize("name", ["one", "ragged pictures"])
 def test_simignore_equals_the_walk(models, name, step, start, mode):
-    inputs = prompts.batch(name)
+    inputs = inllm_prompts.batch(name)
     stage = Stage(0, 6, mode, by_walk(step, start))
-    agree(models(), Simignore(mode, step, start), 6, inputs, prompts.rows(inputs), stage)
+    agree(models(), Simignore(mode, step, start), 6, inputs, inllm_prompts.rows(inputs), stage)
 
 
 @pytest.mark.parametrize("keep", [3, 13, 15])
 def test_simignore_by_a_text_of_its_own(models, keep):
     """A text of one word has fewer pairs than would be walked: the best cosines fill up."""
-    inputs = prompts.batch("one")
+    inputs = inllm_prompts.batch("one")
     for text, step in (([77, 88, 99], 1), ([77], 1), ([77], 3)):
         stage = Stage(0, keep, "mask", by_walk(step, 1, text))
         selector = torch.tensor([[*text, 0, 0]])
-        agree(models(), Simignore(step=step), keep, inputs, prompts.rows(inputs), stage, selector_ids=selector)
+        agree(models(), Simignore(step=step), keep, inputs, inllm_prompts.rows(inputs), stage, selector_ids=selector)
 
 
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 def test_the_offsets_of_the_reference(models, mode):
-    inputs = prompts.batch("ragged")
+    inputs = inllm_prompts.batch("ragged")
     method = FastV(2, mode, reference_offsets=True)
-    handle = agree(models(), method, 5, inputs, prompts.rows(inputs), Stage(2, 5, mode, offset=1))
+    handle = agree(models(), method, 5, inputs, inllm_prompts.rows(inputs), Stage(2, 5, mode, offset=1))
     assert all(0 in trace.index.tolist() for trace in handle.trace)
 
 
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 @pytest.mark.parametrize("layer", [1, 3])
 def test_a_picture_at_the_end_keeps_the_token_that_asks(models, layer, mode):
-    inputs = prompts.plain.inputs(["So <image>", "And this: <image>"])
-    handle = agree(models(), FastV(layer, mode), 2, inputs, prompts.rows(inputs), Stage(layer, 2, mode))
+    inputs = inllm_prompts.plain.inputs(["So <image>", "And this: <image>"])
+    handle = agree(models(), FastV(layer, mode), 2, inputs, inllm_prompts.rows(inputs), Stage(layer, 2, mode))
     assert [trace.index.tolist()[-1] for trace in handle.trace] == [15, 15]
     assert [trace.num_tokens for trace in handle.trace] == [2, 2]
 
@@ -119,7 +120,7 @@ def test_a_picture_at_the_end_keeps_the_token_that_asks(models, layer, mode):
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_both_modes_answer_alike(models, layer, mode):
     """And keeping all changes not a bit."""
-    model, inputs = models(), prompts.batch("ragged pictures")
+    model, inputs = models(), inllm_prompts.batch("ragged pictures")
     with torch.no_grad():
         whole = model(**inputs).logits
         with fastervlm.prune(model, keep=1.0, method=FastV(layer, mode)):
@@ -136,14 +137,14 @@ def test_both_modes_answer_alike(models, layer, mode):
 
 def test_the_random_draw(models):
     """Frozen by seed and prompt: alone, in a batch, on either side."""
-    model, inputs = models(), prompts.batch("ragged")
+    model, inputs = models(), inllm_prompts.batch("ragged")
     drawn = {}
     for seed in (0, 0, 1):
         with fastervlm.prune(model, keep=5, method=FastV(0, random_seed=seed)) as handle, torch.no_grad():
-            for given in (inputs, prompts.batch("ragged", "right")):
+            for given in (inputs, inllm_prompts.batch("ragged", "right")):
                 model(**given)
                 drawn.setdefault(seed, []).append([trace.index.tolist() for trace in handle.trace])
-            for number, (ids, pictures) in enumerate(prompts.rows(inputs)):
+            for number, (ids, pictures) in enumerate(inllm_prompts.rows(inputs)):
                 model(input_ids=torch.tensor([ids]), **pictures)
                 assert handle.trace[0].index.tolist() == drawn[seed][0][number]
     assert all(each == drawn[0][0] for each in drawn[0])
@@ -155,7 +156,7 @@ def test_the_random_draw(models):
 def test_random_draws_are_even(models):
     """Each place is drawn about as often as any other."""
     model, counts = models(), torch.zeros(16)
-    ids, pictures = next(iter(prompts.rows(prompts.batch("one"))))
+    ids, pictures = next(iter(inllm_prompts.rows(inllm_prompts.batch("one"))))
     with fastervlm.prune(model, keep=4, method=FastV(0)) as handle, torch.no_grad():
         for number in range(300):
             model(input_ids=torch.tensor([[*ids, 10 + number % 200, 10 + number // 200]]), **pictures)
@@ -165,7 +166,7 @@ def test_random_draws_are_even(models):
 
 
 def test_hidden_states_have_the_length_of_the_prompt(models):
-    model, inputs = models(), prompts.batch("ragged pictures")
+    model, inputs = models(), inllm_prompts.batch("ragged pictures")
     with fastervlm.prune(model, keep=5, method=FastV(2)) as handle, torch.no_grad():
         out = model(**inputs, output_hidden_states=True)
     with fastervlm.prune(model, keep=5, method=FastV(2, "mask")), torch.no_grad():
@@ -183,7 +184,7 @@ def test_hidden_states_have_the_length_of_the_prompt(models):
 
 
 def test_attention_maps_under_a_mask(models):
-    model, inputs = models(attention="eager"), prompts.batch("one")
+    model, inputs = models(attention="eager"), inllm_prompts.batch("one")
     with fastervlm.prune(model, keep=5, method=FastV(2, "mask")) as handle, torch.no_grad():
         maps = model(**inputs, output_attentions=True).attentions
     visual = (inputs["input_ids"][0] == 3).nonzero().flatten()
@@ -223,12 +224,12 @@ def flash():
 @pytest.mark.parametrize("mode", ["drop", "mask"])
 @pytest.mark.parametrize("name", ["one", "ragged pictures", "equal length, unequal pictures"])
 def test_masks_of_flash_attention(flash, name, mode):
-    model, inputs = tiny_decoders.llava(), prompts.batch(name)
+    model, inputs = tiny_decoders.llava(), inllm_prompts.batch(name)
     greedy = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with fastervlm.prune(model, keep=6, method=FastV(2, mode)):
         expected = model.generate(**inputs, **greedy)
     model.set_attn_implementation({"text_config": flash})
-    agree(model, FastV(2, mode), 6, inputs, prompts.rows(inputs), Stage(2, 6, mode))
+    agree(model, FastV(2, mode), 6, inputs, inllm_prompts.rows(inputs), Stage(2, 6, mode))
     with fastervlm.prune(model, keep=6, method=FastV(2, mode)):
         assert torch.equal(model.generate(**inputs, **greedy), expected)
 
@@ -237,14 +238,14 @@ def test_flash_attention_has_no_mask_for_a_window(flash):
     model = tiny_decoders.llava("mistral")
     model.set_attn_implementation({"text_config": flash})
     with fastervlm.prune(model, keep=6, method=FastV(2)), pytest.raises(UserError, match="sliding window") as error:
-        model(**prompts.batch("one"))
+        model(**inllm_prompts.batch("one"))
     one_sentence(error.value)
 
 
 @pytest.mark.parametrize("method", [FastV(2), Simignore("drop")], ids=repr)
 @pytest.mark.parametrize("pruned_first", [True, False])
 def test_offloaded_by_accelerate(models, method, pruned_first):
-    accelerate, inputs, model = pytest.importorskip("accelerate"), prompts.batch("ragged pictures"), tiny_decoders.llava()
+    accelerate, inputs, model = pytest.importorskip("accelerate"), inllm_prompts.batch("ragged pictures"), tiny_decoders.llava()
     with fastervlm.prune(model, keep=5, method=method), torch.no_grad():
         expected = model(**inputs).logits
     steps = [lambda: fastervlm.prune(model, keep=5, method=method), lambda: accelerate.cpu_offload(model, torch.device("cpu"))]

@@ -3,7 +3,7 @@
 import pytest
 
 import fastervlm
-from tests.tiny import llava_next, next_processor, save_llava
+from tests.support.tiny import llava_next, next_processor, save_llava
 
 
 @pytest.fixture(scope="session")

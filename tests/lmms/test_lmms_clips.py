@@ -6,9 +6,9 @@ import torch
 
 import fastervlm
 from encoders import UserError
-from tests.lmms.asking import USER, doc, generated, losses, picture, requests
-from tests.tiny import video_llava, video_processor
-from tests.video.clips import write_clip
+from tests.support.clips import write_clip
+from tests.support.lmms_requests import USER, doc, generated, losses, picture, requests
+from tests.support.tiny import video_llava, video_processor
 from video.frames import sample_frames
 from video.lmms.clips import VideoLlava, VideoLlavaChat
 
@@ -125,7 +125,7 @@ def test_files_that_are_no_videos_fail_the_run(folder, tmp_path):
 
 
 def test_a_model_for_pictures_is_refused(tmp_path):
-    from tests.tiny import save_llava
+    from tests.support.tiny import save_llava
 
     with pytest.raises(UserError, match="is a llava model; use --model fastervlm_llava_hf"):
         VideoLlava(pretrained=str(save_llava(tmp_path / "tiny")))

@@ -70,7 +70,7 @@ def found(rows, tmp_path_factory):
     common = {"include": str(folder), "model": "fastervlm_llava_hf", "tasks": ["fastervlm_mini"]}
     spec = [common | {"model_args": f"pretrained={MODEL},{args}"} | more for args, more in RUNS.values()]
     (folder / "spec.json").write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "tests.lmms.evaluated", str(folder / "spec.json"), str(folder / "out.json")]
+    command = [sys.executable, "-m", "tests.support.lmms_process", str(folder / "spec.json"), str(folder / "out.json")]
     done = subprocess.run(command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(zip(RUNS, json.loads((folder / "out.json").read_text()), strict=True))

@@ -7,7 +7,7 @@ from PIL import ImageOps
 import fastervlm
 from encoders import UserError
 from fastervlm.lmms.pictures import Llava, LlavaChat, LlavaNext, LlavaNextChat
-from tests.lmms.asking import USER, alone, doc, generated, losses, messages, picture, requests
+from tests.support.lmms_requests import USER, alone, doc, generated, losses, messages, picture, requests
 
 RAGGED = [
     doc("What?", picture(0)),

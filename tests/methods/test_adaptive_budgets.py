@@ -11,9 +11,9 @@ import torch
 import fastervlm
 from fastervlm import Budget, Mass, Outliers, TokenBudget, Total, UserError, UserTypeError, prune_patches
 from fastervlm.selection.choice import counts_for
-from tests import next_plain, plain, tiny
-from tests.encoders import towers
-from tests.encoders.towers import TOWERS
+from tests.support import plain, plain_next, tiny, towers
+from tests.support.checks import close, one_sentence
+from tests.support.towers import TOWERS
 
 N = tiny.PATCHES
 
@@ -109,7 +109,7 @@ def test_counts_do_not_depend_on_the_batch():
 @torch.no_grad()
 def test_ragged_batches_are_their_rows_alone(keep, method):
     """Tokens kept, logits and answers, on LLaVA and on LLaVA-NeXT with either budget over crops."""
-    for model, inputs in ((tiny.llava(), plain.inputs), (tiny.llava_next(), next_plain.inputs)):
+    for model, inputs in ((tiny.llava(), plain.inputs), (tiny.llava_next(), plain_next.inputs)):
         texts = plain.PROMPTS["ragged"]
         batch = inputs(texts)
         length = batch["input_ids"].shape[1]
@@ -142,7 +142,7 @@ def test_logits_of_unequal_pictures_in_one_prompt():
     embeds[ids == plain.IMAGE_ID] = rows
     expected = model.lm_head(model.model.language_model(inputs_embeds=embeds[None]).last_hidden_state)
     with fastervlm.prune(model, Mass(0.3)):
-        plain.close(model(**batch).logits, expected)
+        close(model(**batch).logits, expected)
 
 
 @torch.no_grad()
@@ -192,7 +192,7 @@ def test_none_inside_the_language_model(keep):
 def test_what_is_no_budget(make, kind):
     with pytest.raises(kind) as error:
         make()
-    plain.one_sentence(error.value)
+    one_sentence(error.value)
 
 
 def test_a_budget_is_itself():

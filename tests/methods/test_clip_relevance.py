@@ -11,7 +11,8 @@ from encoders import ScoredPatches, UserError, UserTypeError, wrap
 from fastervlm import CDPruner, ClipRelevance
 from fastervlm.families.video_llava import family
 from fastervlm.selection.choice import asked
-from tests import next_plain, plain, tiny, video_plain
+from tests.support import plain, plain_next, plain_video, tiny
+from tests.support.checks import one_sentence
 
 QUESTIONS = ["What is it?", "Where is the dog, and why is it there, and who brought it?", "A cat."]
 POSITIONS = 40
@@ -114,7 +115,7 @@ def test_questions_come_with_the_call(clip, llava):
 def test_all_crops_of_a_picture_have_its_question(clip):
     model = tiny.llava_next()
     model.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
-    batch, seen = next_plain.inputs(plain.PROMPTS["two pictures"], [(60, 80), (30, 90)]), []
+    batch, seen = plain_next.inputs(plain.PROMPTS["two pictures"], [(60, 80), (30, 90)]), []
 
     def relevance(patches):
         seen.extend(patches.questions)
@@ -122,15 +123,15 @@ def test_all_crops_of_a_picture_have_its_question(clip):
 
     with fastervlm.prune(model, 3, method=CDPruner(relevance)) as handle:
         model(**batch, questions=QUESTIONS[:2])
-        numbers = [trace.cut.crops for trace in next_plain.traces(handle)]
-    windows = sum(min(b - a, d - c) > 0 for trace in next_plain.traces(handle) for a, b, c, d in trace.cut.windows())
+        numbers = [trace.cut.crops for trace in plain_next.traces(handle)]
+    windows = sum(min(b - a, d - c) > 0 for trace in plain_next.traces(handle) for a, b, c, d in trace.cut.windows())
     assert len(seen) == windows <= sum(numbers)
     assert set(seen) == set(QUESTIONS[:2])
     with fastervlm.prune(model, 3, method=CDPruner(ClipRelevance(clip, tokenizer))) as handle:
         model(**batch, questions=QUESTIONS[:2])
-        first = next_plain.traces(handle)[0].mask
+        first = plain_next.traces(handle)[0].mask
         model(**batch, questions=QUESTIONS[1::-1])
-        assert not torch.equal(next_plain.traces(handle)[0].mask, first)
+        assert not torch.equal(plain_next.traces(handle)[0].mask, first)
 
 
 @torch.no_grad()
@@ -139,7 +140,7 @@ def test_all_frames_of_a_clip_have_its_question(clip, monkeypatch):
     model = tiny.video_llava()
     for tower in (model.model.image_tower, model.model.video_tower):
         tower.load_state_dict(clip.vision_model.state_dict())
-    batch, method = video_plain.inputs(["<video> or <image>?", "<image><video>."]), CDPruner(ClipRelevance(clip, tokenizer))
+    batch, method = plain_video.inputs(["<video> or <image>?", "<image><video>."]), CDPruner(ClipRelevance(clip, tokenizer))
     pictures, clips = batch["pixel_values"], batch["pixel_values_videos"]
     questions = [f"Question {i}: what is it?" for i in range(len(pictures) + len(clips))]
     pixels, texts = torch.cat((pictures, clips.flatten(0, 1))), questions[: len(pictures)]
@@ -158,14 +159,14 @@ def test_all_frames_of_a_clip_have_its_question(clip, monkeypatch):
 
 @torch.no_grad()
 def test_questions_about_clips_are_counted_and_may_be_needless(clip):
-    model, batch = tiny.video_llava(), video_plain.inputs(video_plain.PROMPTS["clip and picture"])
+    model, batch = tiny.video_llava(), plain_video.inputs(plain_video.PROMPTS["clip and picture"])
     with fastervlm.prune(model, 5) as handle:
         model.generate(**batch, questions=QUESTIONS[:2], max_new_tokens=1)
         assert len(handle.trace) == 2
         for questions in (QUESTIONS, QUESTIONS[:1], "What?", [1, 2], 3):
             with pytest.raises(UserError, match="one for each of the 1 pictures, then one for each of the 1 clips") as error:
                 model(**batch, questions=questions)
-            plain.one_sentence(error.value)
+            one_sentence(error.value)
     silent = pytest.raises(UserError, match=r"Relevance to a question needs questions=.* one for each picture or clip")
     with fastervlm.prune(model, 5, method=CDPruner(ClipRelevance(clip, tokenizer))), silent:
         model.generate(**batch, max_new_tokens=1)
@@ -186,4 +187,4 @@ def test_a_clip_model_of_another_width(clip):
     patches = asked(ScoredPatches(torch.rand(1, 2, 4), (2, 2), torch.arange(1), lambda index: torch.ones(1, 4, 48)), ["What?"])
     with pytest.raises(UserError, match=r"vision tower is 32 wide, but the patches are 48; give the CLIPModel that") as error:
         ClipRelevance(clip, tokenizer)(patches)
-    plain.one_sentence(error.value)
+    one_sentence(error.value)

@@ -9,11 +9,9 @@ import fastervlm
 from encoders import ScoredPatches, UserError, wrap
 from fastervlm import METHODS, KeptTokens, VisionZip, prune_patches
 from fastervlm.selection.choice import asked, choose, counts_for
-from tests import next_plain, plain, tiny, video_plain
-from tests.encoders import towers
-from tests.encoders.towers import TOWERS
-from tests.methods import literal
-from tests.methods.literal import MERGING, Picture
+from tests.support import literal, plain, plain_next, plain_video, tiny, towers
+from tests.support.literal import MERGING, Picture
+from tests.support.towers import TOWERS
 
 N, WIDTH = tiny.PATCHES, 32
 NEW = [*literal.METHODS, *MERGING]
@@ -85,10 +83,10 @@ def test_mixtures_reach_the_projector_of_llava(llava, method, k):
 @torch.no_grad()
 def test_mixtures_of_crops_know_nothing_of_what_was_unpadded(llava_next, method, size):
     """Each crop is cut to its window; features outside of it may be anything."""
-    batch = next_plain.inputs(plain.PROMPTS["one"], [next_plain.SIZES[size]])
+    batch = plain_next.inputs(plain.PROMPTS["one"], [plain_next.SIZES[size]])
     with fastervlm.prune(llava_next, 5, method=method) as handle, Watch(llava_next) as watch:
         llava_next(**batch)
-    trace = next_plain.traces(handle)[0]
+    trace = plain_next.traces(handle)[0]
     parts, masks = [], []
     for part, window in zip(zip(*by_hand(llava_next, batch["pixel_values"][0]), strict=True), trace.cut.windows(), strict=True):
         top, bottom, left, right = window
@@ -106,7 +104,7 @@ def test_mixtures_of_crops_know_nothing_of_what_was_unpadded(llava_next, method,
 @torch.no_grad()
 def test_mixtures_of_frames(method, keep_cls):
     """Each frame's own, as of a picture that its tower sees alone; [CLS] in front is never mixed."""
-    model, batch = tiny.video_llava(), video_plain.inputs(video_plain.PROMPTS["one"])
+    model, batch = tiny.video_llava(), plain_video.inputs(plain_video.PROMPTS["one"])
     tower, frames = model.model.video_tower, batch["pixel_values_videos"].flatten(0, 1)
     rows, kept = prune_patches(tower, frames, 5, method=method)
     if keep_cls:
@@ -115,7 +113,7 @@ def test_mixtures_of_frames(method, keep_cls):
     with fastervlm.prune(model, 5, method=method, keep_cls=keep_cls) as handle, Watch(model) as watch:
         model(**batch)
     same(watch.rows, rows.flatten(0, 1).double())
-    assert torch.equal(next_plain.traces(handle)[0].mask, kept.mask)
+    assert torch.equal(plain_next.traces(handle)[0].mask, kept.mask)
 
 
 @pytest.mark.parametrize("name", ["hf clip", "open_clip whole model", "timm clip", "eva02"])
@@ -163,7 +161,7 @@ def test_a_pooling_head_gives_no_keys():
 @pytest.mark.parametrize("method", NEW)
 @torch.no_grad()
 def test_keeping_all_is_the_stock_model(llava, llava_next, method):
-    for model, inputs in ((llava, plain.inputs), (llava_next, next_plain.inputs)):
+    for model, inputs in ((llava, plain.inputs), (llava_next, plain_next.inputs)):
         batch = inputs(plain.PROMPTS["two pictures"])
         stock = model(**batch).logits
         with fastervlm.prune(model, 1.0, method=method):
@@ -173,7 +171,7 @@ def test_keeping_all_is_the_stock_model(llava, llava_next, method):
 @pytest.mark.parametrize("method", NEW)
 @torch.no_grad()
 def test_answers_of_a_batch_are_those_of_its_rows(llava, llava_next, method):
-    for model, inputs in ((llava, plain.inputs), (llava_next, next_plain.inputs)):
+    for model, inputs in ((llava, plain.inputs), (llava_next, plain_next.inputs)):
         texts = plain.PROMPTS["ragged"]
         batch = inputs(texts)
         with fastervlm.prune(model, 5, method=method):

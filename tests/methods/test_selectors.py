@@ -10,9 +10,8 @@ from fastervlm import DART, METHODS, CDPruner, ClipRelevance, InLLM, PruMerge, U
 from fastervlm.methods.cdpruner import likeliest, scaled
 from fastervlm.methods.lookup import get_method
 from fastervlm.methods.similarity import cosines
-from tests import tiny
-from tests.methods import literal
-from tests.methods.literal import Picture
+from tests.support import literal, tiny
+from tests.support.literal import Picture
 
 NEW = [*literal.METHODS, *literal.MERGING]
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drawn import check_labels
 from transformers import VideoLlavaForConditionalGeneration
 
 import fastervlm
@@ -19,6 +18,7 @@ from playground.clips import FRAMES, GRID, QUESTION_TYPES, Clip, clip_questions,
 from playground.scenes import CELL, IDENTITIES, KINDS, PATCH_COLOURS
 from playground.tower import STD, pixels
 from playground.video_task import ClipQuestions, PlacesTask, VideoTask, decoded, video_tokenizer
+from tests.support.scene_labels import check_labels
 from video.frames import sample_frames
 
 

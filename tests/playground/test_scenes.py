@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from drawn import check_labels
 from PIL import Image
 
 from playground import minibench
 from playground.glyphs import LETTERS
 from playground.scenes import CELL, KINDS, WORDS, draw, questions
+from tests.support.scene_labels import check_labels
 
 
 @pytest.mark.parametrize("grid", [8, 12, 24])

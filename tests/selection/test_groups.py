@@ -16,8 +16,9 @@ from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.choice import choose, counts_for
 from fastervlm.selection.groups import blocks, grouped
 from fastervlm.selection.method import traits
-from tests import tiny
-from tests.plain import IMAGE_ID, close
+from tests.support import tiny
+from tests.support.checks import close
+from tests.support.plain import IMAGE_ID
 
 SIDE, GROUPS = 2, tiny.PATCHES // 4
 IN_FRONT = [name for name, method in fastervlm.METHODS.items() if not traits(method).in_llm]

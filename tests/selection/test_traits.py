@@ -10,7 +10,7 @@ import fastervlm
 from encoders import wrap
 from fastervlm import CDPruner, ClsAttention, FastV, InLLM, KeptTokens, Simignore
 from fastervlm.selection.method import Traits, traits
-from tests import tiny
+from tests.support import tiny
 
 IN_FRONT = {name: method for name, method in fastervlm.METHODS.items() if not traits(method).in_llm}
 ASKED = {"cdpruner with a question": CDPruner(relevance=lambda patches: float(patches.questions is not None) * patches.scores)}

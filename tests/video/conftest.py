@@ -11,8 +11,8 @@ from fastervlm.commands.common import settings_of
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.families.video_llava.model import TemporalVideoLlava
-from tests.tiny import video_llava, video_processor
-from tests.video.clips import write_clip
+from tests.support.clips import write_clip
+from tests.support.tiny import video_llava, video_processor
 from video.scoring import VIDEO_QA
 from video.videos import Videos
 

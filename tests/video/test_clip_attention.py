@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from fastervlm.analysis import KINDS, attn_dispersion, attn_shift
-from tests.tiny import PATCHES
+from tests.support.tiny import PATCHES
 
 
 def draw(*given):

@@ -9,7 +9,7 @@ import pytest
 
 import video.decoder as decoder_module
 from encoders import UserError
-from tests.video.clips import numbered_frames, write_clip, write_sound
+from tests.support.clips import numbered_frames, write_clip, write_sound
 from video import Frames, read_ahead, sample_frames
 
 SOURCES = {

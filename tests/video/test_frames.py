@@ -12,7 +12,7 @@ import pytest
 
 import video.decoder as decoder_module
 from encoders import UserError, UserTypeError
-from tests.video.clips import frame_number, frame_numbers, numbered_frame, numbered_frames, write_clip, write_sound
+from tests.support.clips import frame_number, frame_numbers, numbered_frame, numbered_frames, write_clip, write_sound
 from video import Frames, read_ahead, sample_frames
 from video.sampling import Refused, Sampling, Timeline, choose, refuse_huge
 

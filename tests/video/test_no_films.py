@@ -19,7 +19,7 @@ from PIL import Image
 import video.decoder as decoder_module
 import video.worker as worker_module
 from encoders import UserError
-from tests.video.clips import frame_numbers, numbered_frame, numbered_frames, write_clip
+from tests.support.clips import frame_numbers, numbered_frame, numbered_frames, write_clip
 from video import frames as frames_module
 from video import sample_frames
 from video.frames import check_sampling

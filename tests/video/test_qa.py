@@ -19,7 +19,7 @@ from fastervlm.eval.runs import BENCHMARK, CELL, MODEL, SETTINGS
 from fastervlm.eval.settings import identity_of
 from fastervlm.eval.subject import Subject
 from fastervlm.inllm.trace import TokenTrace
-from tests.tiny import video_processor
+from tests.support.tiny import video_processor
 from video.frames import Frames, sample_frames
 from video.qa import ask, predictions_file, run, save_sheet
 from video.sheet import contact_sheet, in_llm_trace, time_of
@@ -290,7 +290,7 @@ def test_tokens_kept_inside_the_language_model_are_drawn_where_their_patches_are
 
 
 def test_a_model_without_videos_is_refused(settings, tmp_path):
-    from tests.tiny import save_llava
+    from tests.support.tiny import save_llava
 
     pictures = Subject(str(save_llava(tmp_path / "pictures")))
     with pytest.raises(UserError, match="is no model for videos"):

@@ -2,8 +2,8 @@
 
 import torch
 
-from tests import plain, tiny
-from tests.inllm.tiny_decoders import FRAMES, VIDEO_ID
+from tests.support import plain, tiny
+from tests.support.tiny_decoders import FRAMES, VIDEO_ID
 
 NEXT = {
     "next": ["USER: <image>\nWhat is it?", "<image>? A."],

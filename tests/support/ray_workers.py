@@ -1,4 +1,7 @@
-"""Workers with which things happen. As a script it is a run that can be killed: `ray_workers.py MODEL BENCHMARK OUT RAY`."""
+"""Workers with which things happen.
+
+`python -m tests.support.ray_workers MODEL BENCHMARK OUT RAY` is a run that can be killed.
+"""
 
 import os
 import signal
@@ -6,8 +9,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from fastervlm.eval import TASKS
 from fastervlm.eval.ray_engine import RayEngine
@@ -75,7 +76,7 @@ class Notes:
 
 
 if __name__ == "__main__":
-    import ray_workers  # under the name by which a worker finds its class
+    from tests.support import ray_workers  # under the name by which a worker finds its class
 
     model, data, out, address = sys.argv[1:]
     folder = Path(data)

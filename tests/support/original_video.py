@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
 from fastervlm.families.video_llava.model import TemporalVideoLlava
-from tests import languagebind_plain, original
+from tests.support import original, plain_languagebind
 
 IMAGE, PATCH, FRAMES = original.IMAGE, original.PATCH, 4
 IMAGE_ID, VIDEO_ID = original.VOCABULARY, original.VOCABULARY + 1
@@ -120,7 +120,7 @@ def features(model, kind, pixel_values, layer=-2, keep=None):
     if kind == "image" or not config.add_time_attn:
         config = CLIPVisionConfig(**(config.to_dict() | {"add_time_attn": False}))
     clips = pixel_values[:, None] if kind == "image" else pixel_values
-    states, maps = languagebind_plain.whole(weights, config, clips)
+    states, maps = plain_languagebind.whole(weights, config, clips)
     states, scores = states[layer].float(), maps[layer][:, :, 0, 1:].mean(1)
     if keep is not None:
         best = [1 + each.argsort(descending=True)[:keep].sort().values for each in scores]

@@ -17,7 +17,7 @@ from transformers import (
     VideoLlavaForConditionalGeneration,
 )
 
-from tests import tiny
+from tests.support import tiny
 
 LAYERS = 4
 VIDEO_ID = 259

@@ -1,13 +1,12 @@
 """The slow plain way to what pruning must give: full attention maps, indexing afterwards, one row at a time, no cache."""
 
 import copy
-import re
 
 import numpy as np
 import torch
 from PIL import Image
 
-from tests import tiny
+from tests.support import tiny
 
 IMAGE_ID, END_ID = 3, 2  # of the tiny tokenizer
 LAYER = -2
@@ -50,20 +49,6 @@ def rows(batch):
         count = int((ids == IMAGE_ID).sum()) // tiny.PATCHES
         yield ids.tolist(), (batch["pixel_values"][first : first + count] if count else None)
         first += count
-
-
-def close(ours, theirs):
-    """Equal but for rounding: a shortened row shares its matrices with pads and other rows, so they have other shapes."""
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-def one_sentence(error):
-    """A sentence and no more: one line, one full stop at its end, and what to do behind a colon, comma or semicolon."""
-    text = str(error)
-    assert "\n" not in text
-    assert text.endswith(".")
-    assert re.search(r"\. [A-Z]", text) is None, text
-    assert len(text) < 500, text
 
 
 class Plain:

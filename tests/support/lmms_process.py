@@ -1,5 +1,6 @@
-"""Runs of lmms-eval in a process of their own, which it may change as it likes: `python -m tests.lmms.evaluated SPEC OUT`.
+"""Runs of lmms-eval in a process of their own, which it may change as it likes.
 
+Run as `python -m tests.support.lmms_process SPEC OUT`.
 SPEC is a JSON list of arguments of `simple_evaluate`, `include` among them; OUT gets a list of what came of each: the filtered
 answers by task, the results by task, or the error.
 """

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests import plain, tiny
-from tests.plain import IMAGE_ID, Plain
-from tests.tiny import VIDEO_ID
+from tests.support import plain, tiny
+from tests.support.plain import IMAGE_ID, Plain
+from tests.support.tiny import VIDEO_ID
 
 N = tiny.PATCHES
 # Batches of prompts; each `<image>` has a picture of its own and each `<video>` a clip.

@@ -1,6 +1,7 @@
 """Kill runs at every step with SIGKILL and start them again; prints what came of each as one line of JSON.
 
-Run as a script: `kill_steps.py MODEL BENCHMARK OUT`. Runs are forked from a process that has loaded the model once.
+Run as `python -m tests.support.kill_evaluation MODEL BENCHMARK OUT`.
+Runs are forked from a process that has loaded the model once.
 """
 
 import json
@@ -9,8 +10,6 @@ import signal
 import sys
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 

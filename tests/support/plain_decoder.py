@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import LlavaNextForConditionalGeneration
 
-from tests.inllm.tiny_decoders import VIDEO_ID
-from tests.plain import IMAGE_ID
+from tests.support.plain import IMAGE_ID
+from tests.support.tiny_decoders import VIDEO_ID
 
 
 class Stage:

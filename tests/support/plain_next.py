@@ -15,8 +15,8 @@ from PIL import Image
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from fastervlm.families.llava_next.processor import paper_processor
-from tests import plain, tiny
-from tests.plain import IMAGE_ID, Plain
+from tests.support import plain, tiny
+from tests.support.plain import IMAGE_ID, Plain
 
 NEWLINE = -1
 MODES = ["native", "paper"]
