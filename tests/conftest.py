@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.support")  # so that what fails there is told as in tests
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():

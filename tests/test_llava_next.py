@@ -14,9 +14,9 @@ from fastervlm.generation.kv_cache import CACHE
 from fastervlm.methods.baselines import lattice
 from tests.support import plain_next, tiny
 from tests.support.checks import close, one_sentence
+from tests.support.generation_modes import BEAMS, GREEDY, LOOKUP, SAMPLES, Collect, padded, tokens
+from tests.support.generation_modes import MODES as PLAIN_MODES
 from tests.support.plain_next import CYCLE, MODES, PROMPTS, SIZES, NextPlain, inputs, noise, processor_of, traces
-from tests.test_generation import BEAMS, GREEDY, LOOKUP, SAMPLES, Collect, padded, tokens
-from tests.test_generation import MODES as PLAIN_MODES
 
 N = tiny.PATCHES
 ONE, TWO = PROMPTS["one"], PROMPTS["two pictures"]

@@ -15,11 +15,11 @@ from fastervlm.families.video_llava.family import _by_chunk
 from fastervlm.generation.kv_cache import CACHE
 from tests.support import plain, tiny
 from tests.support.checks import close, one_sentence
+from tests.support.generation_modes import BEAMS, GREEDY, LOOKUP, MODES, SAMPLES, Collect, padded, tokens
 from tests.support.plain import IMAGE_ID
 from tests.support.plain_video import PROMPTS, VideoPlain, inputs, rows
 from tests.support.tiny import VIDEO_ID
-from tests.test_generation import BEAMS, GREEDY, LOOKUP, MODES, SAMPLES, Collect, padded, tokens
-from tests.test_history import behind
+from tests.support.turns import behind
 
 N = tiny.PATCHES
 ONE, BOTH, MIXED = PROMPTS["one"], PROMPTS["clip and picture"], PROMPTS["mixed"]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from encoders import UserError
 from fastervlm.commands import analyze as commands
 from fastervlm.embedded import MODEL, VIDEO_MODEL
-from tests.analysis.test_shift_and_dispersion import script, undrawn  # noqa: F401
+from tests.support.analysis_runs import script
 from tests.support.clips import numbered_frames, write_clip
 
 

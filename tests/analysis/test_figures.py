@@ -13,7 +13,7 @@ from encoders import UserError
 from fastervlm.analysis import KINDS, attn_dispersion, attn_shift, examples, reading
 from fastervlm.analysis.figures import COLOURS, EVEN, NAMES
 from fastervlm.analysis.questions import CONVERSATIONS
-from tests.analysis.test_shift_and_dispersion import asked
+from tests.support.analysis_runs import asked
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from encoders import UserError
 from fastervlm import prune
 from fastervlm.analysis import KINDS, receive
 from tests.support import plain, plain_next, plain_video, tiny
+from tests.support.attention_by_loops import by_loops, close, cls_scores, eager_maps, of_reference
 from tests.support.checks import one_sentence
-from tests.support.plain import IMAGE_ID, LAYER
+from tests.support.plain import IMAGE_ID
 
 LENGTHS = [1, 2, 9, 30]
 TEXTS: dict[str, Any] = {
@@ -72,64 +73,12 @@ def prompt(before, behind, image=56, seed=0):
 
 
 @torch.no_grad()
-def eager_maps(model, inputs):
-    """Each layer's map (T, T) as the stock model computes it, a mean over heads."""
-    eager = copy.deepcopy(model)
-    eager.set_attn_implementation("eager")
-    return [layer[0].mean(dim=0).double().numpy() for layer in eager(**inputs, output_attentions=True).attentions]
-
-
-@torch.no_grad()
 def paper_maps(by_hand, ids, pictures):
     """The same of a layout that the stock model does not know, its visual tokens put in their places by hand."""
     embeds = by_hand.model.get_input_embeddings()(torch.tensor(ids)).clone()
     embeds[torch.tensor(ids) == IMAGE_ID] = by_hand.visual(pictures)
     layers = by_hand.model.model.language_model(inputs_embeds=embeds[None], output_attentions=True).attentions
     return [layer[0].mean(dim=0).double().numpy() for layer in layers]
-
-
-@torch.no_grad()
-def cls_scores(tower, pixels):
-    """(B, N): the [CLS] row of the feature block, a mean over heads."""
-    eager = copy.deepcopy(tower)
-    eager.set_attn_implementation("eager")
-    return eager(pixels, output_attentions=True).attentions[LAYER][:, :, 0, 1:].mean(dim=1)
-
-
-def of_reference(attention, start, patches):
-    """The four kinds of one picture behind `start` tokens, as the reference's scripts have them; (4, N)."""
-    a = attention[start:, start : start + patches]
-    n = len(a)
-    j = np.arange(patches)
-    return np.stack((
-        a.sum(axis=0) / ((patches - j) + (n - patches)),
-        a[:patches].sum(axis=0) / (patches - j),
-        a[patches:-1].sum(axis=0) / (n - patches),
-        a[-1],
-    ))  # fmt: skip
-
-
-def by_loops(attention, ids, placeholders=(IMAGE_ID,)):
-    """The same token by token, wherever visual tokens stand; (4, V)."""
-    count = len(ids)
-    visual = [place for place, token in enumerate(ids) if token in placeholders]
-    text = [place for place in range(visual[0], count) if place not in visual]
-    found = []
-    for place in visual:
-        seen_by = [row for row in range(count) if row >= place]
-        words = [row for row in text if row > place]
-        patches = [row for row in visual if row >= place]
-        found.append([
-            sum(attention[row, place] for row in range(visual[0], count)) / len(seen_by),
-            sum(attention[row, place] for row in visual) / len(patches),
-            sum(attention[row, place] for row in words if row != count - 1) / len(words),
-            attention[-1, place],
-        ])  # fmt: skip
-    return np.array(found).T
-
-
-def close(ours, theirs):
-    np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("behind", LENGTHS)

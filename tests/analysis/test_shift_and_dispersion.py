@@ -1,7 +1,6 @@
 """Whole runs: means over questions against eager attention, files, pages, scripts, runs that are stopped."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -26,35 +25,13 @@ from fastervlm.analysis.sums import agreement
 from fastervlm.commands import analyze as commands
 from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.settings import Anyres
-from tests.analysis.test_received import by_loops, close, cls_scores, eager_maps, of_reference
 from tests.support import plain_next, tiny
+from tests.support.analysis_runs import asked, script
+from tests.support.attention_by_loops import by_loops, close, cls_scores, eager_maps, of_reference
 from tests.support.checks import one_sentence
 from tests.support.plain import IMAGE_ID
 
 ROOT = Path(__file__).parents[2]
-DRAWING = [
-    *(f"shift.{name}" for name in ("draw_story", "draw_layers", "draw_spread", "draw_grid", "draw_by_layer")),
-    *(f"dispersion.{name}" for name in ("draw_by_layer", "draw_curves", "draw_curves_by_layer", "draw_histogram")),
-]
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Plots take most of the time of such a short run; what they would show is kept by path."""
-    drawn: dict[str, Any] = {}
-
-    def draw(*given):
-        (path,) = (each for each in given if isinstance(each, Path))
-        drawn[path.name] = given
-        Image.new("RGB", (4, 4)).save(path)
-
-    for name in DRAWING:
-        monkeypatch.setattr(f"fastervlm.analysis.{name}", draw)
-    return drawn
-
-
-def asked(settings, **changes):
-    return settings(keep=None, annotation_file=None, **({"limit": 4} | changes))
 
 
 def prompts(subject, chosen, count):
@@ -324,21 +301,6 @@ def test_histogram_of_pooled_values():
     assert (largest, len(proportions), len(edges)) == (0.5, 200, 201)
     assert (proportions[0], proportions[100], proportions[-1]) == (0.25, 0.25, 0.5)
     assert (edges[0], edges[-1]) == (0, 1)
-
-
-def script(tmp_path, name, *arguments, **environment):
-    """Run a script from another working directory."""
-    named = ("CKPT", "DATA", "IMAGES", "ANYRES", "LIMIT", "OUT")
-    clean = {key: value for key, value in os.environ.items() if key not in named}
-    settings = {key: str(value) for key, value in environment.items()}
-    return subprocess.run(
-        ["bash", str(ROOT / "scripts" / f"analyze_attn_{name}.sh"), *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=clean | {"PYTHON": sys.executable} | settings,
-    )
 
 
 def test_script_runs_on_conversations(model, bench, tmp_path):

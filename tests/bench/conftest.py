@@ -5,7 +5,7 @@ import torch
 
 from fastervlm.bench.shapes import get_shape
 from fastervlm.bench.workload import Workload
-from tests.eval.conftest import bench, model, settings, subject
+from tests.support.evaluation_fixtures import bench, model, settings, subject
 
 __all__ = ["bench", "model", "settings", "subject", "workloads"]
 

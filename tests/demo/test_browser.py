@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 
 from fastervlm.demo.serve import examples_for
 from fastervlm.embedded import MODEL
-from tests.demo.test_demo_uploads import BROKEN
+from tests.support.broken_pictures import BROKEN
 from tests.support.browser import CHROMIUM, DRIVER, Page, chromium, demo_server
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver: Debian's chromium-driver")
