@@ -29,3 +29,11 @@ def shared_ray():
     ray.init("local", num_cpus=2, object_store_memory=128 << 20, **quiet)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+@pytest.fixture
+def model():
+    """A tiny LLaVA, made anew; folders whose tests are of another model have their own."""
+    from tests.support import tiny
+
+    return tiny.llava()

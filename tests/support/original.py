@@ -1,4 +1,5 @@
-"""Tiny checkpoints in the layout that LLaVA's authors publish, written from models of transformers, weight by weight."""
+"""Tiny checkpoints in the layout that LLaVA's authors publish, written from models of transformers, weight by weight; and
+what they are asked."""
 
 import json
 from functools import cache
@@ -17,6 +18,10 @@ from transformers import (
     LlavaNextForConditionalGeneration,
 )
 
+from fastervlm.checkpoints.templates import VICUNA_V1
+from fastervlm.eval.subject import Subject
+from tests.support.plain import pictures
+
 IMAGE, PATCH, VOCABULARY = 32, 8, 400
 PATCHES = (IMAGE // PATCH) ** 2
 # (height, width), as transformers has it; not the same set the other way round.
@@ -24,6 +29,13 @@ PINPOINTS = [[32, 64], [64, 64], [96, 32]]
 TEXT = """A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and
 polite answers to the user's questions. USER: What is shown in the picture? ASSISTANT: A dog and a cat. How many are there, and
 of which colour? the number is four hello world"""
+WAYS = [
+    ("llava", "bin", False),
+    ("llava", "safetensors", True),
+    ("llava_next", "bin", True),
+    ("llava_next", "safetensors", False),
+]
+PROMPTS = [VICUNA_V1.replace("{text}", "What is shown?"), "USER: <image>\nHow many are there, and of which colour? ASSISTANT:"]
 
 
 @cache
@@ -199,3 +211,12 @@ def write(model, folder: Path, scratch: Path, *, files="bin", inside=False, coun
     write_shards(state(model, inside), folder, files, count)
     write_tokenizer(folder, scratch)
     return folder
+
+
+def asked(processor):
+    return processor(images=pictures(2), text=PROMPTS, padding=True, return_tensors="pt")
+
+
+def hashes(folder):
+    subject = Subject(str(folder), device="cpu")
+    return subject.weights_sha256, subject.processor_sha256

@@ -11,11 +11,22 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, VideoL
 
 from fastervlm.families.video_llava.model import TemporalVideoLlava
 from tests.support import original, plain_languagebind
+from tests.support.plain import pictures
 
 IMAGE, PATCH, FRAMES = original.IMAGE, original.PATCH, 4
 IMAGE_ID, VIDEO_ID = original.VOCABULARY, original.VOCABULARY + 1
 NAMES = {"image": "LanguageBind/tower_of_pictures", "video": "LanguageBind/tower_of_clips"}
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+BOTH, NONE = ("image", "video"), ()
+WAYS = [
+    (True, "bin", BOTH),
+    (True, "safetensors", NONE),
+    (True, "safetensors", ("video",)),
+    (True, "bin", ("image",)),
+    (False, "bin", BOTH),
+    (False, "safetensors", NONE),
+]
+ASKED = ["USER: <video>\nWhat is shown? ASSISTANT:", "USER: <image>\nHow many are there, and of which colour? ASSISTANT:"]
 
 
 def stock(timed=True, seed=0, **changes) -> Any:
@@ -140,3 +151,17 @@ def logits(model, batch):
         if pixels is not None:
             embeds[ids == token] = features(model, kind, pixels).flatten(0, 1)
     return language(model)(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
+
+
+def batch(processor, frames=FRAMES, texts=ASKED):
+    shown = {"videos": [clip(frames)]} if "<video>" in texts[0] else {}
+    return processor(images=pictures(1) if len(texts) > 1 else None, text=texts, padding=True, return_tensors="pt", **shown)
+
+
+def same_weights(model, expected):
+    state = expected.state_dict()
+    assert model.state_dict().keys() == state.keys()
+    for name, value in model.state_dict().items():
+        rows = original.VOCABULARY if "embed_tokens" in name or "lm_head" in name else None
+        assert value.shape == state[name].shape
+        assert torch.equal(value[:rows], state[name][:rows]), name

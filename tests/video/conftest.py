@@ -1,4 +1,4 @@
-"""A tiny Video-LLaVA and a tiny benchmark of clips."""
+"""A tiny Video-LLaVA, a tiny benchmark of clips, clips of every kind of file, and a server that judges answers."""
 
 import json
 from typing import Any
@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+import video.decoder as decoder_module
 from fastervlm.commands.common import settings_of
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.families.video_llava.model import TemporalVideoLlava
-from tests.support.clips import write_clip
+from tests.support.chat_server import Stub
+from tests.support.clip_kinds import KINDS
+from tests.support.clips import numbered_frames, write_clip
 from tests.support.tiny import video_llava, video_processor
 from video.scoring import VIDEO_QA
 from video.videos import Videos
@@ -99,3 +102,56 @@ def settings(tmp_path, bench):
         return Settings(VIDEO_QA, **settings_of(bench | short | changes), medium=Videos(**medium))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A function that gives the file of a kind; forty frames of 48 x 64."""
+    folder, written = tmp_path_factory.mktemp("clips"), {}
+
+    def get(kind):
+        if kind not in written:
+            name, settings, _ = KINDS[kind]
+            path = folder / kind / name
+            path.parent.mkdir()
+            written[kind] = write_clip(path, numbered_frames(40, 48, 64), **settings)
+        return written[kind]
+
+    yield get
+    decoder_module.close_idle()
+
+
+@pytest.fixture
+def plain(clip):
+    return clip("mp4")
+
+
+@pytest.fixture(autouse=True)
+def _warnings(request):
+    """Where a test looks at the warnings itself, they are no errors."""
+    if "recwarn" in request.fixturenames:
+        request.node.add_marker(pytest.mark.filterwarnings("always"))
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Makes a stub server of what it replies."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    made = []
+
+    def make(reply):
+        made.append(Stub(reply if callable(reply) else lambda *_: reply))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    """Six answers, as the reference writes them."""
+    path = tmp_path / "n_4.pred.jsonl"
+    lines = [{"id": f"v_{i}", "question": f"Q{i}?", "answer": f"right {i}", "pred": f"given {{{i}}}"} for i in range(6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import LlavaNextImageProcessorPil
+from transformers import AutoProcessor, LlavaNextImageProcessorPil, LlavaNextProcessor
 
 import fastervlm
 from fastervlm import UserError
@@ -16,7 +16,7 @@ from fastervlm.families.llava_next.processor import PaperImageProcessor, paper_p
 from fastervlm.families.llava_next.settings import Anyres
 from tests.support import plain_next, tiny
 from tests.support.checks import one_sentence
-from tests.support.plain_next import MODES, SIZES, NextPlain, canvas_of, processor_of, traces
+from tests.support.plain_next import MODES, SIZES, NextPlain, canvas_of, noise, processor_of, traces
 
 REAL = {"crop": 336, "patch": 14}
 WIDE, HIGH, LARGE, HIGHER, WIDER = ((336 * h, 336 * w) for h, w in tiny.CANVASES)
@@ -215,11 +215,6 @@ def test_boxes_are_where_the_pixels_of_a_token_come_from(model, size, anyres):
     assert trace.tokens.tolist() == NextPlain(model, 16, anyres).order(size)
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny.llava_next()
-
-
 @pytest.mark.parametrize("anyres", MODES)
 @torch.no_grad()
 def test_the_crops_of_a_trace(model, anyres):
@@ -248,3 +243,13 @@ def test_settings_that_are_not_known(model, settings):
         with pytest.raises(UserError, match=f"{name}={value!r} is not known; choose one of {choices}") as error:
             make(**settings)
         one_sentence(error.value)
+
+
+def test_a_saved_processor_of_the_paper_can_be_loaded(tmp_path):
+    """AutoProcessor gives a bare tokenizer, without a word; and `load` fails on it deep inside."""
+    tiny.llava_next().save_pretrained(tmp_path)
+    processor_of("paper").save_pretrained(tmp_path)
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path), LlavaNextProcessor)
+    for (_, processor), crops in ((fastervlm.load(tmp_path), 5), (fastervlm.load(tmp_path, anyres="paper"), 3)):
+        batch = processor(images=noise([(40, 60)]), text="<image>", return_tensors="pt")
+        assert batch["pixel_values"].shape[1] == crops
