@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.demo.browser import Page, chromium, demo_server
+from tests.support.browser import Page, chromium, demo_server
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = {"desktop": (1280, 900, "light"), "phone": (390, 844, "dark")}

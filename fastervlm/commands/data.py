@@ -19,11 +19,11 @@ def data(
 ) -> None:
     """Say which files a benchmark needs and where they come from, and check what is there."""
     from fastervlm.eval import get_task
-    from fastervlm.eval.layout import LAYOUTS, ROOT, inspect
+    from fastervlm.eval.data import ROOT, inspect, layout_of
     from fastervlm.reporting.tables import print_table
 
     benchmark = get_task(task)
-    place = folder or ROOT / LAYOUTS[task].folder
+    place = folder or ROOT / layout_of(benchmark).folder
     found = list(inspect(benchmark, place))
     print_table(["file", "found"], [[each.name, each.state] for each in found], title=f"{task} in {place}")
     missing = [each for each in found if not each.good]

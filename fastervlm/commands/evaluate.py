@@ -123,7 +123,7 @@ def _tell(subject: Subject, settings: Settings, protocol: dict[str, Any], score:
 
 def _files(task: Task, data: Path | None, questions: Path | None, images: Path | None, right: Path | None) -> dict[str, Any]:
     """Where the benchmark's files are, by its folder or one by one."""
-    from fastervlm.eval.layout import files_of
+    from fastervlm.eval.data import files_of
 
     if data is not None:
         if questions or images or right:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.eval.layout import COCO, Layout
 from fastervlm.eval.questions import existing_folder, inside, read_json, without_image_token
 from fastervlm.eval.score import Score
 from fastervlm.eval.task import Answer, Question, Task, keys_of
@@ -71,4 +72,6 @@ def _letter(answer: Answer, records: dict[str, dict[str, Any]], path: Path) -> s
     return LETTERS[right]
 
 
-AOKVQA = Task(name="aokvqa", questions=read_questions, score=score, max_new_tokens=1, answers_inside=True)
+_FILE, _PAGE = "aokvqa_v1p0_val.json", "https://github.com/allenai/aokvqa"
+_LAYOUT = Layout.of("aokvqa", _FILE, "val2017", _FILE, _PAGE, COCO, released=1145)
+AOKVQA = Task(name="aokvqa", questions=read_questions, score=score, max_new_tokens=1, answers_inside=True, layout=_LAYOUT)

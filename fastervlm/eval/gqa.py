@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.eval.layout import LLAVA, Layout
 from fastervlm.eval.questions import read_json, read_questions
 from fastervlm.eval.score import Score, strayed
 from fastervlm.eval.task import Answer, Task
@@ -65,4 +66,10 @@ def _balanced(path: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
     raise UserError(f"{path} holds no balanced questions with answers; give GQA's testdev_balanced_questions.json.")
 
 
-GQA = Task(name="gqa", questions=read_questions, score=score, score_flags=("question_file",))
+_PAGE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
+_LAYOUT = Layout.of(
+    *("gqa", "llava_gqa_testdev_balanced.jsonl", "data/images", "data/testdev_balanced_questions.json"),
+    *(LLAVA, _PAGE, _PAGE),
+    released=12578,
+)
+GQA = Task(name="gqa", questions=read_questions, score=score, score_flags=("question_file",), layout=_LAYOUT)

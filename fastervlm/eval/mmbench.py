@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.eval.layout import Layout
 from fastervlm.eval.questions import without_image_token
 from fastervlm.eval.score import Score
 from fastervlm.eval.task import Answer, Question, Submission, Task
@@ -161,7 +162,8 @@ def _refuse_others(given: dict[Any, str], known: Any, table: Path) -> None:
         raise UserError(f"{table} has no question {other[0]!r}; use the table that the answers are to.")
 
 
-def _task(name: str, language: str) -> Task:
+def _task(name: str, language: str, table: str, released: int) -> Task:
+    page = "https://github.com/open-compass/MMBench"
     return Task(
         name,
         partial(read_questions, language=language),
@@ -169,7 +171,9 @@ def _task(name: str, language: str) -> Task:
         prompt=lambda question: f"{question.text}\n{ASK[language]}",
         max_new_tokens=1024,
         submission=Submission(submission, ".xlsx", SERVER),
+        layout=Layout.of(name, table, None, table, page, released=released),
     )
 
 
-MMBENCH, MMBENCH_CN = _task("mmbench", "en"), _task("mmbench_cn", "cn")
+MMBENCH = _task("mmbench", "en", "mmbench_dev_20230712.tsv", 4377)
+MMBENCH_CN = _task("mmbench_cn", "cn", "mmbench_dev_cn_20231003.tsv", 4329)

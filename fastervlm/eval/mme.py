@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from encoders.errors import UserError
+from fastervlm.eval.layout import LLAVA, Layout
 from fastervlm.eval.questions import read_questions
 from fastervlm.eval.score import Score, Statistic
 from fastervlm.eval.task import Answer, Task
@@ -132,4 +133,7 @@ def _key(answer: Answer, truth: Truth, release: Path) -> tuple[str, str, str]:
     raise UserError(f"{release} has no question {asked!r} about {answer['question_id']}; give the release folder of MME.")
 
 
-MME = Task(name="mme", questions=read_questions, score=score, score_flags=("annotation_dir",))
+_RELEASE = "MME_Benchmark_release_version"
+_PAGE = "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models"
+_LAYOUT = Layout.of("MME", "llava_mme.jsonl", _RELEASE, _RELEASE, LLAVA, _PAGE, released=2374)
+MME = Task(name="mme", questions=read_questions, score=score, score_flags=("annotation_dir",), layout=_LAYOUT)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.eval.layout import Layout
 from fastervlm.eval.normalize import clean
 from fastervlm.eval.questions import existing_folder, inside, read_json, without_image_token
 from fastervlm.eval.score import Score
@@ -97,4 +98,6 @@ def score(answers: Sequence[Answer], annotation_file: Path) -> Score:
     return Score.of("ROUGE-L", values, keys=keys_of(answers))
 
 
-OCRVQA = Task(name="ocrvqa", questions=read_questions, score=score, max_new_tokens=50, answers_inside=True)
+_PAGE = "https://ocr-vqa.github.io"
+_LAYOUT = Layout.of("ocrvqa", "dataset.json", "images", "dataset.json", _PAGE, f"{_PAGE}, each under its key")
+OCRVQA = Task(name="ocrvqa", questions=read_questions, score=score, max_new_tokens=50, answers_inside=True, layout=_LAYOUT)

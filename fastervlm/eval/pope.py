@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from encoders.errors import UserError
+from fastervlm.eval.layout import COCO, LLAVA, Layout
 from fastervlm.eval.questions import read_jsonl, read_questions
 from fastervlm.eval.score import Score, Statistic, strayed
 from fastervlm.eval.task import Answer, Task
@@ -158,4 +159,6 @@ def _refuse_shifted(record: dict[str, Any], label: Label, where: str) -> None:
         )
 
 
-POPE = Task(name="pope", questions=read_questions, score=score, score_flags=("annotation_dir", "question_file"))
+_LABELS = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
+_LAYOUT = Layout.of("pope", "llava_pope_test.jsonl", "val2014", "coco", LLAVA, COCO, _LABELS, released=8910)
+POPE = Task(name="pope", questions=read_questions, score=score, score_flags=("annotation_dir", "question_file"), layout=_LAYOUT)

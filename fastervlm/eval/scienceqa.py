@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.eval.layout import Layout
 from fastervlm.eval.questions import IMAGE_TOKEN, existing_folder, inside, read_json
 from fastervlm.eval.score import Score, strayed
 from fastervlm.eval.task import Answer, Question, Task
@@ -142,6 +143,7 @@ def _problems(path: Path, split: str) -> tuple[dict[str, dict[str, Any]], set[st
     )
 
 
+_PAGE, _PID = "https://github.com/lupantech/ScienceQA", "pid_splits.json"
 SCIENCEQA = Task(
     name="sqa",
     questions=read_questions,
@@ -150,4 +152,10 @@ SCIENCEQA = Task(
     max_new_tokens=1024,
     score_flags=("base_dir",),
     splits=SPLITS,
+    layout=Layout(
+        *("sqa", "llava_test_CQM-A.json", "images/test", "problems.json"),
+        origins={"llava_test_CQM-A.json": _PAGE, "images/test": _PAGE, "problems.json": _PAGE, _PID: _PAGE},
+        more=(_PID,),
+        released=4241,
+    ),
 )

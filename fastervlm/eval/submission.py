@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.eval.layout import LLAVA, Layout
 from fastervlm.eval.normalize import normalize
 from fastervlm.eval.questions import read_jsonl, read_questions
 from fastervlm.eval.task import Answer, Submission, Task
@@ -78,11 +79,35 @@ def _refuse_others(given: dict[str, str], asked: Collection[str], path: Path) ->
 
 
 _EVALAI = "https://eval.ai/web/challenges/challenge-page"
-VQAV2 = Task("vqav2", read_questions, submission=Submission(vqav2, ".json", f"{_EVALAI}/830"))
-VIZWIZ = Task("vizwiz", read_questions, submission=Submission(vizwiz, ".json", f"{_EVALAI}/2185"))
+_VQA = "https://visualqa.org/download.html"
+_VQA_DEV, _VQA_TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl"
+VQAV2 = Task(
+    "vqav2",
+    read_questions,
+    submission=Submission(vqav2, ".json", f"{_EVALAI}/830"),
+    layout=Layout(
+        *("vqav2", _VQA_DEV, "test2015", None),
+        origins={_VQA_DEV: LLAVA, "test2015": _VQA, _VQA_TEST: LLAVA},
+        more=(_VQA_TEST,),
+        released=107394,
+    ),
+)
+VIZWIZ = Task(
+    "vizwiz",
+    read_questions,
+    submission=Submission(vizwiz, ".json", f"{_EVALAI}/2185"),
+    layout=Layout.of(
+        *("vizwiz", "llava_test.jsonl", "test", None),
+        *(LLAVA, "https://vizwiz.org/tasks-and-datasets/vqa/"),
+        released=8000,
+    ),
+)
 MMVET = Task(
     "mmvet",
     read_questions,
     submission=Submission(mmvet, ".json", "https://huggingface.co/spaces/whyu/MM-Vet_Evaluator"),
     max_new_tokens=1024,
+    layout=Layout.of(
+        *("mm-vet", "llava-mm-vet.jsonl", "images", None), *(LLAVA, "https://github.com/yuweihao/MM-Vet"), released=218
+    ),
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypedDict
 
 from encoders.errors import UserError
+from fastervlm.eval.layout import Layout
 from fastervlm.eval.score import Score
 
 
@@ -74,7 +75,8 @@ class Task:
     `fastervlm score` asks for, the place of the annotations first; with `question_file` behind it `score` is given that too,
     and with `splits`, of which the first is the usual one, `split`. `submission` is what the server takes. `selector` is the
     text by which a method that compares pictures with text chooses; `max_new_tokens` the longest answer unless told; with
-    `answers_inside` the question file holds the right answers and is its own annotation file.
+    `answers_inside` the question file holds the right answers and is its own annotation file. `layout` says how its folder is
+    laid out, by which `fastervlm data` and `eval --data` go.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Task:
     submission: Submission | None = None
     score_flags: tuple[str, ...] = ("annotation_file",)
     splits: tuple[str, ...] = ()
+    layout: Layout | None = None
 
     @property
     def is_open(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.eval.layout import LLAVA, Layout
 from fastervlm.eval.normalize import normalize
 from fastervlm.eval.questions import read_questions
 from fastervlm.eval.score import Score
@@ -87,4 +88,15 @@ def _value(answer: Answer, annotations: dict[tuple[Any, str], dict[str, Any]], p
     return answer_values(given).get(normalize(answer["text"]), 0.0)
 
 
-TEXTVQA = Task(name="textvqa", questions=read_questions, score=score, selector=lambda asked: question_of(asked.text))
+_PAGE = "https://textvqa.org/dataset"
+TEXTVQA = Task(
+    name="textvqa",
+    questions=read_questions,
+    score=score,
+    selector=lambda asked: question_of(asked.text),
+    layout=Layout.of(
+        *("textvqa", "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"),
+        *(LLAVA, f"train_val_images.zip of {_PAGE}", _PAGE),
+        released=5000,
+    ),
+)

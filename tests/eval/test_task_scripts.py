@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastervlm.eval import TASKS
-from fastervlm.eval.layout import LAYOUTS
+from fastervlm.eval.data import layout_of
 from playground.layouts import write
 from tests.support.benchmarks import aokvqa
 
@@ -31,12 +31,12 @@ def script(tmp_path, task, *arguments, version="v1_5", **environment):
 def test_script_says_which_files_are_missing(tmp_path, task):
     done = script(tmp_path, task, "58", DATA=tmp_path)
     assert done.returncode == 2
-    for part in (str(tmp_path), f"fastervlm data {task} --dir", *LAYOUTS[task].names):
+    for part in (str(tmp_path), f"fastervlm data {task} --dir", *layout_of(TASKS[task]).names):
         assert part in done.stderr
 
 
 @pytest.mark.parametrize("version", ["v1_5", "v1_6"])
-@pytest.mark.parametrize("task", [task for task in LAYOUTS if task != "textvqa"])
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "textvqa"])
 def test_script_runs_on_tiny_data_of_its_own(tmp_path, task, version):
     model, name = ("tiny-llava", f"{task}-mini") if version == "v1_5" else ("tiny-llava-next", f"{task}-next-mini")
     out = DATA / name / "answers" / model / "cls"

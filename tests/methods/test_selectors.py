@@ -6,11 +6,11 @@ import torch
 
 from encoders import ScoredPatches
 from encoders.base import gather_rows
-from fastervlm import DART, METHODS, CDPruner, ClipRelevance, InLLM, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
+from fastervlm import METHODS, CDPruner, InLLM, UserError, UserTypeError, VisPruner
 from fastervlm.methods.cdpruner import likeliest, scaled
 from fastervlm.methods.lookup import get_method
 from fastervlm.methods.similarity import cosines
-from tests.support import literal, tiny
+from tests.support import literal
 from tests.support.literal import Picture
 
 NEW = [*literal.METHODS, *literal.MERGING]
@@ -60,14 +60,6 @@ each_picture = pytest.mark.parametrize("name", HOSTILE)
 
 
 # Settings other than the default, under the name that the method and its definition both call them.
-SETTINGS = {
-    "vispruner": {"important": [0.0, 0.25, 1.0]},
-    "visionzip": {"contextual": [0.0, 0.25, 1.0, 0, 2, 10]},
-    "prumerge": {"neighbours": [1, 6, 21]},
-    "dart": {"pivots": [1, 2, 7]},
-}
-
-
 def follows_its_definition(name, patches, picture, k, **settings):
     kept = get_method(name, **settings)(patches, k)
     if name in literal.METHODS:
@@ -93,10 +85,10 @@ def test_what_is_kept_is_what_the_definition_says(method, name):
 
 
 @each_picture
-@pytest.mark.parametrize("method", SETTINGS)
+@pytest.mark.parametrize("method", literal.SETTINGS)
 def test_other_settings_follow_the_definition_too(method, name):
     patches, picture = HOSTILE[name], Picture(HOSTILE[name])
-    for setting, values in SETTINGS[method].items():
+    for setting, values in literal.SETTINGS[method].items():
         for value in values:
             for k in {1, (picture.size + 1) // 2, max(1, picture.size - 1)}:
                 follows_its_definition(method, patches, picture, k, **{setting: value})
@@ -258,25 +250,7 @@ def test_similarities_are_in_steps_far_below_what_tells_patches_apart():
 
 @pytest.mark.parametrize(
     ("method", "value", "kind"),
-    [
-        (VisPruner, -0.1, UserError),
-        (VisPruner, 1.5, UserError),
-        (VisPruner, float("nan"), UserError),
-        (VisPruner, "half", UserTypeError),
-        (VisPruner, True, UserTypeError),
-        (VisionZip, 1.5, UserError),
-        (VisionZip, -1, UserError),
-        (VisionZip, "ten", UserTypeError),
-        (VisionZip, True, UserTypeError),
-        (PruMerge, 0, UserError),
-        (PruMerge, 2.5, UserTypeError),
-        (DART, 0, UserError),
-        (DART, None, UserTypeError),
-        (CDPruner, "clip", UserTypeError),
-        (CDPruner, 3, UserTypeError),
-        (CDPruner, ClipRelevance, UserTypeError),
-        (CDPruner, tiny.llava(), UserTypeError),
-    ],
+    literal.REFUSED,
 )
 def test_settings_out_of_range(method, value, kind):
     with pytest.raises(kind, match=r"\.$"):

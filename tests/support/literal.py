@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from fastervlm import DART, CDPruner, ClipRelevance, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
+from tests.support import tiny
+
 
 def exact(x) -> Any:
     """A tensor as nested lists of fractions."""
@@ -154,6 +157,34 @@ class Picture:
 
 METHODS = {"vispruner": vispruner, "divprune": divprune, "cdpruner": lambda *args: sorted(cdpruner(*args)), "dart": dart}
 MERGING = {"visionzip": visionzip, "prumerge": prumerge}
+
+# Settings otherwise than by default that are held to the definition too.
+SETTINGS = {
+    "vispruner": {"important": [0.0, 0.25, 1.0]},
+    "visionzip": {"contextual": [0.0, 0.25, 1.0, 0, 2, 10]},
+    "prumerge": {"neighbours": [1, 6, 21]},
+    "dart": {"pivots": [1, 2, 7]},
+}
+# A class, a value of its first setting that is refused, and the kind of error.
+REFUSED: list[Any] = [
+    (VisPruner, -0.1, UserError),
+    (VisPruner, 1.5, UserError),
+    (VisPruner, float("nan"), UserError),
+    (VisPruner, "half", UserTypeError),
+    (VisPruner, True, UserTypeError),
+    (VisionZip, 1.5, UserError),
+    (VisionZip, -1, UserError),
+    (VisionZip, "ten", UserTypeError),
+    (VisionZip, True, UserTypeError),
+    (PruMerge, 0, UserError),
+    (PruMerge, 2.5, UserTypeError),
+    (DART, 0, UserError),
+    (DART, None, UserTypeError),
+    (CDPruner, "clip", UserTypeError),
+    (CDPruner, 3, UserTypeError),
+    (CDPruner, ClipRelevance, UserTypeError),
+    (CDPruner, tiny.llava(), UserTypeError),
+]
 
 
 def mixtures(rows):

@@ -25,7 +25,7 @@ _VIDEO_LLAVA = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class CheckpointLayout:
     """One kind of checkpoint: the config class of transformers and how its weights are called here and there.
 
     Attributes:
@@ -45,11 +45,11 @@ class Layout:
 
 # By `image_aspect_ratio` and `mm_patch_merge_type`.
 _LAYOUTS = {
-    ("pad", "flat"): Layout("LlavaConfig", _LLAVA),
-    ("square", "flat"): Layout("LlavaConfig", _LLAVA),
-    ("anyres", "spatial_unpad"): Layout("LlavaNextConfig", (*_LLAVA, ("model.image_newline", "model.image_newline"))),
+    ("pad", "flat"): CheckpointLayout("LlavaConfig", _LLAVA),
+    ("square", "flat"): CheckpointLayout("LlavaConfig", _LLAVA),
+    ("anyres", "spatial_unpad"): CheckpointLayout("LlavaNextConfig", (*_LLAVA, ("model.image_newline", "model.image_newline"))),
 }
-_VIDEO = Layout(
+_VIDEO = CheckpointLayout(
     "VideoLlavaConfig",
     _VIDEO_LLAVA,
     (("mm_image_tower", "model.image_tower."), ("mm_video_tower", "model.video_tower.")),
@@ -74,7 +74,7 @@ def is_original(told: dict[str, Any]) -> bool:
     return "text_config" not in told and (named or any(key.startswith("mm_") for key in told))
 
 
-def find_layout(name: str, told: dict[str, Any]) -> Layout:
+def find_layout(name: str, told: dict[str, Any]) -> CheckpointLayout:
     """The layout of a checkpoint, or `UserTypeError` if it is of a kind that is not supported."""
     for key, (default, supported) in _SUPPORTED.items():
         if (value := told.get(key, default)) not in supported:
@@ -94,7 +94,7 @@ def find_layout(name: str, told: dict[str, Any]) -> Layout:
 
 
 def build_config(
-    name: str, told: dict[str, Any], layout: Layout, vision: Any, image_token: int, video_token: int | None = None
+    name: str, told: dict[str, Any], layout: CheckpointLayout, vision: Any, image_token: int, video_token: int | None = None
 ) -> Any:
     """The config of transformers, with as many rows of vocabulary as the tokens of pictures and clips take."""
     import transformers

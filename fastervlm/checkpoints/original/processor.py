@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders import UserError, UserTypeError
-from fastervlm.checkpoints.original.config import Layout, grid_pinpoints, select_strategy
+from fastervlm.checkpoints.original.config import CheckpointLayout, grid_pinpoints, select_strategy
 from fastervlm.checkpoints.original.tower import Tower
 from fastervlm.checkpoints.templates import LLAVA_V1, VICUNA_V1
 
@@ -22,7 +22,7 @@ _TURNS = (
 )
 
 
-def build_processor(folder: Path, told: dict[str, Any], layout: Layout, tower: Tower) -> Any:
+def build_processor(folder: Path, told: dict[str, Any], layout: CheckpointLayout, tower: Tower) -> Any:
     """A processor that gives the ids and pixel values of LLaVA's own code (pixels to within the rounding of the resize)."""
     import transformers
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from encoders import UserError
 from fastervlm.checkpoints.errors import reason
 from fastervlm.checkpoints.models import empty_model
-from fastervlm.checkpoints.original.config import Layout, build_config, find_layout
+from fastervlm.checkpoints.original.config import CheckpointLayout, build_config, find_layout
 from fastervlm.checkpoints.original.languagebind import find_towers
 from fastervlm.checkpoints.original.processor import build_processor
 from fastervlm.checkpoints.original.tower import Tower, find_tower
@@ -78,7 +78,9 @@ def tower_files(name: str, told: dict[str, Any]) -> tuple[tuple[Path, ...], tupl
     return tuple(weights), tuple(file for file in small if file.is_file())
 
 
-def _find(name: str, told: dict[str, Any], layout: Layout, vision_tower: str | Path | None) -> tuple[Shards, list[Found]]:
+def _find(
+    name: str, told: dict[str, Any], layout: CheckpointLayout, vision_tower: str | Path | None
+) -> tuple[Shards, list[Found]]:
     """The weights of a checkpoint, and its towers."""
     folder = find_folder(name)
     shards = Shards.find(folder)
@@ -92,7 +94,9 @@ def _find(name: str, told: dict[str, Any], layout: Layout, vision_tower: str | P
     return shards, [Found(towers[key], begins, bool(held[key])) for key, begins in layout.towers]
 
 
-def _renamed(shards: Shards, layout: Layout, towers: list[Found], dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+def _renamed(
+    shards: Shards, layout: CheckpointLayout, towers: list[Found], dtype: torch.dtype | None
+) -> Iterator[tuple[str, Tensor]]:
     """All weights by the names of transformers, those of towers stored elsewhere first."""
     for tower, begins, inside in towers:
         if not inside:

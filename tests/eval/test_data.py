@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fastervlm.eval import TASKS
-from fastervlm.eval.layout import LAYOUTS, inspect
+from fastervlm.eval.data import inspect
 from playground.layouts import write
 
 
@@ -32,7 +32,7 @@ def emptied(folder):
         file.unlink()
 
 
-@pytest.mark.parametrize("task", [task for task in LAYOUTS if task != "textvqa"])
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "textvqa"])
 def test_whole_benchmark_is_good(states, task):
     found = states(task)
     assert all(good for good, _ in found.values()), found
