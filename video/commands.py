@@ -18,6 +18,7 @@ from fastervlm.commands.common import (
     MaxNewTokens,
     OptionalModel,
     Workers,
+    check_method,
     engine_of,
     number,
     report_failures,
@@ -174,8 +175,7 @@ def check(method: str, kept: str | None, sheet: Path | None, of_pruning: bool) -
     """Refuse, before the run, options `of_pruning` where nothing is pruned, and a picture that cannot be written after it."""
     from fastervlm.eval.answers import writable_folder
 
-    if kept is None and method != "cls":
-        raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
+    check_method(method, kept)
     if kept is None and of_pruning:
         raise UserError("--keep-cls and --budget clip are for pruned frames; give --visual-token-num as well.")
     if sheet is None:

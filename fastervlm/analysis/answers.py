@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastervlm.analysis.attention import attention_maps
+from fastervlm.eval.answerer import GREEDY
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,7 @@ def answer(model: Any, inputs: Any, max_new_tokens: int) -> Answered:
     prompt = given["input_ids"].shape[1]
     ids = model.generate(
         **given,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        num_beams=1,
+        **GREEDY,
         max_new_tokens=max_new_tokens,
         suppress_tokens=[model.config.image_token_id],
     )[0]

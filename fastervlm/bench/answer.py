@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fastervlm.eval.answerer import GREEDY
+
 
 def answer(model: Any, call: Mapping[str, Any], new_tokens: int, pad_token_id: int, *clocks: Any) -> Any:
     """What `generate` returns for a greedy answer of exactly `new_tokens` tokens, cache included; clocks see each token."""
     return model.generate(
         **call,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        num_beams=1,
+        **GREEDY,
         min_new_tokens=new_tokens,
         max_new_tokens=new_tokens,
         pad_token_id=pad_token_id,

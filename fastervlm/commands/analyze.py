@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,14 +97,8 @@ def attn_shift(
 
     asked = {"limit": limit, "conv_mode": conv_mode, "image_aspect_ratio": image_aspect_ratio}
     data = {"question_file": question_file, "image_folder": image_folder}
-    subject, settings, folder = _asked("attention", task, model, data, out_dir, asked, anyres, dtype=dtype, device=device)
-    with resumable():
-        result = run(subject, settings, folder)
-    print(f"Attention shift of {result['questions']} questions, {result['layers']} layers.")
-    for name, numbers in result["together"].items():
-        print(f"  {name}: {_shift_line(numbers)}")
-    print(f"To look at: {folder}/attn_shift.html; numbers: attn_shift.json, attn_shift.npz; maps: *_attn/")
-    report_failures(len(result["failures"]), result["failures"])
+    chosen = _asked("attention", task, model, data, out_dir, asked, anyres, dtype=dtype, device=device)
+    _attention("shift", run, chosen, _shift_line, "attn_shift.html; numbers: attn_shift.json, attn_shift.npz; maps: *_attn/")
 
 
 @analyze.command("attn-dispersion")
@@ -130,13 +125,31 @@ def attn_dispersion(
 
     asked = {"limit": limit, "conv_mode": conv_mode, "image_aspect_ratio": image_aspect_ratio}
     data = {"question_file": question_file, "image_folder": image_folder}
-    subject, settings, folder = _asked("attention", task, model, data, out_dir, asked, anyres, dtype=dtype, device=device)
+    chosen = _asked("attention", task, model, data, out_dir, asked, anyres, dtype=dtype, device=device)
+    _attention(
+        "dispersion",
+        run,
+        chosen,
+        _dispersion_line,
+        "attn_dispersion.html; numbers: attn_dispersion.json, attn_dispersion.npz; curves: CDF.png",
+    )
+
+
+def _attention(
+    what: str,
+    run: Callable[..., dict[str, Any]],
+    chosen: tuple[Any, Any, Path],
+    line: Callable[[dict[str, Any]], str],
+    files: str,
+) -> None:
+    """Analyse the attention that visual tokens get, and tell what came out."""
+    subject, settings, folder = chosen
     with resumable():
         result = run(subject, settings, folder)
-    print(f"Attention dispersion of {result['questions']} questions, {result['layers']} layers.")
+    print(f"Attention {what} of {result['questions']} questions, {result['layers']} layers.")
     for name, numbers in result["together"].items():
-        print(f"  {name}: {_dispersion_line(numbers)}")
-    print(f"To look at: {folder}/attn_dispersion.html; numbers: attn_dispersion.json, attn_dispersion.npz; curves: CDF.png")
+        print(f"  {name}: {line(numbers)}")
+    print(f"To look at: {folder}/{files}")
     report_failures(len(result["failures"]), result["failures"])
 
 

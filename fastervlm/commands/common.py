@@ -120,6 +120,12 @@ def number(text: str) -> int | float:
     raise UserError(f"--visual-token-num is {text!r}; give a count such as 58 or a fraction such as 0.1.")
 
 
+def check_method(method: str, kept: object) -> None:
+    """Refuse a method where nothing is pruned."""
+    if kept is None and method != "cls":
+        raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
+
+
 def names_of(text: str) -> list[str]:
     """Names as typed, separated by commas."""
     return [name.strip() for name in text.split(",")]

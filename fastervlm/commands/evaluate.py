@@ -26,6 +26,7 @@ from fastervlm.commands.common import (
     OptionalQuestionFile,
     TaskName,
     Workers,
+    check_method,
     engine_of,
     number,
     report_failures,
@@ -147,8 +148,7 @@ def _check(method: str, keep: int | float | None, overlay: Path | None) -> None:
     """Refuse, before the run, a method that prunes nothing, and a picture that could not be drawn or written after it."""
     from fastervlm.eval.answers import writable_folder
 
-    if keep is None and method != "cls":
-        raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
+    check_method(method, keep)
     if overlay is None:
         return
     if keep is None or overlay.suffix != ".png" or overlay.is_dir():

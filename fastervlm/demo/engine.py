@@ -19,7 +19,7 @@ from fastervlm.demo.answers import Ask, Figures, Reply
 from fastervlm.demo.attention import Attention, read_attention
 from fastervlm.demo.drawing import clip_layers, picture_layers
 from fastervlm.demo.uploads import sound_clip, sound_picture
-from fastervlm.eval.answerer import preparation, pruned
+from fastervlm.eval.answerer import GREEDY, preparation, pruned
 from fastervlm.eval.medium import Pictures
 from fastervlm.eval.settings import Medium, Settings
 from fastervlm.eval.subject import Subject
@@ -114,11 +114,7 @@ class Engine:
             inputs = self._inputs(ask, settings)
             output = self.model.generate(
                 **inputs,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                num_beams=1,
+                **GREEDY,
                 max_new_tokens=ask.max_new_tokens,
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 stopping_criteria=[clock, _Stop(stopped)],

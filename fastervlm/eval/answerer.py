@@ -15,6 +15,9 @@ from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.reporting.measure import FirstTokenClock
 
+# Arguments of `generate` by which the likeliest token comes next, whatever a checkpoint's generation config says.
+GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1}
+
 
 class Answerer:
     """One call answers one batch.
@@ -68,11 +71,7 @@ class Answerer:
         inputs = batch.inputs.to(self.device, self.model.dtype, non_blocking=True)
         ids = self.model.generate(
             **self._shared(inputs, batch.image_index),
-            do_sample=temperature is not None,
-            temperature=temperature,
-            top_p=None,
-            top_k=None,
-            num_beams=1,
+            **(GREEDY if temperature is None else GREEDY | {"do_sample": True, "temperature": temperature}),
             max_new_tokens=max_new_tokens,
             pad_token_id=self.processor.tokenizer.pad_token_id,
             stopping_criteria=[self.clock],
