@@ -61,7 +61,7 @@ def refuse_huge(height: int, width: int, most: int = MOST_PIXELS) -> None:
         raise Refused(f"has frames of {width} x {height} pixels, more than is safe to decode")
 
 
-def choose(timeline: Timeline, sampling: Sampling) -> list[int]:
+def choose_frames(timeline: Timeline, sampling: Sampling) -> list[int]:
     """The numbers of the frames to take, in order; `Refused` if there are none."""
     first, last = _range(timeline, sampling)
     if sampling.strategy == "fps":

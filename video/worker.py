@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from video.sampling import MOST_PIXELS, Limits, Refused, Sampling, choose, refuse_huge
+from video.sampling import MOST_PIXELS, Limits, Refused, Sampling, choose_frames, refuse_huge
 
 MOST_MEMORY = 4 << 30
 STARVED = f"takes more than the {MOST_MEMORY >> 30} GB of memory that reading a file may take"
@@ -89,7 +89,7 @@ def _decode(name: str, request: Request, send: Callable[..., None], replies: Bin
     reader = _reader(name)(request.path, lambda: send("beat"), only_keys)
     if request.limits:
         request.limits.refuse_long(reader.timeline.stop, len(reader.timeline.times))
-    numbers = choose(reader.timeline, request.sampling)
+    numbers = choose_frames(reader.timeline, request.sampling)
     send("start", numbers, [float(reader.timeline.times[number]) for number in numbers])
     shape = None
     for number in dict.fromkeys(numbers):

@@ -10,7 +10,7 @@ from encoders import UserError, UserTypeError
 from tests.support.clip_kinds import KINDS, check, decoded
 from tests.support.clips import frame_number, frame_numbers, numbered_frame, numbered_frames, write_clip, write_sound
 from video import sample_frames
-from video.sampling import Refused, Sampling, Timeline, choose, refuse_huge
+from video.sampling import Refused, Sampling, Timeline, choose_frames, refuse_huge
 
 FALLBACK = "PyAV read it instead"
 
@@ -69,13 +69,13 @@ def test_fps_follows_the_clock_where_the_rate_varies(clip):
 def test_keyframes_nearest_to_even_spacing():
     timeline = Timeline(np.arange(100) / 10, 10.0, np.array([0, 3, 6, 50, 90, 95]))
     sampling = Sampling(3, "keyframes", None, None)
-    assert choose(timeline, sampling) == [0, 50, 95]
-    assert choose(timeline, Sampling(5, "keyframes", None, None)) == [0, 6, 50, 90, 95]
-    assert choose(timeline, Sampling(5, "keyframes", 0.3, 5.0)) == [3, 6, 50]
+    assert choose_frames(timeline, sampling) == [0, 50, 95]
+    assert choose_frames(timeline, Sampling(5, "keyframes", None, None)) == [0, 6, 50, 90, 95]
+    assert choose_frames(timeline, Sampling(5, "keyframes", 0.3, 5.0)) == [3, 6, 50]
     crowded = Timeline(np.arange(100) / 10, 10.0, np.array([0, 1, 2, 3, 99]))
-    assert choose(crowded, Sampling(4, "keyframes", None, None)) == [0, 2, 3, 99]
+    assert choose_frames(crowded, Sampling(4, "keyframes", None, None)) == [0, 2, 3, 99]
     with pytest.raises(Refused, match="no keyframe"):
-        choose(timeline, Sampling(5, "keyframes", 1.0, 2.0))
+        choose_frames(timeline, Sampling(5, "keyframes", 1.0, 2.0))
 
 
 @pytest.mark.parametrize("size", [(49, 67), (16, 16), (64, 32), (33, 8), (2160, 3840)])
