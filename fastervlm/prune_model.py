@@ -49,12 +49,11 @@ def prune(
     the pruned length. Source: FasterVLM, arXiv 2412.01818.
 
     A method such as `FastV` prunes inside the language model: all visual tokens get there, the worse ones leave before one of
-    its layers. Sequences, logits and hidden states keep their length (of dropped tokens they mean nothing), and the KV cache
-    shrinks in the layers behind. Both kinds can be stacked, and several of the second kind at different layers.
+    its layers. Sequences, logits and hidden states keep their length, and the KV cache shrinks in the layers behind. Both kinds
+    can be stacked, and several of the second kind at different layers.
 
-    Several prompts about one picture or clip need it encoded once only: pass it once, and `image_index=[0, 0, 1]` or
-    `video_index` beside it to say which one each <image> or <video> of the prompts shows. Clips may have any number of frames;
-    a few at a time go through the tower (whole clips if it attends over time), twice if they are many and keep unequal numbers.
+    Several prompts about one picture or clip need it once: `image_index=[0, 0, 1]` or `video_index` beside it says which one
+    each <image> or <video> of the prompts shows.
 
     Args:
         model: a `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or `VideoLlavaForConditionalGeneration`.
@@ -65,11 +64,11 @@ def prune(
         anyres: how pictures cut into crops are laid out. "native" is the model's own way: patches that un-padding removes never
             compete, so that a crop that is mostly padding keeps what it has. "paper" is the reference implementation's,
             (1 + crops) * K tokens, padding and all; it needs the processor of `fastervlm.load(..., anyres="paper")`.
-        newline: which newline tokens stay: "kept" all but those of rows that lost every patch they had, "all" or "none". It
-            and `anyres` do not matter to models with one crop, nor with `budget` and `positions` inside the language model.
+        newline: which newline tokens stay: "kept" (all but those of rows that lost every patch), "all" or "none". It and
+            `anyres` do not matter to models with one crop, nor with `budget` and `positions` inside the language model.
         budget: "crop", or "frame" of clips, gives each its own tokens; "image", or "clip", shares their sum by score.
         keep_cls: [CLS] of each frame stays too, in front of its patches and beside their budget, as in transformers.
-        images: prune pictures beside clips too; the reference implementation does not.
+        images: prune pictures beside clips too; the reference does not.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
         encoder_keep: let patches leave inside the tower already, an approximation; only where `EncoderSchedule` says.
 

@@ -99,8 +99,8 @@ def video_qa(
         files["answers_file"] = answers_file or default_answers(files["question_file"], model, method, visual_token_num)
     else:
         model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file], engine, limit)
-    keep = None if visual_token_num is None else number(visual_token_num)
-    pruning: dict[str, Any] = {"keep": keep, "method": seeded(method, seed)}
+    kept = None if visual_token_num is None else number(visual_token_num)
+    pruning: dict[str, Any] = {"keep": kept, "method": seeded(method, seed)}
     asking = {"conv_mode": conv_mode, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     settings = Settings(
         VIDEO_QA,
@@ -109,12 +109,10 @@ def video_qa(
         medium=Videos(num_frames, strategy, start, end, keep_cls, budget),
         **(files | pruning | asking),
     )
-    answering = engine_of(engine, workers, address)
-    subject = Subject(model, dtype, device)
-    if question is None:
-        answer_all(subject, settings, answering, sheet)
-    else:
-        answer_one(subject, settings, question, sheet)
+    answering, subject = engine_of(engine, workers, address), Subject(model, dtype, device)
+    if question is not None:
+        return answer_one(subject, settings, question, sheet)
+    return answer_all(subject, settings, answering, sheet)
 
 
 def benchmark(model: str | None, data: dict[str, Path | None]) -> tuple[str, dict[str, Any]]:

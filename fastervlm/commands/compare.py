@@ -25,6 +25,7 @@ from fastervlm.commands.common import (
     OptionalQuestionFile,
     budgets_of,
     model_and_data,
+    names_of,
     report_failures,
     resumable,
 )
@@ -88,11 +89,10 @@ def compare(
         image_aspect_ratio=image_aspect_ratio,
         **data,
     )
-    names = [name.strip() for name in methods.split(",")]
     pruned_at = [] if layers is None else [_layer(text) for text in layers.split(",")]
-    choice = {"budgets": budgets_of(visual_token_num), "methods": names, "layers": pruned_at, "seeds": seeds, "blind": blind}
+    choice = {"budgets": budgets_of(visual_token_num), "methods": names_of(methods), "seeds": seeds, "blind": blind}
     with resumable():
-        comparison = run(subject, settings, out_dir=folder, **choice)
+        comparison = run(subject, settings, out_dir=folder, layers=pruned_at, **choice)
     show(comparison, folder)
 
 

@@ -84,11 +84,10 @@ def evaluate(
     from fastervlm.eval.subject import Subject
     from fastervlm.families.llava_next.settings import Anyres
 
-    benchmark = get_task(task)
     settings = Settings(
-        task=benchmark,
+        task=get_task(task),
         medium=Pictures(),
-        **_files(benchmark, data, question_file, image_folder, annotation_file),
+        **_files(get_task(task), data, question_file, image_folder, annotation_file),
         answers_file=answers_file,
         keep=None if visual_token_num is None else number(visual_token_num),
         method=seeded(method, seed),
@@ -100,11 +99,10 @@ def evaluate(
         image_aspect_ratio=image_aspect_ratio,
         seed=seed,
     )
-    answering = engine_of(engine, workers, address)
     _check(method, settings.keep, overlay)
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     with resumable():
-        protocol, score = run(subject, settings, answering)
+        protocol, score = run(subject, settings, engine_of(engine, workers, address))
     _tell(subject, settings, protocol, score, overlay)
 
 

@@ -25,7 +25,8 @@ from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.choice import asked, check_questions, choose, counts_for, keep_all
 from fastervlm.selection.schedule import refuse_schedule
 
-# Frames that go through the tower at a time; of the others only what is kept of them takes memory.
+# Frames that go through the tower at a time, twice where there are more and they keep unequal numbers; of the others only what
+# is kept takes memory. A tower that attends over time gets whole clips.
 CHUNK = 32
 
 
