@@ -18,7 +18,9 @@ from fastervlm.families.base import Encoded, Family
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.families.registry import family_of
 from fastervlm.generation import run
+from fastervlm.generation.draft import get_candidate_generator
 from fastervlm.generation.host import HOST, Host
+from fastervlm.generation.whole_prompt import get_logits_processor, get_stopping_criteria
 from fastervlm.handle import Handle
 from fastervlm.inllm import InLLM
 from fastervlm.inllm.handle import InLLMHandle
@@ -27,6 +29,15 @@ from fastervlm.methods.lookup import get_method
 from fastervlm.selection.budget import Budget
 from fastervlm.selection.method import traits
 from fastervlm.selection.schedule import EncoderSchedule, refuse_schedule
+
+# What stands in the place of the model's own methods, by their names.
+MOUNTED: dict[str, Callable[[Host, dict[str, Any]], Any]] = {
+    "generate": run.generate,
+    "forward": run.forward,
+    "_get_logits_processor": get_logits_processor,
+    "_get_stopping_criteria": get_stopping_criteria,
+    "_get_candidate_generator": get_candidate_generator,
+}
 
 
 def prune(
@@ -102,15 +113,15 @@ class PruneHandle(Handle):
     """
 
     def __init__(self, model: nn.Module, family: Family, pruning: Pruning) -> None:
-        own = {name: model.__dict__.get(name) for name in ("generate", "forward")}
+        own = {name: model.__dict__.get(name) for name in MOUNTED}
         self.host = Host(model, family, pruning, own, family.encode)
         self.model: Any = model
         self.pruning = pruning
         self.budget = pruning.budget
         self.method = pruning.method
         model.__dict__[HOST] = self.host
-        model.__dict__["generate"] = _bound(model, "generate", run.generate)
-        model.__dict__["forward"] = _bound(model, "forward", run.forward)
+        for name, function in MOUNTED.items():
+            model.__dict__[name] = _bound(model, name, function)
 
     @property
     def trace(self) -> list[Any]:  # type: ignore[override]

@@ -105,7 +105,7 @@ def own_cost(model: Any, keep: int, repeats: int) -> dict[str, Spread]:
         handle.host.encode = lambda *_: encoded  # type: ignore[union-attr]
 
         def splice() -> None:
-            cut, _ = shorten(handle.host, prompt | {"pixel_values": pixels}, by_mask=True)  # type: ignore[arg-type]
+            cut, _ = shorten(handle.host, handle.pruning, prompt | {"pixel_values": pixels}, by_mask=True)  # type: ignore[arg-type]
             cut.restore(cut.short_ids)
 
         def select() -> None:

@@ -19,8 +19,10 @@ from fastervlm.generation.history import continue_prompt, continue_step, growing
 from fastervlm.generation.host import Host
 from fastervlm.generation.inputs import Call, pad_id, pictures_in, placeholders, refuse_lonely_placeholders, setting
 from fastervlm.generation.kv_cache import CACHE, cache_in
+from fastervlm.generation.running import Running, current, running
 from fastervlm.generation.shorten import shorten
 from fastervlm.generation.splice import Splice
+from fastervlm.generation.whole_prompt import Streamer
 
 _BEAMS = (
     "A KV cache that beam search left holds the beams in another order than the answers; "
@@ -30,24 +32,29 @@ _BEAMS = (
 
 @torch.no_grad()
 def generate(host: Host, call: Call) -> Any:
-    """`model.generate(**call)` with pruned pictures; what it returns begins with the unpruned prompt."""
+    """`model.generate(**call)` with pruned pictures; what it returns begins with the unpruned prompt.
+
+    `keep`, if the call has one, is the budget of this call alone.
+    """
     if call.get("inputs") is not None:
         call["input_ids"] = call.pop("inputs")
+    given = dict(call)
+    pruning = host.pruning.of_call(call)
     past, check = cache_in(call), None
     history = known(past)
     if history is not None:
         splice = continue_prompt(host.model, call, history)
     elif pictures_in(call):
-        splice, check = shorten(host, call, by_mask=True)
+        splice, check = shorten(host, pruning, call, by_mask=True)
         _refuse_gap_at_the_end(splice)
     else:
-        refuse_lonely_placeholders(host.model, call.get("input_ids"))
-        return host.original("generate")(**call)
+        return _as_given(host, call)
     _shift_lengths(host.model, call, splice)
     if call.get("streamer") is not None:
-        call["streamer"] = _WholePrompt(call["streamer"], splice)
+        call["streamer"] = Streamer(call["streamer"], splice)
     seen = _BEAMS if (setting(host.model, call, "num_beams") or 1) > 1 else history or splice
-    with growing(past, seen), _explained(check):
+    features = call.get("mm_encoder_outputs")
+    with growing(past, seen), _explained(check), running(Running(host, given, splice, features)):
         output = host.original("generate")(**call)
     if isinstance(output, Tensor):
         return splice.restore(output)
@@ -59,16 +66,15 @@ def generate(host: Host, call: Call) -> Any:
 
 def forward(host: Host, call: Call) -> Any:
     """`model(**call)` with pruned pictures; logits have the pruned length, and labels are cut alike."""
+    pruning = host.pruning.of_call(call)
     past = cache_in(call)
     splice, check = known(past), None
     if splice is not None:
         continue_step(host.model, call, splice)
     elif pictures_in(call):
-        splice, check = shorten(host, call, by_mask=False)
-    elif call.get("mm_encoder_outputs"):
+        splice, check = shorten(host, pruning, call, by_mask=False)
+    else:
         _prepare_inner(host, call)
-    elif past is None or past.get_seq_length() == 0:
-        refuse_lonely_placeholders(host.model, call.get("input_ids"))
     with growing(past, splice), _explained(check):
         output = host.original("forward")(**call)
     if past is None and splice is not None:
@@ -89,11 +95,40 @@ def _explained(check: Callable[[], None] | None) -> Iterator[None]:
         raise
 
 
+def _as_given(host: Host, call: Call) -> Any:
+    """`generate` where nothing is to be pruned: text alone, or features that the caller encoded, one for each placeholder."""
+    features = call.get("mm_encoder_outputs")
+    if not features:
+        refuse_lonely_placeholders(host.model, call.get("input_ids"))
+    with running(Running(host, call, None, features)):
+        return host.original("generate")(**call)
+
+
 def _prepare_inner(host: Host, call: Call) -> None:
-    """Prepare a `forward` that the model's own `generate` calls with the features it was given."""
-    _blank_guessed_placeholders(host.model, call)
-    if host.pruning.positions == "original" and cache_in(call) is None and call.get("attention_mask") is None:
-        call["attention_mask"] = torch.ones_like(call["input_ids"])  # see shorten
+    """Prepare a `forward` without pixels: a step of the model's own `generate`, or text, or features of the caller's."""
+    past = cache_in(call)
+    if not call.get("mm_encoder_outputs") and not torch.compiler.is_compiling():  # there, values are not read: one graph a step
+        _lend_features(host, call)
+    if call.get("mm_encoder_outputs"):
+        _blank_guessed_placeholders(host.model, call)
+        if host.pruning.positions == "original" and past is None and call.get("attention_mask") is None:
+            call["attention_mask"] = torch.ones_like(call["input_ids"])  # see shorten
+
+
+def _lend_features(host: Host, call: Call) -> None:
+    """The features of a draft's pictures, which the stock loop does not hand on to it; other placeholders are refused."""
+    past, now = cache_in(call), current(host)
+    if past is not None and hasattr(past, "get_seq_length") and past.get_seq_length() > 0:
+        return
+    if now is not None and now.features is not None and _drafts(now):
+        call["mm_encoder_outputs"] = now.features
+    else:
+        refuse_lonely_placeholders(host.model, call.get("input_ids"))
+
+
+def _drafts(now: Running) -> bool:
+    """Whether this call of `generate` drafts for another model."""
+    return bool(getattr(now.given.get("generation_config"), "is_assistant", False))
 
 
 def _refuse_gap_at_the_end(splice: Splice) -> None:
@@ -130,19 +165,3 @@ def _shift_lengths(model: Any, call: Call, splice: Splice) -> None:
         call["max_length"] = longest - splice.removed
     if shortest and setting(model, call, "min_new_tokens") is None:
         call["min_length"] = max(0, shortest - splice.removed)
-
-
-class _WholePrompt:
-    """A streamer that is shown the unpruned prompt first, as without pruning."""
-
-    def __init__(self, streamer: Any, splice: Splice) -> None:
-        self.streamer, self.splice, self.first = streamer, splice, True
-
-    def put(self, value: Tensor) -> None:
-        """Pass tokens on; the first that come are the prompt."""
-        self.streamer.put(self.splice.for_rows(len(value)).ids.cpu() if self.first else value)
-        self.first = False
-
-    def end(self) -> None:
-        """Pass the end on."""
-        self.streamer.end()

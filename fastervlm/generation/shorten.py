@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoders import UserError
 from fastervlm.families.base import Encoded
+from fastervlm.families.pruning import Pruning
 from fastervlm.generation.host import Host
 from fastervlm.generation.inputs import (
     NOUNS,
@@ -34,7 +35,7 @@ from fastervlm.generation.splice import Splice, padded_right
 from fastervlm.selection.kept import waits
 
 
-def shorten(host: Host, call: Call, *, by_mask: bool) -> tuple[Splice, Callable[[], None]]:
+def shorten(host: Host, pruning: Pruning, call: Call, *, by_mask: bool) -> tuple[Splice, Callable[[], None]]:
     """Encode the pictures of `call`, and put the pruned prompt and the kept features in their place.
 
     On a device the prompts are read once, before the tower starts, and nothing waits after that where each picture keeps a
@@ -58,13 +59,13 @@ def shorten(host: Host, call: Call, *, by_mask: bool) -> tuple[Splice, Callable[
     if not unread:
         refuse_lonely_placeholders(host.model, seen, kinds)
     numbers = _numbers(call, mask, by_mask=by_mask)
-    encoded = _encoded(host, call)
+    encoded = _encoded(host, pruning, call)
     needs = {kind: [len(keep) for keep in found.keep] for kind, found in encoded.items()}
-    check = partial(check_placeholders, host.model, seen, needs, host.family.loaded(host.pruning))
+    check = partial(check_placeholders, host.model, seen, needs, host.family.loaded(pruning))
     if not unread:
         check()
     keep, lengths = _columns_to_keep(host.model, ids, encoded), _lengths(host.model, seen, encoded)
-    compact, length = host.pruning.positions == "compact", None if lengths is None else max(lengths)
+    compact, length = pruning.positions == "compact", None if lengths is None else max(lengths)
     splice = Splice.of(ids, mask, keep, numbers, right=right, length=length, pad=pad_id(host.model), compact=compact)
     for name in host.family.inputs:
         call.pop(name, None)
@@ -81,11 +82,11 @@ def shorten(host: Host, call: Call, *, by_mask: bool) -> tuple[Splice, Callable[
     return splice, check
 
 
-def _encoded(host: Host, call: Call) -> dict[str, Encoded]:
+def _encoded(host: Host, pruning: Pruning, call: Call) -> dict[str, Encoded]:
     """What is shown at each run of placeholders, by their kind."""
     return {
         kind: found if call.get(f"{kind}_index") is None else found.shown(call[f"{kind}_index"], kind)
-        for kind, found in host.encode(host.model, host.pruning, call).items()
+        for kind, found in host.encode(host.model, pruning, call).items()
     }
 
 

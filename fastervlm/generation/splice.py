@@ -129,15 +129,18 @@ class Splice:
 
     def for_rows(self, rows: int) -> Splice:
         """The same for a batch of `rows` rows that came from this one."""
-        if rows == len(self.ids):
-            return self
+        self.check_rows(rows)
+        return self if rows == len(self.ids) else self.repeat(rows // len(self.ids))
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse a number of rows that cannot have come from this batch."""
         if rows < len(self.ids) or rows % len(self.ids):
             raise UserError(f"This KV cache was made for {len(self.ids)} rows and cannot continue with {rows}.")
-        return self.repeat(rows // len(self.ids))
 
     def restore(self, sequences: Tensor) -> Tensor:
         """Generated sequences (R * n, L + new) with the unpruned prompt in front, (R * n, T + new)."""
-        prompt = self.for_rows(len(sequences)).ids.to(sequences.device)
+        self.check_rows(len(sequences))
+        prompt = self.ids.repeat_interleave(len(sequences) // len(self.ids), dim=0).to(sequences.device)
         return torch.cat((prompt, sequences[:, self.kept :]), dim=1)
 
     def grow(self, more: int, mask: Tensor | None = None) -> Splice:
