@@ -49,12 +49,23 @@ class TowerEncoder(ABC):
         }
         if self.score == "cls":
             block = self._feature_block(deepest - 1, states[deepest - 1], extra)
-            parts[deepest] = block.finish
+            parts[deepest] = partial(self._finish, block, deepest - 1, states[deepest - 1], extra)
             attention, keys = block.cls_attention(), block.keys
         else:
             attention, keys = self._probe_attention(states[len(self.blocks)]), None
         finish = partial(_join, [parts[depth] for depth in self.depths])
         return ScoredPatches(attention, (rows, columns), image_key(self._pictures(pixel_values)), finish, keys)
+
+    def _finish(
+        self, half: HalfBlock, block: int, hidden: Tensor, extra: Any, index: Tensor | None, cls: bool = False
+    ) -> Tensor:
+        """The rest of a block, numbered from 0, for the patches at an index (B, K); for all of them the stock block itself.
+
+        So features of all patches have its rounding whatever its attention is: eager, flash, a kernel of the user's.
+        """
+        if index is not None and index.shape[1] < hidden.shape[1] - self.prefix:
+            return half.finish(index, cls)
+        return token_rows(self._run(self.blocks[block], hidden, self._extra(extra, block)), self.prefix, index, cls)
 
     def thinned(self, pixel_values: Tensor, stay: Callable[[int], Mapping[int, int]]) -> ScoredPatches:
         """Score the patches of pixel_values (B, 3, H, W) that survive until the feature block, some of them leaving on the way.

@@ -33,6 +33,7 @@ from fastervlm.selection.schedule import EncoderSchedule, refuse_schedule
 # What stands in the place of the model's own methods, by their names.
 MOUNTED: dict[str, Callable[[Host, dict[str, Any]], Any]] = {
     "generate": run.generate,
+    "generate_batch": run.generate_batch,
     "forward": run.forward,
     "_get_logits_processor": get_logits_processor,
     "_get_stopping_criteria": get_stopping_criteria,
@@ -172,6 +173,7 @@ def _encode_compiled(
     from torch._dynamo.exc import FailOnRecompileLimitHit  # seconds to import, needless to who compiles nothing
 
     family.check_questions(call)
+    family.check_compiled(pruning)  # a call may bring a budget of its own
     shown = {name: value for name, value in call.items() if name != "questions"}
     try:
         return compiled(model, pruning, shown)

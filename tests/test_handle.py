@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import itertools
+import pickle
 import threading
 
 import pytest
@@ -9,9 +11,9 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 import fastervlm
-from fastervlm import UserError
+from fastervlm import Mass, UserError
 from tests.support import plain, tiny
-from tests.support.checks import close
+from tests.support.checks import close, one_sentence
 from tests.support.plain import PROMPTS, Plain
 
 N = tiny.PATCHES
@@ -119,6 +121,21 @@ def test_a_deep_copy_is_a_model_of_its_own(model):
     assert torch.equal(twin(**batch).logits, other)
 
 
+@pytest.mark.parametrize("method", ["cls", fastervlm.FastV(layer=1)], ids=str)
+def test_a_pickle_of_a_pruned_model_is_refused(model, method, tmp_path):
+    """It would come back unpruned, or half so."""
+    handle = fastervlm.prune(model, 5, method=method)
+    for save in (pickle.dumps, lambda x: torch.save(x, tmp_path / "model.pt"), lambda x: pickle.dumps(handle)):
+        with pytest.raises(UserError, match="cannot be pickled") as caught:
+            save(model)
+        one_sentence(caught.value)
+    handle.remove()
+    again = pickle.loads(pickle.dumps(model))
+    batch = plain.inputs(PROMPTS["one"])
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
 @torch.no_grad()
 def test_saved_while_pruned_it_is_the_stock_checkpoint(model, tmp_path):
     model.save_pretrained(tmp_path / "before")
@@ -141,6 +158,8 @@ def test_eight_threads_at_once(model, what):
         with torch.no_grad():
             return model(**batch).logits if what == "forward" else model.generate(**batch, max_new_tokens=4, do_sample=False)
 
+    budgets = [{"keep": keep} for keep in (1, 3, 0.5, 16, Mass(0.7), None)]  # and five, where the call brings none
+    batches = [batch | budget for batch, budget in zip(batches, itertools.cycle(budgets), strict=False)]
     with fastervlm.prune(model, 5):
         alone, found = [run(batch) for batch in batches], {}
         start = threading.Barrier(len(batches))

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import fastervlm
 from fastervlm import KeptTokens, RandomTokens, TokenBudget, UserError, UserTypeError
+from fastervlm.selection.method import Traits
 from tests.support import plain, tiny
 from tests.support.checks import one_sentence
 
@@ -97,14 +98,27 @@ def test_a_method_that_does_not_do_its_part(method, sentence):
     one_sentence(caught.value)
 
 
-def test_a_method_may_keep_more_or_less_than_asked():
+class Keeps:
+    """A method that keeps a number of its own, whatever it is asked for."""
+
+    def __init__(self, count, **told):
+        self.count, self.traits = count, Traits(**told)
+
+    def __call__(self, patches, k):
+        return KeptTokens.top(patches.scores, self.count)
+
+
+@pytest.mark.parametrize("kept", [1, 7, 16])
+def test_a_method_keeps_what_it_is_asked_for_unless_it_says_otherwise(kept):
     """Then each picture has as many tokens as were kept."""
     batch = plain.inputs(["<image> or <image>?"])
-    for kept in (1, 7, 16):
-        with fastervlm.prune(
-            tiny.llava(), 3, method=lambda patches, k, kept=kept: KeptTokens.top(patches.scores, kept)
-        ) as handle:
-            assert handle.model(**batch).logits.shape[1] == batch["input_ids"].shape[1] - 2 * (16 - kept)
+    for told in ({}, {"ordered": True}):
+        with fastervlm.prune(tiny.llava(), 3, method=Keeps(kept, **told)) as handle:
+            with pytest.raises(UserError, match=f"asked for 3 tokens returned {kept}") as caught:
+                handle.model(**batch)
+            one_sentence(caught.value)
+    with fastervlm.prune(tiny.llava(), 3, method=Keeps(kept, other_counts=True)) as handle:
+        assert handle.model(**batch).logits.shape[1] == batch["input_ids"].shape[1] - 2 * (16 - kept)
 
 
 def test_every_user_error_is_a_value_error_and_a_wrong_kind_a_type_error():

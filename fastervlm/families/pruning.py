@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from encoders import UserError
@@ -67,8 +67,3 @@ class Pruning:
     settings: Any = None
     positions: Literal["compact", "original"] = "compact"
     encoder_keep: EncoderSchedule | None = None
-
-    def of_call(self, call: dict[str, Any]) -> Pruning:
-        """The same for a call that may bring a budget of its own as `keep`, which is taken out of it."""
-        keep = call.pop("keep", None)
-        return self if keep is None else replace(self, budget=Budget.of(keep))

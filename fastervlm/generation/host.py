@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
 
+from encoders import UserError
 from fastervlm.families.base import Encoded, Family
 from fastervlm.families.pruning import Pruning
+from fastervlm.selection.budget import Budget
 
 # Where a pruned model keeps its host, so that a deep copy has one of its own.
 HOST = "_fastervlm_host"
 
 
+class Mounted:
+    """What stands on a pruned model. A deep copy of the model takes a copy along; a pickle, which would lose it, is refused."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = memo[id(self)] = object.__new__(type(self))
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UserError(
+            "A pruned model cannot be pickled or saved as a whole; call handle.remove() first, or save its weights by "
+            "save_pretrained or state_dict, and prune what is loaded from them."
+        )
+
+
 @dataclass(eq=False)
-class Host:
+class Host(Mounted):
     """A model that is pruned in front of its language model.
 
     Attributes:
@@ -23,6 +41,7 @@ class Host:
         pruning: how it is pruned.
         own: what stood on the instance in the place of `generate` and `forward`; None where nothing did.
         encode: `family.encode`, or a compiled one.
+        told: what its user was warned of already.
         trace: what the last call with pictures kept, a trace for each of them in the order of the prompts.
     """
 
@@ -32,6 +51,16 @@ class Host:
     own: dict[str, Any]
     encode: Callable[[Any, Pruning, Mapping[str, Any]], dict[str, Encoded]]
     trace: list[Any] = field(default_factory=list)
+    told: set[Any] = field(default_factory=set)
+
+    def pruning_of(self, call: dict[str, Any]) -> Pruning:
+        """How one call is pruned: it may bring a budget of its own as `keep`, which is taken out of it."""
+        keep = call.pop("keep", None)
+        if keep is None:
+            return self.pruning
+        pruning = replace(self.pruning, budget=Budget.of(keep))
+        self.family.check(self.model, pruning)
+        return pruning
 
     def original(self, name: str) -> Callable[..., Any]:
         """The model's own method of that name."""

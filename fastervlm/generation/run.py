@@ -17,13 +17,15 @@ from transformers import Cache
 from encoders import UserError
 from fastervlm.generation.history import continue_prompt, continue_step, growing, known, seal
 from fastervlm.generation.host import Host
-from fastervlm.generation.inputs import Call, pad_id, pictures_in, placeholders, refuse_lonely_placeholders, setting
+from fastervlm.generation.inputs import Call, pad_id, pictures_in, placeholders, refuse_lonely_placeholders, setting, visual
 from fastervlm.generation.kv_cache import CACHE, cache_in
 from fastervlm.generation.running import Running, current, running
-from fastervlm.generation.shorten import shorten
+from fastervlm.generation.shorten import shorten, tell_of_context
 from fastervlm.generation.splice import Splice
 from fastervlm.generation.whole_prompt import Streamer
 
+# How `forward` is told of columns of the prompt beside a value for each, and what cuts it.
+_COLUMNS = {"attention_mask": "take_square", "logits_to_keep": "take_columns"}
 _BEAMS = (
     "A KV cache that beam search left holds the beams in another order than the answers; "
     "pass the whole history with its pictures, without the KV cache."
@@ -39,7 +41,7 @@ def generate(host: Host, call: Call) -> Any:
     if call.get("inputs") is not None:
         call["input_ids"] = call.pop("inputs")
     given = dict(call)
-    pruning = host.pruning.of_call(call)
+    pruning = host.pruning_of(call)
     past, check = cache_in(call), None
     history = known(past)
     if history is not None:
@@ -49,6 +51,7 @@ def generate(host: Host, call: Call) -> Any:
         _refuse_gap_at_the_end(splice)
     else:
         return _as_given(host, call)
+    tell_of_context(host, splice)
     _shift_lengths(host.model, call, splice)
     if call.get("streamer") is not None:
         call["streamer"] = Streamer(call["streamer"], splice)
@@ -56,6 +59,8 @@ def generate(host: Host, call: Call) -> Any:
     features = call.get("mm_encoder_outputs")
     with growing(past, seen), _explained(check), running(Running(host, given, splice, features)):
         output = host.original("generate")(**call)
+    if check is not None:
+        check()  # what could not be looked at before without waiting for a device
     if isinstance(output, Tensor):
         return splice.restore(output)
     if past is None and isinstance(output.get(CACHE), Cache):
@@ -64,15 +69,29 @@ def generate(host: Host, call: Call) -> Any:
     return output
 
 
+def generate_batch(host: Host, call: Call) -> Any:
+    """`model.generate_batch(**call)`, continuous batching of transformers, which shows the model no pictures."""
+    for place, ids in enumerate(call.get("inputs") or ()):
+        if bool(visual(host.model, torch.as_tensor(ids)).any()):
+            raise UserError(
+                f"Prompt {place + 1} of {len(call['inputs'])} holds placeholders, but generate_batch takes no pictures; ask "
+                "about pictures with generate, in batches of prompts."
+            )
+    return host.original("generate_batch")(**call)
+
+
 def forward(host: Host, call: Call) -> Any:
     """`model(**call)` with pruned pictures; logits have the pruned length, and labels are cut alike."""
-    pruning = host.pruning.of_call(call)
+    pruning = host.pruning_of(call)
     past = cache_in(call)
     splice, check = known(past), None
     if splice is not None:
         continue_step(host.model, call, splice)
     elif pictures_in(call):
+        columns = _of_columns(call)
         splice, check = shorten(host, pruning, call, by_mask=False)
+        tell_of_context(host, splice)
+        call |= {name: getattr(splice, _COLUMNS[name])(given) for name, given in columns.items()}
     else:
         _prepare_inner(host, call)
     with growing(past, splice), _explained(check):
@@ -82,6 +101,18 @@ def forward(host: Host, call: Call) -> Any:
             if isinstance(part, Cache):
                 seal(part, splice)
     return output
+
+
+def _of_columns(call: Call) -> dict[str, Tensor]:
+    """What a call says of columns of the prompt in another form than a value for each, taken out of it."""
+    mask, logits = call.get("attention_mask"), call.get("logits_to_keep")
+    ids = call.get("input_ids")
+    found = {}
+    if isinstance(mask, Tensor) and ids is not None and mask.dim() == 4 and mask.shape[-2:] == (ids.shape[1],) * 2:
+        found["attention_mask"] = call.pop("attention_mask")
+    if isinstance(logits, Tensor) and logits.dim() == 1:
+        found["logits_to_keep"] = call.pop("logits_to_keep")
+    return found
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
@@ -32,6 +33,7 @@ from fastervlm.generation.inputs import (
 )
 from fastervlm.generation.kv_cache import cache_in
 from fastervlm.generation.splice import Splice, padded_right
+from fastervlm.selection.choice import not_finite
 from fastervlm.selection.kept import waits
 
 
@@ -44,7 +46,8 @@ def shorten(host: Host, pruning: Pruning, call: Call, *, by_mask: bool) -> tuple
     caller's own position ids are read, and positions="original" has `generate` read the last column.
 
     Returns:
-        What stays of the prompts, and a check that raises a UserError if their placeholders do not fit the pictures.
+        What stays of the prompts, and a check, which waits for a device, that raises a UserError if their placeholders do not
+        fit the pictures or what was made of these is not finite.
     """
     if cache_in(call) is not None and cache_in(call).get_seq_length() > 0:
         refuse_new_pictures()
@@ -61,9 +64,9 @@ def shorten(host: Host, pruning: Pruning, call: Call, *, by_mask: bool) -> tuple
     numbers = _numbers(call, mask, by_mask=by_mask)
     encoded = _encoded(host, pruning, call)
     needs = {kind: [len(keep) for keep in found.keep] for kind, found in encoded.items()}
-    check = partial(check_placeholders, host.model, seen, needs, host.family.loaded(pruning))
+    check = partial(_check, host, pruning, seen, encoded)
     if not unread:
-        check()
+        check_placeholders(host.model, seen, needs, host.family.loaded(pruning))
     keep, lengths = _columns_to_keep(host.model, ids, encoded), _lengths(host.model, seen, encoded)
     compact, length = pruning.positions == "compact", None if lengths is None else max(lengths)
     splice = Splice.of(ids, mask, keep, numbers, right=right, length=length, pad=pad_id(host.model), compact=compact)
@@ -99,6 +102,34 @@ def _numbers(call: Call, mask: Tensor | None, *, by_mask: bool) -> Tensor:
     given = given.expand_as(ids)
     check_rising(given, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
     return given
+
+
+def _check(host: Host, pruning: Pruning, ids: Tensor, encoded: dict[str, Encoded]) -> None:
+    """Refuse prompts (R, T) that do not fit the pictures, and pictures of which the tower made no numbers."""
+    needs = {kind: [len(keep) for keep in found.keep] for kind, found in encoded.items()}
+    check_placeholders(host.model, ids, needs, host.family.loaded(pruning))
+    for kind, found in encoded.items():
+        for place, features in enumerate(found.features):
+            if not bool(features.isfinite().all()):
+                raise UserError(not_finite(NOUNS[kind], place, len(found.features)))
+
+
+def tell_of_context(host: Host, splice: Splice) -> None:
+    """Warn, once each, of prompts longer than the model was made for, and of those that fit because they were pruned."""
+    context = getattr(host.model.config.get_text_config(), "max_position_embeddings", None)
+    whole = splice.ids.shape[1]
+    if context is None or whole <= context:
+        return
+    fits = splice.compact and splice.kept <= context
+    if fits not in host.told:
+        host.told.add(fits)
+        warnings.warn(
+            f"This prompt of {whole} tokens fits into the model's context of {context} because pruning leaves {splice.kept}."
+            if fits
+            else f"This prompt has {whole} tokens, {splice.kept} of them after pruning, but the model's context is {context}; "
+            "answers may be poor, so keep fewer tokens, shorten the prompt, or number compactly (positions='compact').",
+            stacklevel=4,
+        )
 
 
 def check_placeholders(model: Any, ids: Tensor, needs: dict[str, list[int]], loaded: str) -> None:

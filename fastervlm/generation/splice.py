@@ -112,6 +112,33 @@ class Splice:
         nobody = self.filler | F.pad(self.filler[:, 1:], (0, 1))
         return labels.gather(1, ahead.to(labels.device)).masked_fill(nobody.to(labels.device), -100)
 
+    def take_square(self, mask: Tensor) -> Tensor:
+        """A mask (R or 1, H, T, T) of who sees whom, bool or added to logits, as (R, H, L, L); nobody sees what fills up."""
+        device, length = mask.device, self.kept
+        order, filler, rows = self.order.to(device), self.filler.to(device), torch.arange(len(self.ids), device=device)
+        mask = mask.expand(len(self.ids), -1, -1, -1)
+        taken = mask[rows[:, None, None], :, order[:, :, None], order[:, None]].permute(0, 3, 1, 2)
+        no, yes = (False, True) if mask.dtype == torch.bool else (torch.finfo(mask.dtype).min, 0.0)
+        itself = torch.eye(length, dtype=torch.bool, device=device)  # a row that sees nothing has no softmax
+        taken = taken.masked_fill(filler[:, None, None] & ~itself, no)
+        return taken.masked_fill(filler[:, None, None] & itself, yes)
+
+    def take_columns(self, columns: Tensor) -> Tensor:
+        """Where columns (n,) of the unpruned prompt, by number or as a bool mask (T,), stand in the pruned one, (n,).
+
+        Raises:
+            UserError: one was dropped, or stands at unequal places of the rows.
+        """
+        columns = columns.nonzero().flatten() if columns.dtype == torch.bool else columns % self.ids.shape[1]
+        found = (self.order[:, None] == columns.to(self.order.device)[:, None]) & ~self.filler[:, None]
+        places = found.long().argmax(dim=2)
+        if not bool(found.any(dim=2).all()) or not bool((places == places[:1]).all()):
+            raise UserError(
+                "logits_to_keep names columns that were dropped, or that stand at other places in other rows; name columns of "
+                "text in one prompt, or give a number."
+            )
+        return places[0].to(columns.device)
+
     @property
     def short_ids(self) -> Tensor:
         """(R, L) the pruned prompt."""

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from encoders import UserError, UserTypeError
 from fastervlm.families.registry import family_of
+from fastervlm.generation.host import Mounted
 from fastervlm.generation.inputs import visual
 from fastervlm.generation.kv_cache import cache_in
 from fastervlm.handle import Handle
@@ -72,7 +73,7 @@ class InLLMHandle(Handle):
             del self.model.__dict__[_HOOKS]
 
 
-class _Hooks:
+class _Hooks(Mounted):
     """The hooks on one model that all its handles share, and the handles by layer."""
 
     def __init__(self, model: Any) -> None:

@@ -101,8 +101,12 @@ def counts_for(
         windows: for each row, the patches that take part; all of them without it.
         groups: how many rows each picture or clip has, in their order; one without it.
         pool: let the rows of a group share by score what the budget gives them together.
+
+    Raises:
+        UserError: scores are not finite; not looked for where that would wait for a device.
     """
     areas, groups = [scores.shape[1]] * len(scores), groups or [1] * len(scores)
+    _refuse_what_is_no_number(scores, groups)
     if windows is not None:
         areas, outside = [_area(window) for window in windows], torch.ones_like(scores, dtype=torch.bool)
         for row, window in enumerate(windows):
@@ -114,6 +118,22 @@ def counts_for(
     given = iter(counts)
     counts = shared(scores, areas, groups, [sum(next(given) for _ in range(rows)) for rows in groups])
     return counts if budget.at_most is None else [min(count, budget.at_most) for count in counts]
+
+
+def _refuse_what_is_no_number(scores: Tensor, groups: Sequence[int]) -> None:
+    """Refuse scores (S, N) that are not finite and name the picture, or clip, whose rows they are."""
+    if waits(scores) or bool(scores.isfinite().all()):
+        return
+    bad = [not bool(part.isfinite().all()) for part in scores.split(list(groups))]
+    raise UserError(not_finite("picture" if len(groups) == len(scores) else "picture or clip", bad.index(True), len(bad)))
+
+
+def not_finite(noun: str, place: int, count: int) -> str:
+    """What is said of a picture, counted from 0 of so many, that the tower makes no numbers of."""
+    return (
+        f"The vision tower gives no finite numbers for {noun} {place + 1} of {count}; look for NaN or infinity in its pixels, "
+        "in the weights, or in a dtype that is too narrow for them."
+    )
 
 
 def asked(patches: ScoredPatches, questions: Sequence[str] | None, groups: Sequence[int] | None = None) -> ScoredPatches:
@@ -145,7 +165,7 @@ def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, win
 
     Args:
         patches: S rows.
-        counts: how many tokens to keep of each; a method may keep more or fewer than it is asked for.
+        counts: how many tokens to keep of each; only a method whose traits say `other_counts` may keep more or fewer.
         method: which ones.
         windows: for each row, the patches that take part; all of them without it.
 
@@ -158,12 +178,16 @@ def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, win
     asked: dict[tuple[Window, int], list[int]] = {}
     for row, key in enumerate(zip(windows, counts, strict=True)):
         asked.setdefault(key, []).append(row)
-    found = []
+    found, told = [], traits(method)
     for (window, count), rows in asked.items():
         if count:
             part, places = (patches, None) if asked.keys() == {(whole, count)} else _part(patches, rows, window)
             kept = method(part, count)
-            check_kept(kept, *part.scores.shape, read=not traits(method).ordered or not waits(kept.index))
+            check_kept(
+                *(kept, *part.scores.shape),
+                count=None if told.other_counts else count,
+                read=not told.ordered or not waits(kept.index),
+            )
             found.append((rows, places, kept))
     areas = [_area(window) for window in windows]
     if len(found) == 1 and found[0][1] is None:

@@ -65,11 +65,15 @@ def mixed(weights: Tensor, x: Tensor) -> Tensor:
     return torch.stack([(weight.double() @ row.double()).to(x.dtype) for weight, row in pairs])
 
 
-def check_kept(kept: KeptTokens, pictures: int, patches: int, *, read: bool = True) -> None:
+def check_kept(kept: KeptTokens, pictures: int, patches: int, *, count: int | None = None, read: bool = True) -> None:
     """Refuse what a method returned for pictures of so many patches, if it is anything else than a choice among them.
 
-    A method may keep more or fewer than it was asked for, the same number of each picture. Without `read` the positions
-    themselves are taken as they are, which spares the wait for a device.
+    Args:
+        kept: what it returned.
+        pictures: B.
+        patches: N.
+        count: how many tokens it was asked for; without it any number is taken, the same of each picture.
+        read: look at the positions themselves, for which a device is waited for.
     """
     if not isinstance(kept, KeptTokens) or kept.index.dim() != 2 or len(kept.index) != pictures:
         raise UserError(f"A method must return KeptTokens with an index of shape ({pictures}, K) for {pictures} pictures.")
@@ -78,6 +82,11 @@ def check_kept(kept: KeptTokens, pictures: int, patches: int, *, read: bool = Tr
     bounds = F.pad(kept.index, (1, 0), value=-1), F.pad(kept.index, (0, 1), value=patches)
     if kept.num_patches != patches or (read and bool((bounds[0] >= bounds[1]).any())):
         raise UserError(f"A method must return positions of the {patches} patches, ascending and each once; sort its index.")
+    if count is not None and kept.index.shape[1] != count:
+        raise UserError(
+            f"A method asked for {count} tokens returned {kept.index.shape[1]}; return as many as asked for, or say by "
+            "traits = Traits(other_counts=True) that it keeps other numbers."
+        )
     shape = (*kept.index.shape, patches)
     if kept.weights is not None and (kept.weights.shape != shape or not kept.weights.is_floating_point()):
         raise UserError(

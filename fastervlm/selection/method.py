@@ -21,6 +21,8 @@ class Traits:
             picture, the "text" around it.
         ordered: its index is always ascending and names each patch once, so that nobody has to read it to be sure.
         survives_thinning: it chooses alike where the patches that [CLS] attends to least have left inside the tower already.
+        other_counts: it may keep more or fewer tokens than it is asked for; from any other method these are refused, since
+            budgets that are compared have to be equal.
         work: the formula that counts its operations (`fastervlm.bench.flops`); None where there is none.
         in_llm: it prunes inside the language model, not in front of it.
     """
@@ -28,6 +30,7 @@ class Traits:
     reads: frozenset[Literal["features", "keys", "question", "text"]] = frozenset()
     ordered: bool = False
     survives_thinning: bool = False
+    other_counts: bool = False
     work: Literal["pruned", "fastv"] | None = None
     in_llm: bool = False
 

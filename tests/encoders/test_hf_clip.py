@@ -84,7 +84,11 @@ def test_the_towers_of_llava_and_of_clip_with_projection(make_tower, pixels):
     assert torch.equal(wrap(tower)(pixels).features(), stock(tower, pixels))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_bitwise_equal_too(make_tower, pixels, dtype):
-    tower = make_tower().to(dtype)
-    assert torch.equal(wrap(tower)(pixels).features(), stock(tower, pixels))
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_all_patches_are_bitwise_the_stock_ones_whatever_attention_runs(make_tower, pixels, dtype, implementation):
+    tower = make_tower(implementation).to(dtype)
+    patches, expected = wrap(tower)(pixels), stock(tower, pixels)
+    assert torch.equal(patches.features(), expected)
+    everything = torch.arange(64).expand(3, -1)
+    assert torch.equal(patches.features(everything), expected)
