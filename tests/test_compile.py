@@ -170,3 +170,37 @@ def test_what_reads_values_is_not_compiled(make, settings):
     with prune(make(), **settings) as handle, pytest.raises(UserError, match="compile") as caught:
         handle.compile()
     one_sentence(caught.value)
+
+
+class Front(torch.nn.Module):
+    """All that stands in front of a language model, as a module: pixels in, projected tokens and their places out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
+
+    def forward(self, pixel_values):
+        patches, kept = prune_patches(self.tower, pixel_values, 5)
+        return self.projector(patches), kept.index
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_the_part_in_front_of_the_language_model_is_exported(strict):
+    front = Front(tiny.llava())
+    exported = torch.export.export(front, (picture(0, 2)["pixel_values"],), strict=strict).module()
+    for seed in (0, 3):
+        ours, theirs = exported(picture(seed, 2)["pixel_values"]), front(picture(seed, 2)["pixel_values"])
+        assert torch.equal(ours[1], theirs[1])
+        close(ours[0], theirs[0])
+
+
+@torch.no_grad()
+def test_a_pruned_model_is_exported_as_a_whole():
+    model = tiny.llava()
+    with prune(model, 5):
+        exported = torch.export.export(model, (), picture(0) | {"use_cache": False}, strict=False).module()
+        for seed in (0, 3):
+            found = exported(**picture(seed), use_cache=False).logits
+            close(found, model(**picture(seed), use_cache=False).logits)
+            assert found.shape[1] == picture(seed)["input_ids"].shape[1] - tiny.PATCHES + 5
