@@ -13,6 +13,7 @@ from PIL import Image
 from encoders import UserError, UserTypeError
 from fastervlm.families.llava_next.trace import CropsTrace
 from fastervlm.families.video_llava.trace import ClipTrace
+from fastervlm.pictures import BadPicture, to_rgb
 from fastervlm.selection.trace import ImageTrace
 
 Fit = Literal["crop", "pad"]
@@ -84,7 +85,7 @@ def layers(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "cr
 
 def _of_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> Layers:
     """Those (side, side) of a picture that the model saw as one square."""
-    square = np.asarray(_square(image.convert("RGB"), fit).resize((side, side), Image.Resampling.NEAREST), dtype=np.float32)
+    square = np.asarray(_square(_rgb(image), fit).resize((side, side), Image.Resampling.NEAREST), dtype=np.float32)
     mask = _enlarge(trace.mask.numpy().astype(np.float32), side)
     scores = _stretch(trace.scores.float().cpu().numpy()).reshape(trace.grid)
     return Layers(square, (mask,), _enlarge(scores, side), (trace.num_tokens,))
@@ -99,7 +100,7 @@ def _of_crops(image: Image.Image, trace: CropsTrace, side: int) -> Layers:
         )
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    picture = np.asarray(image.convert("RGB").resize(size, Image.Resampling.NEAREST), dtype=np.float32)
+    picture = np.asarray(_rgb(image).resize(size, Image.Resampling.NEAREST), dtype=np.float32)
     boxes = (trace.cut.regions() * scale).round().int().tolist()
     kept = trace.mask.float().cpu().numpy()
     scores = _stretch(trace.scores.float().cpu().numpy())
@@ -107,6 +108,13 @@ def _of_crops(image: Image.Image, trace: CropsTrace, side: int) -> Layers:
     masks = tuple(_mosaic(kept[part], boxes[part], size) for part in (overview, crops))
     tokens = int((trace.crop == 0).sum()), int((trace.crop > 0).sum())
     return Layers(picture, masks, _mosaic(scores[crops], boxes[crops], size), tokens)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    try:
+        return to_rgb(image)
+    except BadPicture as error:
+        raise UserError(f"The picture {error}.") from None
 
 
 def _mosaic(values: np.ndarray, boxes: list[list[int]], size: tuple[int, int]) -> np.ndarray:

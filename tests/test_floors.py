@@ -14,7 +14,7 @@ PACKAGES = ("encoders", "fastervlm", "video")
 # From the ground up. A module lives on the floor of the longest name that its own begins with; what stands on the same floor
 # may know each other, as long as there is no circle.
 FLOORS = (
-    ("encoders", "fastervlm.reporting"),
+    ("encoders", "fastervlm.reporting", "fastervlm.pictures"),
     ("fastervlm.selection",),
     ("fastervlm.families",),
     ("fastervlm.checkpoints", "fastervlm.generation", "fastervlm.handle"),

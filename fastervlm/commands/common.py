@@ -32,6 +32,10 @@ AspectRatio = Annotated[
     str | None,
     typer.Option("--image-aspect-ratio", help="pad to a square, square: leave it to the processor, or anyres: cut into crops."),
 ]
+ExifTurn = Annotated[
+    Literal["ignore", "upright"],
+    typer.Option("--exif", help="Read pictures as they are stored, as reference code does, or turned as the camera was held."),
+]
 AnyresMode = Annotated[
     Literal["native", "paper"],
     typer.Option("--anyres", help="Layout of pictures cut into crops: the model's own, or the reference implementation's."),

@@ -16,6 +16,7 @@ from fastervlm.commands.common import (
     ConvMode,
     Device,
     Dtype,
+    ExifTurn,
     Limit,
     MaxNewTokens,
     Newline,
@@ -58,6 +59,7 @@ def compare(
     conv_mode: ConvMode = None,
     max_new_tokens: MaxNewTokens = None,
     image_aspect_ratio: AspectRatio = None,
+    exif: ExifTurn = "ignore",
     anyres: AnyresMode = "native",
     newline: Newline = "kept",
     budget: Budget = "crop",
@@ -87,6 +89,7 @@ def compare(
         conv_mode=conv_mode,
         max_new_tokens=max_new_tokens,
         image_aspect_ratio=image_aspect_ratio,
+        exif=exif,
         **data,
     )
     pruned_at = [] if layers is None else [_layer(text) for text in layers.split(",")]

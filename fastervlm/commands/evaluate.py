@@ -18,6 +18,7 @@ from fastervlm.commands.common import (
     Device,
     Dtype,
     EngineName,
+    ExifTurn,
     Limit,
     MaxNewTokens,
     ModelPath,
@@ -68,6 +69,7 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     max_new_tokens: MaxNewTokens = None,
     image_aspect_ratio: AspectRatio = None,
+    exif: ExifTurn = "ignore",
     anyres: AnyresMode = "native",
     newline: Newline = "kept",
     budget: Budget = "crop",
@@ -97,6 +99,7 @@ def evaluate(
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         image_aspect_ratio=image_aspect_ratio,
+        exif=exif,
         seed=seed,
     )
     _check(method, settings.keep, overlay)

@@ -173,7 +173,8 @@ def _settings(ask: Ask, keep: float | None, medium: Medium) -> Settings:
     """The question as a run of one."""
     task = Task("demo", _no_file, _no_file, prompt=lambda question: question.text + SHORT * ask.short)
     files = {"question_file": Path("demo.jsonl"), "media_folder": None, "answers_file": Path("demo.jsonl")}
-    return Settings(task, **files, keep=keep, method=ask.pruner, max_new_tokens=ask.max_new_tokens, medium=medium)
+    asked = {"method": ask.pruner, "max_new_tokens": ask.max_new_tokens, "exif": "upright"}
+    return Settings(task, **files, keep=keep, medium=medium, **asked)
 
 
 def _no_file(*_: object) -> NoReturn:

@@ -8,11 +8,10 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from encoders.errors import UserError
-from fastervlm.eval.pictures import BadPicture, open_picture
-from fastervlm.eval.task import Question
+from fastervlm.pictures import BadPicture, is_turned, read_picture, upright
 
 MOST_MEGAPIXELS = 40
 MOST_SIDE = 65_500  # of a JPEG, as which turned pictures are kept
@@ -20,7 +19,6 @@ MOST_BYTES, MOST_CLIP_BYTES = 20 << 20, 100 << 20
 CLIP_LIMITS = {"most_pixels": 9_000_000, "most_seconds": 600}  # up to 4K, ten minutes
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 UPRIGHT = ".upright.jpg"  # how our own copies end
-_ORIENTATION = 0x0112  # the EXIF tag by which cameras say which side is up
 
 
 def handed_in(sent: Any, folder: Path, examples: Iterable[str]) -> Path:
@@ -44,19 +42,19 @@ def sound_picture(path: Path) -> Path:
     Raises:
         UserError: it is missing, empty, too large, no picture, or damaged.
     """
-    upright = path.with_name(f"{path.stem}{UPRIGHT}")
-    if upright.exists():
-        return upright
+    made = path.with_name(f"{path.stem}{UPRIGHT}")
+    if made.exists():
+        return made
     _check_header(path)
     try:
-        picture = open_picture(Question(1, "upload", "", path))
+        picture = read_picture(path)
     except BadPicture as error:
         reason, _, _ = str(error).partition(" (")
         raise UserError(f"The picture {reason}; choose another.") from None
-    if picture.getexif().get(_ORIENTATION, 1) == 1:
+    if not is_turned(picture):
         return path
-    _save_whole(ImageOps.exif_transpose(picture), upright)
-    return upright
+    _save_whole(upright(picture), made)
+    return made
 
 
 def _save_whole(picture: Image.Image, path: Path) -> None:

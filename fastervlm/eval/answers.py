@@ -21,6 +21,8 @@ from fastervlm.eval.questions import read_jsonl
 from fastervlm.eval.task import Answer, Question, Task
 from fastervlm.reporting.files import hash_files, write_json, write_text
 
+# What a run did of which the files of older versions say nothing, if its questions are about pictures.
+BEFORE = {"exif": "ignore"}
 ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
@@ -28,7 +30,8 @@ ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 class Entry:
     """One question in the journal: its answer or why it failed.
 
-    `seconds` is its share of the time its batch took, `visual_tokens` how many the language model saw, and of how many.
+    `seconds` is its share of the time its batch took, `visual_tokens` how many the language model saw, and of how many;
+    `turned` says that its picture carries a turn that was ignored.
     """
 
     line: int
@@ -37,6 +40,7 @@ class Entry:
     seconds: float = 0.0
     first_token: float | None = None
     visual_tokens: Sequence[int] | None = None
+    turned: bool = False
 
 
 class Journal:
@@ -112,11 +116,17 @@ def refuse_difference(
     path: Path, there: dict[str, Any], now: dict[str, Any], advice: str = "write the answers elsewhere"
 ) -> None:
     """A `UserError` that names what differs, if the file at `path` belongs to a run with another identity."""
+    there = completed(there)
     different = [
         f"{key} is {there.get(key)!r} there and {value!r} now" for key, value in now.items() if there.get(key) != value
     ]
     if different:
         raise UserError(f"{path} belongs to another run: {'; '.join(different)}; {advice} or remove that file.")
+
+
+def completed(found: dict[str, Any]) -> dict[str, Any]:
+    """What the file of a run says, with what it means where it is older than the option."""
+    return {**(BEFORE if "image_aspect_ratio" in found else {}), **found}
 
 
 def writable_folder(folder: Path) -> None:
@@ -180,7 +190,7 @@ def check_answers(answers_file: Path, protocol: dict[str, Any]) -> None:
 def read_protocol(path: Path) -> dict[str, Any]:
     """The protocol at `path`."""
     try:
-        return dict(json.loads(path.read_bytes()))
+        return completed(dict(json.loads(path.read_bytes())))
     except (OSError, ValueError, TypeError):
         raise UserError(f"{path} is not a protocol of an evaluation; remove it and its answers file, and run again.") from None
 

@@ -32,6 +32,7 @@ class Pictures:
             settings.aspect_ratio(subject),
             settings.blind,
             selector_of(settings),
+            settings.exif,
         )
 
     def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
@@ -40,6 +41,7 @@ class Pictures:
             "image_aspect_ratio": settings.aspect_ratio(subject),
             "anyres": subject.anyres.arguments if subject.has_crops else None,
             "blind": settings.blind,
+            "exif": settings.exif,
             "image_folder": settings.media_folder and str(settings.media_folder.resolve()),
         }
 

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from fastervlm.eval.task import Question
+from fastervlm.pictures import BadPicture, Exif, read_picture
 from fastervlm.reporting.provenance import cores
 
 ASPECT_RATIOS = ("pad", "square", "anyres")
@@ -16,10 +17,6 @@ WORKERS = min(8, max(4, cores()))  # threads
 LONGEST_SIDE = 4096
 MOST_STRETCHED = 100
 GREY = (127, 127, 127)
-
-
-class BadPicture(Exception):
-    """A picture that cannot be used; the message says why, in words that follow the picture's name."""
 
 
 def shaped(picture: Image.Image, image_aspect_ratio: str, processor: Any) -> Image.Image:
@@ -31,25 +28,17 @@ def shaped(picture: Image.Image, image_aspect_ratio: str, processor: Any) -> Ima
     return picture
 
 
-def open_picture(question: Question) -> Image.Image:
-    """The whole picture in RGB, or `BadPicture`."""
+def open_picture(question: Question, exif: Exif = "ignore") -> Image.Image:
+    """The whole picture of a question in RGB, or `BadPicture`; see `fastervlm.pictures.read_picture`."""
     source = question.image
     if source is None:
         raise BadPicture("is not part of the question")
+    if isinstance(source, Path):
+        return read_picture(source, exif)
     try:
-        with Image.open(source if isinstance(source, Path) else source.open()) as picture:
-            if Image.MAX_IMAGE_PIXELS and picture.width * picture.height > Image.MAX_IMAGE_PIXELS:
-                raise BadPicture(f"has {picture.width} x {picture.height} pixels, more than is safe to open")
-            return picture.convert("RGB")
-    except FileNotFoundError:
-        raise BadPicture("is missing") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadPicture("has more pixels than is safe to open") from None
-    except BadPicture:
-        raise
-    except Exception as error:  # a decoder may raise anything on bad bytes
-        is_empty = isinstance(source, Path) and source.is_file() and not source.stat().st_size
-        raise BadPicture(f"{'is empty' if is_empty else 'cannot be read as a picture'} ({type(error).__name__})") from None
+        return read_picture(source.open(), exif)
+    except ValueError as error:
+        raise BadPicture(f"cannot be read as a picture ({error})") from None
 
 
 def pad_to_square(picture: Image.Image, mean: Sequence[float]) -> Image.Image:

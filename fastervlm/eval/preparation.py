@@ -16,6 +16,7 @@ from PIL import Image
 
 from fastervlm.eval.pictures import GREY, WORKERS, BadPicture, open_picture, shaped
 from fastervlm.eval.task import Question
+from fastervlm.pictures import Exif, is_turned
 
 CPU = torch.device("cpu")
 
@@ -25,13 +26,15 @@ class Batch:
     """Questions ready for the model.
 
     `inputs` is what the processor returned, None if every picture (or clip) failed. A picture that several questions ask about
-    stands in it once; `image_index` then says which picture each question that has one shows.
+    stands in it once; `image_index` then says which picture each question that has one shows. `turned` are the lines of the
+    questions whose picture carries a turn that was ignored.
     """
 
     questions: list[Question]
     inputs: Any
     failures: dict[int, str]
     image_index: list[int] | None = None
+    turned: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,22 @@ class Preparation:
     """How a question becomes model inputs.
 
     `ask` writes the whole prompt, `blind` replaces each picture by flat grey, and `selector` gives the text whose token ids
-    go along as `selector_ids`, if any do.
+    go along as `selector_ids`, if any do; `exif` says whether pictures are turned, see `fastervlm.pictures.read_picture`.
     """
 
     ask: Callable[[Question], str]
     image_aspect_ratio: str = "pad"
     blind: bool = False
     selector: Callable[[Question], str] | None = None
+    exif: Exif = "ignore"
 
     def __call__(self, questions: Sequence[Question], processor: Any) -> Batch:
         """Open and process the pictures; a question whose picture fails is left out and its reason kept."""
         opened: dict[Any, Image.Image | BadPicture] = {}
+        turned: set[Any] = set()
         for question in questions:
             if question.image is not None and question.image not in opened:
-                opened[question.image] = self._try(question, processor)
+                opened[question.image] = self._try(question, processor, turned)
         reasons = {file: str(picture) for file, picture in opened.items() if isinstance(picture, BadPicture)}
         failures = {q.line: reasons[q.image] for q in questions if q.image is not None and q.image in reasons}
         good = [question for question in questions if question.line not in failures]
@@ -65,21 +70,29 @@ class Preparation:
             texts = [self.selector(question) for question in good]
             inputs["selector_ids"] = processor.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
         first = {file: files.index(file) for file in files}
+        ignored = frozenset(question.line for question in good if question.image in turned)
         if len(first) == len(files):
-            return Batch(good, inputs, failures)
+            return Batch(good, inputs, failures, turned=ignored)
         for name in inputs.keys() & {"pixel_values", "image_sizes"}:
             inputs[name] = inputs[name][list(first.values())]
-        return Batch(good, inputs, failures, [list(first).index(file) for file in files])
+        return Batch(good, inputs, failures, [list(first).index(file) for file in files], ignored)
 
-    def _try(self, question: Question, processor: Any) -> Image.Image | BadPicture:
+    def _try(self, question: Question, processor: Any, turned: set[Any]) -> Image.Image | BadPicture:
+        """The picture, or why it cannot be used; one that still carries a turn is added to `turned`."""
         try:
-            return self.picture(question, processor)
+            picture = open_picture(question, self.exif)
+            if is_turned(picture):
+                turned.add(question.image)
+            return self._shown(picture, processor)
         except BadPicture as error:
             return error
 
     def picture(self, question: Question, processor: Any) -> Image.Image:
         """The picture as the processor gets it."""
-        picture = shaped(open_picture(question), self.image_aspect_ratio, processor)
+        return self._shown(open_picture(question, self.exif), processor)
+
+    def _shown(self, picture: Image.Image, processor: Any) -> Image.Image:
+        picture = shaped(picture, self.image_aspect_ratio, processor)
         return Image.new("RGB", picture.size, GREY) if self.blind else picture
 
 

@@ -51,7 +51,8 @@ def results(questions: list[Question], journal: Journal) -> dict[str, Any]:
     """How many questions were answered, which failed, and how fast it went.
 
     `samples_per_second` counts the time from batch to batch, waiting for pictures included, without loading the model;
-    `mean_time_to_first_token_s` is the mean over questions of the time of the batch each was in.
+    `mean_time_to_first_token_s` is the mean over questions of the time of the batch each was in. `ignored_turns` counts the
+    pictures that a camera marked as turned and that were read as they are stored.
     """
     answered = [entry for entry in journal.entries.values() if entry.text is not None]
     seconds = sum(entry.seconds for entry in answered)
@@ -63,6 +64,7 @@ def results(questions: list[Question], journal: Journal) -> dict[str, Any]:
         "answered": len(answered),
         "failed": len(failures),
         "failures": [failure_of(question, failures[question.line]) for question in questions if question.line in failures],
+        "ignored_turns": len({q.image for q in questions if q.line in journal.entries and journal.entries[q.line].turned}),
         "samples_per_second": len(answered) / seconds if seconds else None,
         "mean_time_to_first_token_s": _mean(waits),
         "mean_visual_tokens": _mean([left for left, _ in tokens]),

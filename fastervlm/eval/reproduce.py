@@ -187,4 +187,5 @@ def _settings(first: dict[str, Any], out: Path) -> Settings:
         image_aspect_ratio=first.get("image_aspect_ratio"),
         seed=first["seed"] or 0,
         blind=first["blind"],
+        exif=first.get("exif", "ignore"),
     )

@@ -50,7 +50,15 @@ def evaluate(subject: Subject, settings: Settings, engine: Engine | None = None)
             protocol = _run(subject, settings, questions, running)
         else:
             console.print(f"{settings.answers_file} is complete; it is only scored again.")
+    _tell_ignored_turns(protocol)
     return _scored(settings, protocol)
+
+
+def _tell_ignored_turns(protocol: dict[str, Any]) -> None:
+    count = protocol.get("ignored_turns")
+    if count:
+        marked = f"{count} pictures are marked" if count > 1 else "1 picture is marked"
+        console.print(f"{marked} as turned by a camera and read as stored; --exif upright turns such pictures.")
 
 
 def checked_questions(settings: Settings) -> list[Question]:

@@ -19,6 +19,7 @@ CELL = ("method", "visual_token_num", "keep_cls", "budget_of", "seed")
 SETTINGS = (
     "limit",
     "image_aspect_ratio",
+    "exif",
     "num_frames",
     "strategy",
     "range",

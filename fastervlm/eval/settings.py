@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -18,6 +18,7 @@ from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question, Task
 from fastervlm.methods import METHODS
 from fastervlm.methods.lookup import get_method
+from fastervlm.pictures import Exif
 from fastervlm.reporting.files import hash_files
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import Method, traits
@@ -65,7 +66,8 @@ class Settings:
 
     `max_new_tokens` None is the benchmark's own.
     `limit` takes only the first questions, `blind` replaces each picture by flat grey, `seed` matters only with a
-    temperature; `medium` is what the questions show, and `media_folder` where that lies.
+    temperature; `exif` says whether pictures are turned upright where a camera noted a turn; `medium` is what the questions
+    show, and `media_folder` where that lies.
     """
 
     task: Task
@@ -83,6 +85,7 @@ class Settings:
     image_aspect_ratio: str | None = None
     seed: int = 0
     blind: bool = False
+    exif: Exif = "ignore"
     medium: Medium = field(kw_only=True)
 
     def __post_init__(self) -> None:
@@ -93,6 +96,7 @@ class Settings:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
         _choice("image aspect ratio", self.image_aspect_ratio, ASPECT_RATIOS)
         _choice("conversation mode", self.conv_mode, CONV_MODES)
+        _choice("way to read EXIF", self.exif, get_args(Exif))
         if self.answers_file.suffix != ".jsonl":
             raise UserError(f"The answers file {self.answers_file} must end in .jsonl.")
 

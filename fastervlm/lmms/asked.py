@@ -13,6 +13,7 @@ from PIL import Image
 
 from encoders import UserError
 from fastervlm.eval.prompts import conversation
+from fastervlm.pictures import BadPicture, to_rgb
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,20 @@ def _where(place: Sequence[Any]) -> str:
     return f"Question {place[0]} of {place[1]}"
 
 
+def _rgb(picture: Image.Image, where: str) -> Image.Image:
+    """The picture in 8 bits a channel, turned no further than the task hands it over."""
+    try:
+        return to_rgb(picture)
+    except BadPicture as error:
+        raise UserError(f"{where}: the picture {error}.") from None
+
+
 def _sorted(shown: Sequence[Any], processor: Any, where: str) -> tuple[list[Image.Image], list[Clip]]:
     """The pictures and the clips among what a document shows."""
     pictures, clips = [], []
     for each in shown:
         if isinstance(each, Image.Image):
-            pictures.append(each.convert("RGB"))
+            pictures.append(_rgb(each, where))
         elif isinstance(each, Clip):
             clips.append(each)
         elif isinstance(each, str | os.PathLike):

@@ -26,7 +26,7 @@ def test_what_is_no_sound_picture_is_refused_in_a_sentence(tmp_path, name):
 def test_nothing_is_decoded_that_is_too_large(tmp_path, monkeypatch):
     path = tmp_path / "upload.png"
     path.write_bytes(bomb(8_000, 5_001))
-    monkeypatch.setattr(uploads, "open_picture", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr(uploads, "read_picture", lambda _: pytest.fail("decoded"))
     with pytest.raises(UserError, match="too many pixels"):
         sound_picture(path)
 

@@ -1,6 +1,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -104,7 +105,7 @@ BAD_PICTURES = [
     ("empty.png", lambda folder: b"", "is empty"),
     ("text.png", lambda folder: b"no picture at all", "cannot be read as a picture"),
     ("cut.png", truncated, "cannot be read as a picture"),
-    ("sub", lambda folder: None, "cannot be read as a picture"),
+    ("sub", lambda folder: None, "is no file"),
 ]
 
 
@@ -152,6 +153,14 @@ def test_strip_that_would_be_cropped_to_nothing_is_refused(folder):
     with pytest.raises(BadPicture, match="too narrow"):
         Preparation(str, "square").picture(strip, processor())
     assert Preparation(str, "pad").picture(strip, processor()).size == (4096, 4096)
+
+
+def test_a_deep_picture_reaches_the_model_as_its_8_bit_twin(folder):
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    deep = picture(folder, "deep.png", Image.fromarray(grey.astype(np.uint16) * 257))
+    flat = picture(folder, "flat.png", Image.fromarray(grey))
+    deep, flat = (Preparation(str).picture(each, processor()) for each in (deep, flat))
+    assert deep.tobytes() == flat.tobytes()
 
 
 def test_blind_pictures_are_flat_grey(folder):

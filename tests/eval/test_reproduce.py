@@ -64,6 +64,7 @@ RUNS = [
     {"image_aspect_ratio": "square"},
     {"temperature": 2.0, "seed": 3},
     {"blind": True},
+    {"exif": "upright"},
     {"max_new_tokens": 2},
 ]
 
