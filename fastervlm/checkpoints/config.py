@@ -10,6 +10,7 @@ import torch
 
 from encoders import UserError
 from fastervlm.checkpoints.errors import reason
+from fastervlm.checkpoints.parts import refuse_parts
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -22,6 +23,8 @@ def read_config(name: str) -> dict[str, Any]:
         raise UserError("The name of the checkpoint is empty; give a folder, or a name on the hub.")
     if Path(name).is_file():
         raise UserError(f"{name} is a file; give the folder of the checkpoint.")
+    if Path(name).is_dir():
+        refuse_parts(Path(name))
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"The folder {name} holds no config.json; give the folder of a checkpoint.")
     try:

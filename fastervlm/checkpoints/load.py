@@ -12,6 +12,7 @@ from fastervlm.checkpoints.config import find_device, find_dtype, read_config
 from fastervlm.checkpoints.errors import reading_weights, reason, refuse_missing
 from fastervlm.checkpoints.models import model_class
 from fastervlm.checkpoints.original import is_original, read
+from fastervlm.checkpoints.parts import ADAPTER, how_to_merge
 from fastervlm.checkpoints.quantize import check_quantize, quantization
 from fastervlm.families.registry import family_of_type
 
@@ -77,6 +78,7 @@ def _read(name: str, dtype: torch.dtype, device: torch.device, quantize: str | N
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoProcessor
 
+    _check_adapter(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -90,6 +92,18 @@ def _read(name: str, dtype: torch.dtype, device: torch.device, quantize: str | N
         return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # damaged files of a tokenizer raise errors of many kinds
         raise UserError(f"The processor of {name} cannot be read ({reason(error)}); download its files again.") from error
+
+
+def _check_adapter(name: str) -> None:
+    """Refuse an adapter that transformers would pass over in silence, or whose base model would come from elsewhere."""
+    from transformers.utils import find_adapter_config_file, is_peft_available
+
+    folder = Path(name)
+    if folder.is_dir():
+        if (folder / ADAPTER).is_file() and not is_peft_available():
+            raise UserError(f"{name} holds an adapter, for which PEFT is needed: pip install peft; or {how_to_merge(folder)}")
+    elif found := find_adapter_config_file(name):
+        raise UserError(f"{name} is an adapter (LoRA) on the hub; {how_to_merge(Path(found).parent)}")
 
 
 def _read_weights(name: str, config: Any, dtype: torch.dtype, placed: dict[str, Any]) -> Any:

@@ -31,7 +31,7 @@ class Entry:
     """One question in the journal: its answer or why it failed.
 
     `seconds` is its share of the time its batch took, `visual_tokens` how many the language model saw, and of how many;
-    `turned` says that its picture carries a turn that was ignored.
+    `turned` says that its picture carries a turn that was ignored, and `print` what its file held (see `eval.media`).
     """
 
     line: int
@@ -41,6 +41,7 @@ class Entry:
     first_token: float | None = None
     visual_tokens: Sequence[int] | None = None
     turned: bool = False
+    print: str | None = None
 
 
 class Journal:
@@ -74,6 +75,12 @@ class Journal:
     def failures(self) -> dict[int, str]:
         """Why questions failed, by line."""
         return {line: entry.failure for line, entry in sorted(self.entries.items()) if entry.failure is not None}
+
+    @property
+    def prints(self) -> dict[int, str]:
+        """What the files of answered questions held, by line; of old journals nothing is known."""
+        answered = {line: entry.print for line, entry in self.entries.items() if entry.text is not None}
+        return {line: each for line, each in answered.items() if each is not None}
 
     def add(self, entries: Iterable[Entry]) -> None:
         """Write down a batch of questions."""

@@ -93,6 +93,13 @@ def answered(batch: Batch, generator: Answerer, watch: Stopwatch) -> list[Entry]
     counts = generator.visual_tokens if texts else []
     failed = [Entry(line, failure=reason) for line, reason in batch.failures.items()]
     return failed + [
-        Entry(question.line, text=text, visual_tokens=count, turned=question.line in batch.turned, **same)
+        Entry(
+            question.line,
+            text=text,
+            visual_tokens=count,
+            turned=question.line in batch.turned,
+            print=batch.prints.get(question.line),
+            **same,
+        )
         for question, text, count in zip(batch.questions, texts, counts, strict=True)
     ]

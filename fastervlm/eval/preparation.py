@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
+from fastervlm.eval.media import file_prints
 from fastervlm.eval.pictures import GREY, WORKERS, BadPicture, open_picture, shaped
 from fastervlm.eval.task import Question
 from fastervlm.pictures import Exif, is_turned
@@ -27,7 +28,7 @@ class Batch:
 
     `inputs` is what the processor returned, None if every picture (or clip) failed. A picture that several questions ask about
     stands in it once; `image_index` then says which picture each question that has one shows. `turned` are the lines of the
-    questions whose picture carries a turn that was ignored.
+    questions whose picture carries a turn that was ignored, and `prints` says by line what the files held.
     """
 
     questions: list[Question]
@@ -35,6 +36,7 @@ class Batch:
     failures: dict[int, str]
     image_index: list[int] | None = None
     turned: frozenset[int] = frozenset()
+    prints: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Preparer:
         batch = self._preparation(questions, self._own.processor)
         if self._pins and batch.inputs is not None:
             batch.inputs.update({name: x.pin_memory() for name, x in batch.inputs.items() if isinstance(x, torch.Tensor)})
-        return batch
+        return replace(batch, prints=file_prints(batch.questions))
 
     def _set_up(self) -> None:
         self._own.processor = copy.deepcopy(self._processor)

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from fastervlm.eval.answers import Journal
+from fastervlm.eval.media import media_sha256
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
@@ -52,7 +53,8 @@ def results(questions: list[Question], journal: Journal) -> dict[str, Any]:
 
     `samples_per_second` counts the time from batch to batch, waiting for pictures included, without loading the model;
     `mean_time_to_first_token_s` is the mean over questions of the time of the batch each was in. `ignored_turns` counts the
-    pictures that a camera marked as turned and that were read as they are stored.
+    pictures that a camera marked as turned and that were read as they are stored; `media_sha256` is a hash over what the files
+    of pictures or clips held.
     """
     answered = [entry for entry in journal.entries.values() if entry.text is not None]
     seconds = sum(entry.seconds for entry in answered)
@@ -65,11 +67,19 @@ def results(questions: list[Question], journal: Journal) -> dict[str, Any]:
         "failed": len(failures),
         "failures": [failure_of(question, failures[question.line]) for question in questions if question.line in failures],
         "ignored_turns": len({q.image for q in questions if q.line in journal.entries and journal.entries[q.line].turned}),
+        "media_sha256": _media_sha256(questions, journal),
         "samples_per_second": len(answered) / seconds if seconds else None,
         "mean_time_to_first_token_s": _mean(waits),
         "mean_visual_tokens": _mean([left for left, _ in tokens]),
         "mean_visual_tokens_unpruned": _mean([before for _, before in tokens]),
     }
+
+
+def _media_sha256(questions: Sequence[Question], journal: Journal) -> str | None:
+    """What the files of answered questions held; None if that is not known of all, as after a run of an older version."""
+    prints = journal.prints
+    shown = [q.line for q in questions if isinstance(q.image, Path) and journal.entries[q.line].text is not None]
+    return media_sha256(prints) if all(line in prints for line in shown) else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

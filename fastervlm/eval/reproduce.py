@@ -41,9 +41,11 @@ _NEEDED = (
 )
 # What a repetition that lies there already shares with the run, whatever else changed.
 _SAME = ("task", "weights_sha256", "question_file_sha256", "limit", "budget", "method_settings", "seed")
+_NEW = ("media_sha256",)  # of which old protocols say nothing
 # What may be other than it was and is then named, in words.
 _CIRCUMSTANCES = {
     "annotation_file_sha256": "The right answers are not those the first run was scored by, so that the scores do not compare",
+    "media_sha256": "The pictures or clips are not those of the first run",
     "processor_sha256": "The small files of the model (processor, templates, configuration) are not those of the first run",
 }
 
@@ -131,9 +133,15 @@ def _compared(before: Path, after: Path, first: dict[str, Any], again: dict[str,
         _value(first),
         _value(again),
         _versions(first.get("versions", {}), again["versions"]),
-        [name for name in _CIRCUMSTANCES if first.get(name) != again.get(name)],
+        _changed(first, again),
         again["failures"],
     )
+
+
+def _changed(first: dict[str, Any], again: dict[str, Any]) -> list[str]:
+    """The files that differ, by their names in the protocol; of what an old protocol does not know nothing is said."""
+    unknown = {name for name in _NEW if first.get(name) is None}
+    return [name for name in _CIRCUMSTANCES if name not in unknown and first.get(name) != again.get(name)]
 
 
 def _value(protocol: dict[str, Any]) -> float | None:

@@ -25,6 +25,7 @@ from fastervlm.eval.answers import (
 )
 from fastervlm.eval.batches import batched
 from fastervlm.eval.engine import Engine, Local, Running
+from fastervlm.eval.media import media_sha256, refuse_other_media
 from fastervlm.eval.protocol import circumstances, results
 from fastervlm.eval.score import Score
 from fastervlm.eval.settings import Settings
@@ -49,6 +50,9 @@ def evaluate(subject: Subject, settings: Settings, engine: Engine | None = None)
         if protocol is None:
             protocol = _run(subject, settings, questions, running)
         else:
+            failed = {failure["line"] for failure in protocol.get("failures", ())}
+            answered = [question for question in questions if question.line not in failed]
+            refuse_other_media(settings.answers_file, answered, protocol.get("media_sha256"))
             console.print(f"{settings.answers_file} is complete; it is only scored again.")
     _tell_ignored_turns(protocol)
     return _scored(settings, protocol)
@@ -74,6 +78,9 @@ def _run(subject: Subject, settings: Settings, questions: list[Question], runnin
     """Answer what is not answered yet and publish the whole; each step of the end may be repeated after a kill."""
     out, identity = settings.answers_file, running.identity
     with Journal(journal_file(out), identity) as journal:
+        prints = journal.prints
+        known = [question for question in questions if question.line in prints]
+        refuse_other_media(journal.path, known, media_sha256(prints))
         console.print(f"Answers go to {out}; until the run is complete they collect in {journal.path.name} beside it.")
         _answer_all(settings, questions, running, journal)
         texts = {line: entry.text for line, entry in journal.entries.items() if entry.text is not None}

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastervlm.checkpoints.config import find_device, find_dtype, read_config
+from fastervlm.checkpoints.files import PATTERNS, small_files, weight_files
 from fastervlm.checkpoints.load import load
 from fastervlm.checkpoints.original import is_original, tower_files
-from fastervlm.checkpoints.original.weights import Shards
 from fastervlm.checkpoints.quantize import check_quantize
 from fastervlm.families.base import Family
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.families.registry import family_of
 from fastervlm.reporting.files import hash_files
-
-_SMALL = ("*.json", "*.jinja", "*.model")
 
 
 @dataclass
@@ -81,8 +79,8 @@ class Subject:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """One hash over the names and the bytes of the weight files that are read, those of a tower elsewhere included."""
-        return hash_files([*sorted(Shards.find(self._folder).files), *self._tower_files[0]])
+        """One hash over the names and the bytes of the weight files that are read, an adapter's and a tower's included."""
+        return hash_files([*weight_files(self._folder), *self._tower_files[0]])
 
     @cached_property
     def processor_sha256(self) -> str:
@@ -90,7 +88,7 @@ class Subject:
 
         Those of a vision tower that is stored elsewhere are included.
         """
-        return hash_files([*sorted(path for kind in _SMALL for path in self._folder.glob(kind)), *self._tower_files[1]])
+        return hash_files([*small_files(self._folder), *self._tower_files[1]])
 
     @cached_property
     def _tower_files(self) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
@@ -109,4 +107,4 @@ class Subject:
         from huggingface_hub import snapshot_download
 
         _ = self.loaded
-        return Path(snapshot_download(self.path, allow_patterns=["*.safetensors", "*.bin", *_SMALL], local_files_only=True))
+        return Path(snapshot_download(self.path, allow_patterns=PATTERNS, local_files_only=True))

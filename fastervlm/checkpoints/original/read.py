@@ -17,6 +17,7 @@ from fastervlm.checkpoints.original.languagebind import find_towers
 from fastervlm.checkpoints.original.processor import build_processor
 from fastervlm.checkpoints.original.tower import Tower, find_tower
 from fastervlm.checkpoints.original.weights import Shards, fill, find_folder
+from fastervlm.checkpoints.parts import ADAPTER, how_to_merge, refuse_parts
 
 
 class Found(NamedTuple):
@@ -83,6 +84,9 @@ def _find(
 ) -> tuple[Shards, list[Found]]:
     """The weights of a checkpoint, and its towers."""
     folder = find_folder(name)
+    refuse_parts(folder)
+    if (folder / ADAPTER).is_file():
+        raise UserError(f"{name} holds an adapter, which is not applied in its authors' layout; {how_to_merge(folder)}")
     shards = Shards.find(folder)
     names = [layout.rename(key) for key in shards.names()]
     held = {key: {name for name in names if name.startswith(begins)} for key, begins in layout.towers}

@@ -39,6 +39,11 @@ class Shards:
                 return cls(folder, _listed(folder, folder / f"{kind}.index.json"))
         raise UserError(f"The folder {folder} holds no weights, neither {' nor '.join(_KINDS)} nor an index of shards.")
 
+    @classmethod
+    def named(cls, folder: Path, name: str) -> Shards:
+        """The one file of that name, or the shards that the index of that name lists."""
+        return cls(folder, _listed(folder, folder / name) if name.endswith(".index.json") else (folder / name,))
+
     def names(self) -> set[str]:
         """The names of all weights."""
         return {name for file in self.files for name in self._open(file) if not name.endswith(_COMPUTED)}
