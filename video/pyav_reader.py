@@ -16,6 +16,10 @@ STEPS_BACK = (0, 10)
 DRAWN = {"adf", "bin", "idf", "tty", "xbin"}
 LISTS = {"concat", "dash", "hls", "image2", "imf", "lavfi", "rtp", "rtsp", "sdp"}
 STAMPED = {"asf", "flv", "gif", "matroska", "mov", "mpegts"}
+# What stamps frames in the order they are decoded: a frame's time is the stamp of the packet on which it comes out, since the
+# delay between the two is always the same. What is shown of the packets' own order is made up by libavformat, and wrong.
+DECODE_STAMPED = {"avi"}
+MOST_DELAYED = 16  # frames that H.264 and HEVC hold back
 
 
 def header(path: str) -> tuple[int, int, float, int]:
@@ -142,12 +146,23 @@ class PyavReader:
     def _counted(self) -> Timeline:
         """Decode everything once; a file that gives its frames no usable times runs at its nominal rate."""
         self._open()
-        step = 1 / float(self._stream.average_rate or 25)
-        shown = [(frame.time, frame.key_frame) for frame in self._decoded()]
+        kinds = set(self._file.format.name.split(","))
+        step = 1 / float(self._stream.guessed_rate or self._stream.average_rate or 25)
+        shown = [(frame.dts if kinds & DECODE_STAMPED else frame.pts, frame.key_frame) for frame in self._decoded()]
         if not shown:
             raise LookupError(0)
-        times = np.array([np.nan if time is None else time for time, _ in shown])
-        if np.isnan(times).any() or not (np.diff(times) > 0).all():
-            times = np.arange(len(shown)) * step
+        times = _completed([np.nan if stamp is None else float(stamp * self._base) for stamp, _ in shown], step)
         times = (times - times[0]).round(6)
         return Timeline(times, float(times[-1] + step), np.flatnonzero([key for _, key in shown]))
+
+
+def _completed(times: list[float], step: float) -> np.ndarray:
+    """Rising times (n,) as they are, the last few (which come out of the decoder after the file's end) `step` apart.
+
+    Times that do not rise or lack others than those few are no times: all frames are then `step` apart.
+    """
+    known = np.array([time for time in times if not np.isnan(time)])
+    few = len(times) - len(known) <= MOST_DELAYED and not np.isnan(times[: len(known)]).any()
+    if not len(known) or not few or not (np.diff(known) > 0).all():
+        return np.arange(len(times)) * step
+    return np.concatenate((known, known[-1] + step * np.arange(1, len(times) - len(known) + 1)))

@@ -60,11 +60,13 @@ def write_clip(
     pixel_format="yuv420p",
     container=None,
     container_options=None,
+    ticks=1000,
 ):
     """Write `frames` (iterable of (H, W, 3) uint8) as a video file and return its path.
 
-    `times` (seconds) makes the frame rate variable. With `rotation` (degrees clockwise; mp4 and mov only) the frames are
-    stored turned and the header says so: players show them as given. `options` go to the encoder (`{"crf": "0"}`).
+    `times` (seconds) makes the frame rate variable, in `ticks` a second. With `rotation` (degrees clockwise; mp4 and mov only)
+    the frames are stored turned and the header says so: players show them as given. `options` go to the encoder
+    (`{"crf": "0"}`).
     """
     turned = (np.rot90(frame, rotation // 90) for frame in frames)
     first = next(turned)
@@ -75,13 +77,13 @@ def write_clip(
         stream.gop_size = gop
         stream.thread_count = 1
         if times is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
+            stream.codec_context.time_base = Fraction(1, ticks)
         sound = file.add_stream("aac", rate=8000) if audio else None
         number = 0
         for number, pixels in enumerate(chain([first], turned)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             if times is not None:
-                frame.pts, frame.time_base = round(1000 * times[number]), Fraction(1, 1000)
+                frame.pts, frame.time_base = round(ticks * times[number]), Fraction(1, ticks)
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
         if sound is not None:
