@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from encoders.base import cls_row
 from encoders.block import FeatureBlock, heads
-from encoders.errors import UserError
+from encoders.errors import UserError, UserNote
 from encoders.timm_block import TimmBlock, check_block
 from encoders.tower import TowerEncoder, check_loaded, check_pixels, check_size
 
@@ -102,5 +102,6 @@ def _warn_of_activation(tower: Any) -> None:
         warnings.warn(
             f"{name} computes GELU, but its weights {config.get('tag')!r} were trained with QuickGELU and give wrong features "
             f"here; create {name.replace('_clip_', '_clip_quickgelu_')} instead.",
+            UserNote,
             stacklevel=4,
         )

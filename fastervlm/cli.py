@@ -22,6 +22,7 @@ from fastervlm.commands.data import data
 from fastervlm.commands.demo import demo
 from fastervlm.commands.evaluate import evaluate
 from fastervlm.commands.plan import plan
+from fastervlm.commands.quiet import hush
 from fastervlm.commands.report import report, reproduce
 from fastervlm.commands.score import score
 from fastervlm.commands.towers import towers
@@ -73,6 +74,7 @@ def add_commands() -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
+    hush()
     add_commands()
     try:
         app(prog_name="fastervlm")

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from encoders import UserError
+from encoders.errors import UserError, UserNote
 from fastervlm.families.base import Encoded, Family
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.families.registry import family_of
@@ -178,7 +178,8 @@ def _encode_compiled(
     try:
         return compiled(model, pruning, shown)
     except FailOnRecompileLimitHit:
-        warnings.warn("Torch keeps no graphs for more shapes than these; pictures of others run uncompiled.", stacklevel=2)
+        note = "Torch keeps no graphs for more shapes than these; pictures of others run uncompiled."
+        warnings.warn(note, UserNote, stacklevel=2)
         return family.encode(model, pruning, shown)
 
 

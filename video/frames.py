@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from encoders import UserError, UserTypeError
+from encoders.errors import UserError, UserNote, UserTypeError
 from video.decoder import Crashed, decoder
 from video.sampling import LIST, MOST_PIXELS, STRATEGIES, Limits, Sampling
 from video.worker import READERS, Request
@@ -132,7 +132,7 @@ def _sample(file: Path, sampling: Sampling, limits: Limits | None) -> Frames:
         if frames is None:
             break
         if "decord" in failed:
-            warnings.warn(f"decord cannot read {file} exactly; PyAV read it instead.", stacklevel=3)
+            warnings.warn(f"decord cannot read {file} exactly; PyAV read it instead.", UserNote, stacklevel=3)
         return frames
     if "pyav" in _order(file):
         raise UserError(f"{file} cannot be read as a video; it is damaged or of an unknown kind.")

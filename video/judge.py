@@ -24,12 +24,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from rich.progress import track
-
 from encoders.errors import UserError
 from fastervlm.eval.answers import Entry, Journal, journal_file, read_protocol, refuse_difference, writable_folder
-from fastervlm.eval.runner import console
 from fastervlm.reporting.files import hash_files, write_json
+from fastervlm.reporting.progress import console, track
 from video.chat import Chat, NoReply
 from video.questions import Prediction, read_predictions
 
@@ -169,7 +167,7 @@ def _judge_all(predictions: list[Prediction], chat: Chat, journal: Journal, work
     with _pool(chat, workers) as pool:
         for line in left:
             pool.submit(_judge_one, line, predictions[line - 1], chat).add_done_callback(done.put)
-        for _ in track(left, "judging", console=console):
+        for _ in track(left, "answers judged", len(left)):
             entry, silently = done.get().result()
             if entry.failure is not None and chat.stopped.is_set():
                 continue  # the one that stopped all is still to come and says why

@@ -61,7 +61,7 @@ def video_score(
         write_json(json, result.summary())
     if api_base is None or model is None:
         return
-    from fastervlm.eval.runner import console
+    from fastervlm.reporting.progress import console
     from video.chat import Chat, RateLimit
 
     key = os.environ.get("OPENAI_API_KEY", "").strip() or None

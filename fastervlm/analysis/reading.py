@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.progress import track
 
 from encoders.errors import UserError
 from fastervlm.analysis.received import Received, receive
@@ -22,10 +21,11 @@ from fastervlm.eval.answerer import preparation
 from fastervlm.eval.answers import refuse_difference, writable_folder
 from fastervlm.eval.preparation import prepared
 from fastervlm.eval.protocol import circumstances, failure_of
-from fastervlm.eval.runner import checked_questions, console
+from fastervlm.eval.runner import checked_questions
 from fastervlm.eval.settings import Settings, identity_of
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
+from fastervlm.reporting.progress import console, progress
 
 FILE = "questions_read.npz"
 SECONDS = 5.0  # between two times that the sums are written while questions are read
@@ -105,9 +105,10 @@ def _read(
     console.print(f"Reading {len(left)} questions; the results go to {path.parent}, until then sums of them to {path.name}.")
     batches = prepared([[question] for question in left], preparation(subject, settings), subject.processor)
     saved = time.monotonic()
-    with closing(batches) as ready:
-        for batch in track(ready, "questions", len(left), console=console):
+    with closing(batches) as ready, progress("questions", len(questions), len(questions) - len(left), may_fail=True) as advance:
+        for batch in ready:
             failures |= batch.failures
+            advance(1, len(batch.failures))
             if batch.inputs is None:
                 continue
             sums.add(batch.questions[0].line, receive(subject.model, batch.inputs, **settings.medium.layout(subject)))

@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,12 +17,13 @@ from fastervlm.eval.answerer import preparation
 from fastervlm.eval.answers import writable_folder
 from fastervlm.eval.preparation import Batch, prepared
 from fastervlm.eval.protocol import circumstances
-from fastervlm.eval.runner import checked_questions, console
+from fastervlm.eval.runner import checked_questions
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
 from fastervlm.reporting.files import hash_files, write_json
 from fastervlm.reporting.plots import Curve, Panel, draw_bars, draw_map, draw_panels
+from fastervlm.reporting.progress import track
 
 POOL = 20
 LEAST_SHOWN = 7e-4  # the lower end of the colours of attention maps
@@ -56,7 +56,7 @@ def attn_efficiency(subject: Subject, settings: Settings, out_dir: Path) -> dict
     prepare = preparation(subject, settings)
     reading = _Reading(subject, settings, questions, prepare.ask)
     with closing(prepared([[question] for question in questions], prepare, subject.processor)) as ready:
-        for batch in track(ready, "questions", total=len(questions), console=console):
+        for batch in track(ready, "questions", len(questions)):
             reading.add(batch)
     if reading.shown is None:
         raise UserError(f"{settings.question_file} has no question with a picture that can be read.")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from fastervlm.analysis.examples import draw_examples
 from fastervlm.analysis.figures import COLOURS, NAMES, draw_by_layer, draw_grid, draw_layers, draw_spread, draw_story, split
@@ -20,10 +19,10 @@ from fastervlm.analysis.received import KINDS
 from fastervlm.analysis.statistics import TOP, finite, slope
 from fastervlm.analysis.sums import UnitSums
 from fastervlm.eval.answers import writable_folder
-from fastervlm.eval.runner import console
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.reporting.files import write_arrays, write_json
+from fastervlm.reporting.progress import track
 
 NAME = "attn_shift"
 TOLD = ("centre_of_mass", "overlap_with_cls")
@@ -120,7 +119,7 @@ def _draw_reference(unit: UnitSums, grid: tuple[int, int], out_dir: Path, of: st
     draw_spread(values["cls"], out_dir / "cls_attn" / "dist.png", f"[CLS] scores{of}", COLOURS["cls"])
     draw_grid(values["cls"], grid, out_dir / "cls_attn" / "map.png", f"[CLS] scores{of}")
     every = [(kind, layer, row) for kind in KINDS for layer, row in enumerate(values[kind])]
-    for kind, layer, row in track(every, "figures", console=console):
+    for kind, layer, row in track(every, "figures", len(every)):
         folder, title = out_dir / f"{kind}_attn", f"Layer {layer + 1}: attention {NAMES[kind]}{of}"
         draw_spread(row, folder / "dist" / f"layer_{layer}.png", title, COLOURS[kind])
         draw_grid(row, grid, folder / "map" / f"layer_{layer}.png", title)

@@ -8,8 +8,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from encoders.errors import UserError
 from fastervlm.bench.answer import answer
 from fastervlm.bench.cases import Case
@@ -17,12 +15,13 @@ from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TO
 from fastervlm.bench.workload import check_numbers
 from fastervlm.eval.answerer import preparation, pruned
 from fastervlm.eval.protocol import circumstances
-from fastervlm.eval.runner import checked_questions, console, evaluate
+from fastervlm.eval.runner import checked_questions, evaluate
 from fastervlm.eval.score import Score
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
 from fastervlm.generation.kv_cache import CACHE
 from fastervlm.reporting.measure import FirstTokenClock, Spread, cache_bytes, peak_bytes
+from fastervlm.reporting.progress import track
 
 Measured = dict[str, list[float]]
 _ABOUT = ("model", "weights_sha256", "prompt_template", "anyres", "dtype", "question_file_sha256", "limit")
@@ -85,9 +84,11 @@ def _measure(
     """The measurements of each case, question by question; memory first, which also warms up."""
     measured: list[Measured] = [{} for _ in cases]
     rounds = range(len(inputs[0])), range(len(cases))
-    for sample, i in track(list(product(*rounds)), "memory", console=console):
+    measured_once = list(product(*rounds))
+    for sample, i in track(measured_once, "memory measurements", len(measured_once)):
         _add(measured[i], _memory(subject, cases[i], inputs[i][sample], new_tokens))
-    for _, sample, i in track(list(product(range(repeats), *rounds)), "time", console=console):
+    timed = list(product(range(repeats), *rounds))
+    for _, sample, i in track(timed, "time measurements", len(timed)):
         _add(measured[i], _time(subject, cases[i], inputs[i][sample], new_tokens))
     return measured
 

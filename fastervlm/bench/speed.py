@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from rich.progress import track
 
 from encoders.errors import UserError
 from fastervlm.bench.answer import answer
@@ -18,9 +17,9 @@ from fastervlm.bench.stages import StageClock
 from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TOTAL_TIME
 from fastervlm.bench.variants import Variant
 from fastervlm.bench.workload import Workload, check_numbers
-from fastervlm.eval.runner import console
 from fastervlm.generation.kv_cache import CACHE
 from fastervlm.reporting.measure import FirstTokenClock, Spread, cache_bytes, flop_counter, peak_bytes
+from fastervlm.reporting.progress import track
 from fastervlm.reporting.provenance import machine, program
 
 
@@ -47,7 +46,8 @@ def speed(workload: Workload, variants: Sequence[Variant], *, repeats: int = 5, 
     counts, fitting, failures = _count_all(workload, variants)
     measured: list[dict[str, list[float]]] = [{} for _ in fitting]
     orders = (range(len(fitting))[:: 1 - 2 * (turn % 2)] for turn in range(repeats))
-    for i in track([i for order in orders for i in order], "time", console=console):
+    timed = [i for order in orders for i in order]
+    for i in track(timed, "time measurements", len(timed)):
         for name, value in (_time(workload, fitting[i], new_tokens) | _stages(workload, fitting[i])).items():
             measured[i].setdefault(name, []).append(value)
     rows = [
@@ -87,7 +87,7 @@ def _count_all(
 ) -> tuple[list[dict[str, Any]], list[Variant], list[dict[str, Any]]]:
     """Work and memory of each variant, the variants that fit into the device's memory, and what is told of the others."""
     counts, fitting, failures = [], [], []
-    for variant in track(list(variants), "work and memory", console=console):
+    for variant in track(variants, "variants counted", len(variants)):
         try:
             counts.append(_count(workload, variant))
             fitting.append(variant)

@@ -7,14 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import track
-
 from encoders.errors import UserError
 from fastervlm.eval.answers import check_annotations
 from fastervlm.eval.layout import Layout
 from fastervlm.eval.pictures import WORKERS, BadPicture, open_picture
 from fastervlm.eval.questions import read_json, read_jsonl
 from fastervlm.eval.task import Question, Task
+from fastervlm.reporting.progress import track
 
 ROOT = Path("playground") / "data" / "eval"
 
@@ -127,7 +126,7 @@ def _pictures(questions: list[Question]) -> tuple[bool, str]:
     """Whether all pictures of the questions can be opened, and in words how many."""
     shown = list({question.image: question for question in questions if question.image is not None}.values())
     with ThreadPoolExecutor(WORKERS) as pool:
-        reasons = list(track(pool.map(_why_bad, shown), "pictures", total=len(shown)))
+        reasons = list(track(pool.map(_why_bad, shown), "pictures", len(shown)))
     bad = [f"{question.image} {reason}" for question, reason in zip(shown, reasons, strict=True) if reason]
     if not bad:
         return True, f"{len(shown)} pictures, all readable"

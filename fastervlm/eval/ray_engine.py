@@ -18,10 +18,10 @@ from fastervlm.eval.engine import Running
 from fastervlm.eval.ray_pool import AHEAD, Pool
 from fastervlm.eval.ray_session import check_installed, needs, session, share
 from fastervlm.eval.ray_worker import Worker
-from fastervlm.eval.runner import console
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
+from fastervlm.reporting.progress import console
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from fastervlm.eval.answers import (
     Journal,
@@ -32,8 +27,7 @@ from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
 from fastervlm.reporting.files import hash_files
-
-console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+from fastervlm.reporting.progress import console, progress
 
 
 def evaluate(subject: Subject, settings: Settings, engine: Engine | None = None) -> tuple[dict[str, Any], Score | None]:
@@ -101,12 +95,12 @@ def _answer_all(settings: Settings, questions: list[Question], running: Running,
     rest = ([question for question in batch if question.line in left] for batch in whole)
     batches = [batch for batch in rest if batch]
     with (
-        _progress(len(questions), len(questions) - len(left)) as advance,
+        progress("questions", len(questions), len(questions) - len(left), may_fail=True) as advance,
         closing(running.answers(batches)) as answers,
     ):
         for entries in answers:
             journal.add(entries)
-            advance(len(entries))
+            advance(len(entries), sum(entry.failure is not None for entry in entries))
 
 
 def _scored(settings: Settings, protocol: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:
@@ -127,21 +121,3 @@ def _scored(settings: Settings, protocol: dict[str, Any]) -> tuple[dict[str, Any
 def _texts(path: Path) -> list[Path]:
     """The annotation file, or the files with right answers in an annotation folder."""
     return sorted(each for each in path.rglob("*") if each.suffix in (".json", ".txt")) if path.is_dir() else [path]
-
-
-class _Rate(ProgressColumn):
-    """Questions a second."""
-
-    def render(self, task: Task) -> Text:
-        """The column's text."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f}/s" if speed else "-/s")
-
-
-@contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar with rate and time left; gives the function that moves it on."""
-    columns = (TextColumn("questions"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("questions", total=total, completed=done)
-        yield lambda number: progress.advance(bar, number)
