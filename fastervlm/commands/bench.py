@@ -151,7 +151,7 @@ def _scored(
     with resumable():
         cases = PRESETS[preset](subject, chosen, budgets, layer, folder)
         result = run(subject, cases, out_dir=folder, samples=samples, **shared)
-    print_table(*result.table())
+    print_table(*result.table(), keys=2)
     print(f"Table, numbers and plot: {folder}/bench.md, bench.json, bench.png")
     report_failures(len(result.failures), result.failures)
 
@@ -186,7 +186,7 @@ def _speed(
     file = out or Path(f"bench-{workload.name}.json")
     result = speed(workload, variants(workload, **compared), **shared)
     result.write(file)
-    print_table(*result.table())
+    print_table(*result.table(), keys=3)
     print(f"Stages, memory and work, numbers and plot: {file.with_suffix('.md')}, {file}, {file.with_suffix('.png')}")
     for lost in result.failures:
         print(f"fastervlm: {lost['method']} {lost['visual_token_num']} at batch {lost['batch']} did not fit into memory.")

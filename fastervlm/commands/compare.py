@@ -103,7 +103,7 @@ def show(comparison: Comparison, folder: Path) -> None:
     """Print the tables and where the files are; fail if a question did."""
     from fastervlm.reporting.tables import print_table
 
-    print_table(*comparison.table())
+    print_table(*comparison.table(), keys=2)
     for name, table in comparison.layer_tables().items():
         print_table(*table, title=f"{name}, by layer")
     print(f"Table, numbers and plot: {folder}/compare.md, compare.json, compare.png")

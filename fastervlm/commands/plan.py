@@ -74,11 +74,11 @@ def plan(
     checks = check(device, measured) if measured else []
     device = fit(device, measured) if measured else device
     result = predict(chosen, device, kind, names_of(methods), counts, batches, text_tokens, layer)
-    print_table(*plan_table(result))
+    print_table(*plan_table(result), keys=3)
     for sentence in advice(result):
         print(sentence)
     if checks:
-        print_table(*check_table(checks))
+        print_table(*check_table(checks), keys=3)
         print(worst(checks))
     if out is not None:
         write_plan(result, checks, out, program())

@@ -28,7 +28,8 @@ def report(
     writable_folder(place)
     write(found, place)
     for overview in found:
-        print_table(*overview.table(), title=overview.model)
+        headers, rows = overview.table()
+        print_table(headers, rows, title=overview.model, keys=headers.index(overview.tasks[0]))
     print(f"Table and numbers: {place}/report.md, report.json, and a plot where there is something to draw, report.png")
 
 

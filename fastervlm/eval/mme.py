@@ -52,6 +52,8 @@ def score(answers: Sequence[Answer], release: Path) -> Score:
     answered = [all(key in given for key in keys) for keys in asked.values()]
     without = [name for name in CATEGORIES if not any(key[0] == name for key in given)]
     notes = [f"Categories without any answer: {', '.join(without)}"] if without else []
+    if unclear := sum(reads(text) is None for text in given.values()):
+        notes.append(f"Answers without a plain yes or no, counted as wrong: {unclear}")
     return _score(list(asked), rows, answered, len(truth) - len(given), notes)
 
 

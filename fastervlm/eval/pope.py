@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,11 +37,17 @@ def says_yes(text: str) -> bool:
     return not {"No", "no", "not"} & set(words)
 
 
+def is_unclear(text: str) -> bool:
+    """Whether the reference takes for a yes what does not say yes: a picture described, nothing at all, a "NO!"."""
+    return says_yes(text) and "yes" not in re.findall(r"[a-z]+", text.lower())
+
+
 def score(answers: Sequence[Answer], annotation_dir: Path, question_file: Path) -> Score:
     """Mean F1 over the categories, which are the annotation files; the parts are each category's five numbers.
 
     An answer is compared with the label at its question's place within the category. Of answers to one question the last
     counts; a question without an answer is not counted, as in the reference, and neither is one of a category without labels.
+    A note tells how many answers say neither yes nor no.
     """
     labels = _labels(annotation_dir)
     places, others = _places(question_file, labels)
@@ -55,6 +62,8 @@ def score(answers: Sequence[Answer], annotation_dir: Path, question_file: Path) 
         row[_COLUMNS * list(labels).index(category) + (yes != right) + 2 * (not yes)] = 1
     left_out = len(every) - len(given)
     notes = [f"Answers of categories without labels, left out: {left_out}"] if left_out else []
+    if unclear := sum(is_unclear(answer["text"]) for answer in given.values()):
+        notes.append(f"Answers without a plain yes or no, read as yes as in the reference: {unclear}")
     return _score(list(labels), rows, list(given), len(places) - len(given), notes, left_out)
 
 

@@ -287,6 +287,19 @@ def test_command_writes_plan_and_errors(tmp_path, capsys, monkeypatch):
     assert "Tables and numbers" in printed
 
 
+@pytest.mark.parametrize("width", [80, 40])
+def test_tables_fit_the_terminal(tmp_path, capsys, monkeypatch, width):
+    monkeypatch.setitem(SPECS, "a100", spec(312, 2040))
+    monkeypatch.setenv("COLUMNS", str(width))
+    bench = bench_of(spec(312, 2040, prefill=0.5), tmp_path / "b.json")
+    command("llava-1.5-7b", "a100", "288,58", batch="1,8", calibrate=bench)
+    lines = capsys.readouterr().out.splitlines()
+    tables = [line for line in lines if not line.startswith(("Batch ", "Largest error"))]
+    assert max(map(len, tables)) <= width
+    for word in ("projector", "prefill", "speed-up", "calibrated", "specified"):
+        assert any(word in line for line in tables), word
+
+
 @pytest.mark.parametrize(
     ("processor", "dtype", "message"),
     [("abacus", None, "ran on another machine than this"), (None, "bfloat16", "was measured in float16; leave --dtype out")],

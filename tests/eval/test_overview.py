@@ -261,6 +261,25 @@ def test_command_writes_the_table_and_takes_an_old_plot_away(report, tmp_path, m
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.md"]
 
 
+@pytest.mark.parametrize("width", [80, 40])
+def test_six_benchmarks_fit_the_terminal(report, tmp_path, monkeypatch, capsys, width):
+    names = ("gqa", "mmbench", "mme", "pope", "sqa", "textvqa")
+    runs = [{"task": name, "question_file_sha256": name} | more for name in names for more in ({}, UNPRUNED)]
+    report(*((51.2 + number, run) for number, run in enumerate(runs)))
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys, "argv", ["fastervlm", "report", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    table, _, _ = capsys.readouterr().out.partition("Table and numbers")
+    assert max(map(len, table.splitlines())) <= width
+    for text in (*names, *(f"{51.2 + number:.1f} ± 3.0" for number in range(12)), "relative", "average", "TTFT"):
+        assert text in table
+    markdown = (tmp_path / "runs" / "report.md").read_text()
+    header = "| method | visual tokens | gqa | mmbench | mme | pope | sqa | textvqa | relative average | TTFT (ms) |"
+    assert markdown.splitlines()[2] == header, "Markdown is whole at every width"
+
+
 def test_command_without_a_folder_or_runs_says_so(tmp_path, monkeypatch, capsys):
     for folder, sentence in ((tmp_path / "no", "is no folder"), (tmp_path, "holds no scored run")):
         monkeypatch.setattr(sys, "argv", ["fastervlm", "report", str(folder)])

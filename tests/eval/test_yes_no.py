@@ -5,7 +5,7 @@ import pytest
 
 from encoders import UserError
 from fastervlm.eval.mme import COGNITION, PERCEPTION, reads
-from fastervlm.eval.pope import says_yes
+from fastervlm.eval.pope import is_unclear, says_yes
 from fastervlm.eval.score import difference
 from tests.support.answers import answer, lines, part, task_of
 
@@ -32,6 +32,38 @@ YES_OR_NO = [
 @pytest.mark.parametrize(("text", "yes"), YES_OR_NO)
 def test_pope_reads_an_answer_as_the_reference_does(text, yes):
     assert says_yes(text) is yes
+
+
+UNCLEAR = [
+    ("Yes", False),
+    ("yes, there is", False),
+    ("YES!", False),
+    ("The picture shows a dog. Yes.", False),
+    ("No", False),
+    ("not really", False),
+    ("", True),
+    ("A dog", True),
+    ("NO!", True),
+    ("yesterday", True),
+    ("I cannot tell", True),
+]
+
+
+@pytest.mark.parametrize(("text", "unclear"), UNCLEAR)
+def test_pope_tells_a_yes_from_what_is_taken_for_one(text, unclear):
+    assert is_unclear(text) is unclear
+
+
+def test_pope_counts_answers_that_say_neither(pope):
+    """They are yes to the reference, and the score stays the reference's."""
+    questions, folder, labels = pope
+    texts = {f"{c}{i}": ("A dog" if i < 3 else "", "Yes", "No")[min(2, i // 5)] for c in labels for i in range(40)}
+    score = task_of("pope").scored([answer(*pair) for pair in texts.items()], folder, questions)
+    assert "Answers without a plain yes or no, read as yes as in the reference: 10" in score.lines()
+    plain = {name: "Yes" if text in ("", "A dog") else text for name, text in texts.items()}
+    same = task_of("pope").scored([answer(*pair) for pair in plain.items()], folder, questions)
+    assert same.value == score.value
+    assert not any("plain" in line for line in same.lines())
 
 
 @pytest.fixture
@@ -223,6 +255,7 @@ def test_mme_adds_accuracy_and_accuracy_plus(mme):
     assert part(score, "Cognition").value == 200.0
     assert [part(score, name).value for name in ("count", "scene", "code_reasoning")] == [125.0, 50.0, 200.0]
     assert score.lines()[1] == "Perception: 175.00"
+    assert "Answers without a plain yes or no, counted as wrong: 1" in score.lines()
     assert score.low <= 175 <= score.high
 
 
