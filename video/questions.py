@@ -14,8 +14,8 @@ from fastervlm.eval.questions import inside, read_json, read_jsonl, without_imag
 from fastervlm.eval.task import Answer, Question
 from fastervlm.reporting.files import write_text
 
-# Endings of the files of MSVD, MSRVTT, TGIF and ActivityNet, and of their usual conversions.
-ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif")
+# Endings of the files of MSVD, MSRVTT, TGIF and ActivityNet, of their usual conversions, and of other films.
+ENDINGS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".gif", ".m4v", ".flv", ".mpg", ".mpeg", ".wmv", ".ts", ".m2ts", ".3gp")
 SPELLINGS = ("", *ENDINGS, *map(str.upper, ENDINGS))
 VIDEO_TOKEN = "<video>"
 
@@ -135,14 +135,9 @@ def plain_text(text: str, where: str) -> str:
 
 
 def _file_of(folder: Path, video: str, where: str) -> Path:
-    """The first file of that name; if there is none, the one that is missed."""
+    """The file of exactly that name, else the first with an ending or `v_`; if there is none, the one that is missed."""
     named = inside(folder, video, where)
-    candidates = [
-        named.with_name(f"{prefix}{named.name}{ending}")
-        for prefix in ("", "v_")
-        for ending in SPELLINGS
-        if ending or named.suffix.lower() in ENDINGS
-    ]
+    candidates = [named.with_name(f"{prefix}{named.name}{ending}") for prefix in ("", "v_") for ending in SPELLINGS]
     for file in candidates:
         if os.path.isfile(file):  # False too where a name is too long
             return inside(folder, str(file.relative_to(folder)), where)

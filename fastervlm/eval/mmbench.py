@@ -29,12 +29,13 @@ SERVER = "https://mmbench.opencompass.org.cn/mmbench-submission"
 CIRCULAR = 1_000_000  # rows that ask the same question with its options turned differ by a multiple of it
 _DROPPED = ("hint", "category", "source", "image", "comment", "l2-category")
 _PREDICTION = 6
+_LONGEST_INDEX = 64  # characters; what is longer is a picture
 _NAMED = re.compile(r"\(?([A-Z])(?:[.:)]|$)")
 
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """A picture inside a table; `name` says where."""
+    """A picture inside a table; `name` says where. In newer tables `data` may name another row that holds it, by its index."""
 
     name: str
     data: str
@@ -42,8 +43,16 @@ class EncodedPicture:
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def row(self) -> int | None:
+        """The index of the row that holds the picture, if this one does not."""
+        short = len(self.data) <= _LONGEST_INDEX and self.data.isascii() and self.data.isdecimal()
+        return int(self.data) if short else None
+
     def open(self) -> io.BytesIO:
         """The picture's file; a `ValueError` if it is not base64."""
+        if self.row is not None:
+            raise ValueError(f"row {self.row} holds none")
         try:
             return io.BytesIO(base64.b64decode(self.data, validate=True))
         except binascii.Error as error:
@@ -53,10 +62,21 @@ class EncodedPicture:
 def read_questions(table: Path, image_folder: Path | None = None, *, language: str) -> list[Question]:
     """The questions of a table; the recorded prompt is hint, question and options, without the request for a letter."""
     rows = _rows(table).to_dict("records")
-    return [_question(row, place, table, language) for place, row in enumerate(rows, start=1)]
+    shown = _pictures(rows, table)
+    return [
+        _question(row, place, table, language, picture)
+        for place, (row, picture) in enumerate(zip(rows, shown, strict=True), start=1)
+    ]
 
 
-def _question(row: dict[str, Any], place: int, table: Path, language: str) -> Question:
+def _pictures(rows: list[dict[str, Any]], table: Path) -> list[EncodedPicture]:
+    """The picture of each row, its own or that of the row it names."""
+    found = [EncodedPicture(f"{table}, question {place}", str(row["image"]).strip()) for place, row in enumerate(rows, start=1)]
+    held = {int(row["index"]): picture for row, picture in zip(rows, found, strict=True) if picture.row is None}
+    return [picture if picture.row is None else held.get(picture.row, picture) for picture in found]
+
+
+def _question(row: dict[str, Any], place: int, table: Path, language: str, picture: EncodedPicture) -> Question:
     where = f"{table}, question {place}"
     options = []
     for letter in LETTERS:
@@ -69,7 +89,6 @@ def _question(row: dict[str, Any], place: int, table: Path, language: str) -> Qu
     offered = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     text = without_image_token("\n".join([*([hint] if hint else []), asked, *offered]), where)
     recorded = {"round_id": 0, "options": options, "option_char": list(LETTERS[: len(options)])}
-    picture = EncodedPicture(where, str(row["image"]))
     return Question(place, int(row["index"]), text, picture, tuple(options), record=recorded)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from encoders import UserError
 from fastervlm.eval.mmbench import letter
+from fastervlm.eval.pictures import BadPicture, open_picture
 from fastervlm.eval.score import difference
 from tests.support.answers import answer, lines, part, task_of
 
@@ -117,6 +118,35 @@ def test_mmbench_questions_are_written_as_the_reference_writes_them(mmbench):
     assert Image.open(first.image.open()).size == (20, 12)
     assert "question 1" in str(first.image)
     assert third.text == "Count.\n=1+1?", "NA in a cell is no option, and ends the options"
+
+
+def by_reference(path, *images):
+    """The table with other cells for its pictures."""
+    table = pd.read_table(path, dtype=str, keep_default_na=False)
+    table["image"] = images
+    table.to_csv(path, sep="\t", index=False)
+    return path
+
+
+def test_mmbench_rows_may_name_the_row_that_holds_their_picture(mmbench):
+    """As tables of 2024 on do; questions about one picture then share it."""
+    path = by_reference(mmbench, png(), "7", png((5, 5)))
+    first, turned, third = task_of("mmbench").questions(path, None)
+    assert first.image == turned.image != third.image
+    assert [Image.open(each.image.open()).size for each in (first, turned, third)] == [(20, 12), (20, 12), (5, 5)]
+
+
+def test_mmbench_row_may_stand_before_the_one_it_names(mmbench):
+    first, turned, _ = task_of("mmbench").questions(by_reference(mmbench, "1000007", png(), png()), None)
+    assert first.image == turned.image
+
+
+@pytest.mark.parametrize(("images", "row"), [(("9", "7", "8"), 9), (("7", "7", "7"), 7), (("99", "99", "99"), 99)])
+def test_mmbench_row_that_names_no_picture_is_one_bad_picture(mmbench, images, row):
+    """A row that is not there, itself, or one that only names another."""
+    first, _, _ = task_of("mmbench").questions(by_reference(mmbench, *images), None)
+    with pytest.raises(BadPicture, match=rf"cannot be read as a picture \(row {row} holds none\)"):
+        open_picture(first)
 
 
 @pytest.mark.parametrize(
