@@ -14,6 +14,7 @@ from torch import Tensor
 
 from encoders.errors import UserError, UserTypeError
 
+_QUERIES = 1024
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -24,7 +25,8 @@ class ScoredPatches:
     Attributes:
         cls_attention: (B, M, N) float32, the softmax over all keys of the [CLS] query of the feature block. The columns of
             [CLS] itself and of other prefix tokens are dropped and nothing is renormalised, so a row sums to less than 1.
-            With `score="pool"` it is the attention of the pooling head's probe, which takes the place of [CLS].
+            With another score than "cls" it is what takes the place of that, see `encoders.wrap`: a row of attention for each
+            head, or (B, 1, N) shares that sum to 1.
         grid: rows and columns of the patches; rows * columns == N.
         image_key: (B,) int64, see `image_key`.
         finish: runs the rest of the feature block for the patches at an index (B, K), or for all patches at None; a true second
@@ -42,7 +44,7 @@ class ScoredPatches:
 
     @property
     def scores(self) -> Tensor:
-        """(B, N) float32: the attention each patch gets from [CLS] (or the probe), a plain mean over the heads."""
+        """(B, N) float32: the attention each patch gets from [CLS] (or what takes its place), a plain mean over the heads."""
         return self.cls_attention.mean(dim=1)
 
     def features(self, index: Tensor | None = None, *, cls: bool = False) -> Tensor:
@@ -64,10 +66,10 @@ class ScoredPatches:
         """(B, M, N, d): the keys of the patches in the feature block, turned by their positions where the tower does so.
 
         Raises:
-            UserError: the patches were scored by a pooling head, so that no block was stopped.
+            UserError: no block was stopped, because a pooling head or the features themselves score the patches.
         """
         if self.block_keys is None:
-            raise UserError("Patches scored by a pooling head come without keys; choose a method that needs none.")
+            raise UserError("Patches with this score come without keys; choose a method that needs none.")
         return self.block_keys()
 
     def _check(self, index: Tensor) -> None:
@@ -121,6 +123,32 @@ def cls_row(query: Tensor, key: Tensor, scale: float) -> Tensor:
         pairs = zip(query.float().split(1), key.float().split(1), strict=True)
         logits = torch.cat([torch.matmul(q, k.transpose(-1, -2)) for q, k in pairs]) * scale
         return logits.softmax(dim=-1).squeeze(-2)
+
+
+def received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """The attention that each token gets from all of them, a mean over the queries, in float32 whatever the tower's dtype.
+
+    One head of one image at a time, and no more than `_QUERIES` queries: a map of all heads is never kept.
+
+    Args:
+        query: (B, M, T, d).
+        key: (B, M, T, d).
+        scale: what the dot products are multiplied by.
+
+    Returns:
+        (B, M, T) float32, each row summing to 1.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        found = [
+            [_mean_row(q.float(), k.float() * scale) for q, k in zip(*image, strict=True)]
+            for image in zip(query, key, strict=True)
+        ]
+        return torch.stack([torch.stack(image) for image in found])
+
+
+def _mean_row(query: Tensor, key: Tensor) -> Tensor:
+    """(T,) the mean over queries (T, d) of their softmax over keys (T, d)."""
+    return sum((q @ key.T).softmax(dim=-1).sum(dim=0) for q in query.split(_QUERIES)) / len(query)  # type: ignore[return-value]
 
 
 def gather_rows(x: Tensor, index: Tensor | None) -> Tensor:

@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.base import cls_row, token_rows
+from encoders.base import cls_row, received_attention, token_rows
 
 
 class HalfBlock(Protocol):
     """A block that has been stopped half-way."""
 
     def cls_attention(self) -> Tensor:
+        """(B, M, N) float32, see `FeatureBlock`."""
+        ...
+
+    def received(self) -> Tensor:
         """(B, M, N) float32, see `FeatureBlock`."""
         ...
 
@@ -58,6 +62,11 @@ class FeatureBlock(ABC):
         # One row at a time: several at once are rounded in another way, and scores would depend on the rest of the batch.
         query = torch.cat([self._query(row) for row in self.normed[:, :1].split(1)])
         return cls_row(query, self.key, self.scale)[..., self.prefix :]
+
+    def received(self) -> Tensor:
+        """(B, M, N) float32: what each patch gets from all P + N queries, a mean; the prefix's own columns are dropped."""
+        query = self._placed(self._query(self.normed), None)
+        return received_attention(query, self.key, self.scale)[..., self.prefix :]
 
     def keys(self) -> Tensor:
         """(B, M, N, d): the keys of the patches."""

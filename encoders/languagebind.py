@@ -55,6 +55,10 @@ class FramesBlock:
         """(B * F, M, N) float32."""
         return torch.cat([part.cls_attention() for part in self.parts])
 
+    def received(self) -> Tensor:
+        """(B * F, M, N) float32."""
+        return torch.cat([part.received() for part in self.parts])
+
     def keys(self) -> Tensor:
         """(B * F, M, N, d): the keys of the patches in the attention over each frame."""
         return torch.cat([part.keys() for part in self.parts])

@@ -12,6 +12,7 @@ from encoders.base import VisionEncoder
 from encoders.block import kind
 from encoders.errors import UserError, UserTypeError
 from encoders.hf_clip import HfClipEncoder
+from encoders.internvl import InternVLEncoder
 from encoders.languagebind import LanguageBindEncoder
 from encoders.open_clip import OpenClipEncoder
 from encoders.timm import TimmEncoder
@@ -26,7 +27,8 @@ class SupportedTower:
         library: the library the tower is made with.
         classes: names of its classes that `wrap` takes.
         names: patterns of the names the library creates it by, as `fnmatch` reads them.
-        score: what can score its patches, as `wrap` takes it; the first is meant where there are two.
+        score: what can score its patches beside "received" and "norm", as `wrap` takes it; the first is meant where there are
+            two.
         tested: the version of the library that the tests ran with.
     """
 
@@ -47,6 +49,7 @@ TOWERS: tuple[SupportedTower, ...] = (
         "5.24.0",
     ),
     SupportedTower("transformers", ("SiglipVisionModel", "SiglipModel"), ("google/siglip-*",), ("pool",), "5.24.0"),
+    SupportedTower("transformers", ("InternVLVisionModel",), ("OpenGVLab/InternVL*-hf",), ("cls",), "5.24.0"),
     SupportedTower("fastervlm", ("LanguageBindVisionModel",), ("LanguageBind/*_merge",), ("cls",), "0.1.0"),
     SupportedTower("open_clip", ("TimmModel",), ("*-SigLIP*", "*-siglip", "PE-Core-bigG-*"), ("pool",), "3.3.0"),
     SupportedTower("open_clip", ("TimmModel",), ("PE-Core-*",), ("cls", "pool"), "3.3.0"),
@@ -70,6 +73,7 @@ TOWERS: tuple[SupportedTower, ...] = (
 _ADAPTERS: dict[str, type[TowerEncoder]] = {
     "transformers.CLIPVisionModel": HfClipEncoder,
     "transformers.SiglipVisionModel": HfClipEncoder,
+    "transformers.InternVLVisionModel": InternVLEncoder,
     "encoders.LanguageBindVisionModel": LanguageBindEncoder,
     "open_clip.VisionTransformer": OpenClipEncoder,
     "timm.VisionTransformer": TimmEncoder,
@@ -88,10 +92,16 @@ _PARTS: dict[str, str] = {
 _CONVOLUTIONS = "it is made of convolutions and has neither patch tokens nor a [CLS] token to score them by"
 _WINDOWS = "its attention sees windows only and it has no [CLS] token to score patches by"
 _PACKED = "it packs pictures of many shapes into one sequence and has no [CLS] token to score its patches by"
+_OF_A_MODEL = (
+    "it packs pictures of many shapes into one sequence, which only its whole model knows how to read (fastervlm.prune)"
+)
 _REASONS: dict[str, str] = {
     "transformers.ConvNextModel": _CONVOLUTIONS,
     "transformers.ConvNextV2Model": _CONVOLUTIONS,
     "transformers.PixtralVisionModel": _PACKED,
+    "transformers.Qwen2VisionTransformerPretrainedModel": _OF_A_MODEL,
+    "transformers.Qwen2_5_VisionTransformerPretrainedModel": _OF_A_MODEL,
+    "transformers.Qwen3VLVisionModel": _OF_A_MODEL,
     "transformers.Siglip2VisionModel": _PACKED,
     "transformers.SwinModel": _WINDOWS,
     "open_clip.ModifiedResNet": _CONVOLUTIONS,
@@ -104,7 +114,10 @@ _REASONS: dict[str, str] = {
 }
 
 
-def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Literal["cls", "pool"] = "cls") -> VisionEncoder:
+Score = Literal["cls", "pool", "received", "norm"]
+
+
+def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Score = "cls") -> VisionEncoder:
     """An encoder that stops inside the feature block of a vision tower; the tower is shared, not copied or changed.
 
     Mind the activation of the weights: OpenAI's, MetaCLIP's and DFN's CLIP want QuickGELU, and under plain GELU all features
@@ -123,6 +136,9 @@ def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Lit
         score: "cls" scores patches by the attention of [CLS] in the feature block. "pool" takes that of the probe of an
             attention pooling head instead, for towers without [CLS] such as SigLIP. The probe looks at the finished
             patches, after all blocks and the final norm, so every block runs; the features are still those of `select_layer`.
+            "received" takes the attention that each patch gets from all tokens in the feature block, a mean over the queries,
+            and "norm" the length of its features, as shares that sum to 1; every tower has these two. Neither is known to tell
+            what matters: on trained towers both have done worse than patches drawn at random.
 
     Raises:
         UserError: the tower has nothing to give that score, or its blocks compute what is not supported, or `select_layer`

@@ -16,7 +16,14 @@ from encoders.block import HalfBlock
 from encoders.errors import UserError, UserTypeError
 from encoders.thinning import Survivors, best, without_the_rest
 
-SCORES = ("cls", "pool")
+# What can score patches, and what that is. Every tower has the last two.
+SCORES = {
+    "cls": "the attention of its [CLS] token",
+    "pool": "the attention of its pooling head's probe",
+    "received": "the attention that a patch gets from all",
+    "norm": "the length of its features",
+}
+_BY_BLOCK = ("cls", "received")
 
 
 class TowerEncoder(ABC):
@@ -27,14 +34,14 @@ class TowerEncoder(ABC):
     Attributes:
         tower: the library's own tower.
         depths: number of blocks below each selected hidden state.
-        score: "cls" or "pool", see `encoders.wrap`.
+        score: one of `SCORES`, see `encoders.wrap`.
     """
 
     def __init__(self, tower: nn.Module, select_layer: int | Sequence[int] = -2, score: str = "cls") -> None:
         self.tower: Any = tower
         self.score = score
         self._check_score()
-        self.depths = depths(select_layer, len(self.blocks), scored=score == "cls")
+        self.depths = depths(select_layer, len(self.blocks), scored=score in _BY_BLOCK)
 
     def __call__(self, pixel_values: Tensor, *, interpolate_pos_encoding: bool = False) -> ScoredPatches:
         """Score the patches of pixel_values (B, 3, H, W); see `VisionEncoder`."""
@@ -42,19 +49,27 @@ class TowerEncoder(ABC):
         hidden, extra = self._embed(pixel_values, interpolate_pos_encoding)
         if hidden.shape[1] != self.prefix + rows * columns:
             raise UserError("This tower drops patches at random while it trains, so they have no grid; call its eval() first.")
+        attention, finish, keys = self._scored(hidden, extra)
+        return ScoredPatches(attention, (rows, columns), image_key(self._pictures(pixel_values)), finish, keys)
+
+    def _scored(self, hidden: Tensor, extra: Any) -> tuple[Tensor, Callable[..., Tensor], Callable[[], Tensor] | None]:
+        """Attention, `finish` and keys of `ScoredPatches`, given what the first block reads (B, P + N, C)."""
         deepest = max(self.depths)
-        states = self._states(hidden, extra, deepest - 1 if self.score == "cls" else len(self.blocks))
+        last = {"pool": len(self.blocks), "norm": deepest}.get(self.score, deepest - 1)
+        states = self._states(hidden, extra, last)
         parts: dict[int, Callable[..., Tensor]] = {
             depth: partial(token_rows, states[depth], self.prefix) for depth in self.depths if depth in states
         }
-        if self.score == "cls":
+        if self.score in _BY_BLOCK:
             block = self._feature_block(deepest - 1, states[deepest - 1], extra)
             parts[deepest] = partial(self._finish, block, deepest - 1, states[deepest - 1], extra)
-            attention, keys = block.cls_attention(), block.keys
+            attention, keys = block.cls_attention() if self.score == "cls" else block.received(), block.keys
         else:
-            attention, keys = self._probe_attention(states[len(self.blocks)]), None
+            attention, keys = None, None
         finish = partial(_join, [parts[depth] for depth in self.depths])
-        return ScoredPatches(attention, (rows, columns), image_key(self._pictures(pixel_values)), finish, keys)
+        if attention is None:
+            attention = self._probe_attention(states[last]) if self.score == "pool" else norms(finish(None))
+        return attention, finish, keys
 
     def _finish(
         self, half: HalfBlock, block: int, hidden: Tensor, extra: Any, index: Tensor | None, cls: bool = False
@@ -147,22 +162,13 @@ class TowerEncoder(ABC):
 
     def _check_score(self) -> None:
         """Refuse a score that this tower cannot give, and name those it can."""
-        name = type(self.tower).__name__
+        name, has = type(self.tower).__name__, (*self.scores, "received", "norm")
         if self.score not in SCORES:
             raise UserError(f"score={self.score!r} is not known; choose one of {', '.join(SCORES)}.")
-        if self.score in self.scores:
-            return
-        if not self.scores:
-            raise UserError(
-                f"This {name} has no [CLS] token to score its patches by (score='cls') and no pooling head with one "
-                "probe (score='pool'); choose a tower that has either, such as CLIP or SigLIP."
-            )
-        if self.score == "cls":
-            raise UserError(
-                f"This {name} has no [CLS] token to score its patches by; to take the attention of its pooling head's probe "
-                "instead, pass score='pool' to wrap or prune_patches."
-            )
-        raise UserError(f"This {name} has no pooling head with one probe; score its patches by [CLS], score='cls'.")
+        if self.score not in has:
+            lacks = "[CLS] token" if self.score == "cls" else "pooling head with one probe"
+            others = ", ".join(f"score={score!r}, {SCORES[score]}" for score in has)
+            raise UserError(f"This {name} has no {lacks} to score its patches by; it can be wrapped with {others}.")
 
     @property
     @abstractmethod
@@ -182,7 +188,7 @@ class TowerEncoder(ABC):
     @property
     @abstractmethod
     def scores(self) -> tuple[str, ...]:
-        """What this tower can score its patches by, of `SCORES`."""
+        """What this tower can score its patches by beside what every tower has: "cls", "pool", both or neither."""
 
     @property
     def checkpointing(self) -> bool:
@@ -225,6 +231,12 @@ def depths(select_layer: int | Sequence[int], layers: int, scored: bool = True) 
             f"choose one of the tower's {layers} layers, 1 to {layers} or {-layers} to -1."
         )
     return found
+
+
+def norms(features: Tensor) -> Tensor:
+    """(B, 1, N) float32: the Euclidean length of each of features (B, N, C), as a share of what all of its picture have."""
+    length = torch.linalg.vector_norm(features.float(), dim=-1)
+    return (length / length.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(length.dtype).tiny))[:, None]
 
 
 def check_pixels(pixel_values: Tensor, channels: int) -> tuple[int, int]:

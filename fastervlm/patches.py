@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from encoders import wrap
+from encoders.registry import Score
 from fastervlm.methods.lookup import get_method
 from fastervlm.selection.budget import Budget
 from fastervlm.selection.choice import choose, counts_for
@@ -53,7 +53,7 @@ def prune_patches(
     *,
     method: str | Method = "cls",
     select_layer: int | Sequence[int] = -2,
-    score: Literal["cls", "pool"] = "cls",
+    score: Score = "cls",
     interpolate_pos_encoding: bool = False,
 ) -> tuple[Tensor, KeptPatches]:
     """Compute the best patches of each picture and no others; the tower is neither copied nor changed.
@@ -70,7 +70,8 @@ def prune_patches(
             many pictures at a time as keep the same number.
         method: which ones: a name in `fastervlm.methods.METHODS` or a method.
         select_layer: the hidden state to take features from, as `wrap` counts it.
-        score: "cls", or "pool" for a tower that has no [CLS] but a pooling head with a probe, such as SigLIP; see `wrap`.
+        score: "cls", or for a tower without [CLS] "pool", the probe of a pooling head such as SigLIP's, "received" or "norm",
+            which every tower has; see `wrap`.
         interpolate_pos_encoding: stretch the position table for pictures of another size, where the tower can.
 
     Returns:

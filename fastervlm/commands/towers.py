@@ -7,7 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 _PACKAGES = {"open_clip": "open_clip_torch"}
 _NOTE = (
     "A name counts for the first line that fits it. Score: cls is the attention of the [CLS] token, pool that of the pooling "
-    "head's probe; where a tower has both, the first is meant. Installed: "
+    "head's probe; where a tower has both, the first is meant. Every tower can also be scored by the attention that a patch "
+    "receives from all (received), or by the length of its features (norm). Installed: "
 )
 
 

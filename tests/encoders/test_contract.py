@@ -41,7 +41,8 @@ def test_scores_are_a_row_of_full_attention(case, layer):
 def test_rows_sum_to_less_than_one_by_what_the_prefix_gets(case):
     sums = encode(case, towers.make(case)).cls_attention.sum(-1)
     # A probe without a prefix beside it, and timm's SigLIP, whose pooling leaves the prefix out, have all on the patches.
-    if case.score == "pool" and case is not TOWERS["pe by probe"]:
+    all_on_patches = case.score == "norm" or (case.score == "received" and not case.prefix)
+    if all_on_patches or (case.score == "pool" and case is not TOWERS["pe by probe"]):
         close(sums, torch.ones_like(sums))
     else:
         assert (sums < 1 + 1e-6).all()
@@ -82,7 +83,10 @@ def test_a_list_of_layers_is_concatenated_in_its_order(case):
     patches = encode(case, model, [-2, 0, 1])
     expected = torch.cat([states[2], states[0], states[1]], dim=-1)
     close(patches.features(), expected)
-    assert torch.equal(patches.scores, encode(case, model, 2).scores)
+    if case.score == "norm":
+        torch.testing.assert_close(patches.scores, expected.norm(dim=-1) / expected.norm(dim=-1).sum(1, keepdim=True))
+    else:
+        assert torch.equal(patches.scores, encode(case, model, 2).scores)
     index = best(patches)
     close(patches.features(index), rows(expected, index))
 
@@ -122,7 +126,7 @@ def test_what_comes_after_the_features_never_runs(case):
     expected = encode(case, model)
     trunk = case.trunk(model)
     blocks = trunk.get_submodule(case.blocks)
-    if case.score == "cls":
+    if case.score != "pool":
         towers.forbid(blocks[DEPTH - 1])
         for name in ("norm", "post_layernorm", "ln_post", "attn_pool", "head", "fc_norm"):
             if isinstance(getattr(trunk, name, None), torch.nn.Module):
@@ -211,16 +215,18 @@ def test_half_precision_gives_scores_in_float32(case, dtype):
 
 
 class Squares(TorchDispatchMode):
-    """Counts the maps of all tokens by all tokens that torch makes."""
+    """Counts the maps of all tokens by all tokens that torch makes, of one head of one picture and of several."""
 
     def __init__(self, tokens):
         super().__init__()
-        self.tokens, self.count = tokens, 0
+        self.tokens, self.single, self.several = tokens, 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         tensors = out if isinstance(out, (tuple, list)) else (out,)
-        self.count += sum(isinstance(x, torch.Tensor) and x.shape[-2:] == (self.tokens, self.tokens) for x in tensors)
+        maps = [x for x in tensors if isinstance(x, torch.Tensor) and x.shape[-2:] == (self.tokens, self.tokens)]
+        self.single += sum(x.dim() == 2 for x in maps)
+        self.several += sum(x.dim() > 2 for x in maps)
         return out
 
 
@@ -230,4 +236,5 @@ def test_no_map_of_all_tokens_by_all_tokens(case):
         patches = encode(case, model)
         patches.features(best(patches))
         patches.features()
-        assert squares.count == 0
+        assert squares.several == 0
+        assert (squares.single > 0) == (case.score == "received")

@@ -21,7 +21,7 @@ REASONS = {
     "FastVit": "made of convolutions",
     "ModifiedResNet": "made of convolutions",
     "SwinTransformer": "attention sees windows only",
-    "VisionTransformer": r"no \[CLS\] token .* and no pooling head",
+    "VisionTransformer": r"has no .* to score its patches by; it can be wrapped with score='received', ",
     "VisionTransformerRelPos": "attention adds relative positions",
 }
 # Refused, by the class that says no; all other names of both lists are wrapped.

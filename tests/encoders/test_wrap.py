@@ -52,26 +52,28 @@ def siglip(**changes):
     return SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=16, patch_size=8, **changes))
 
 
-CHOICES = r"This \w+ has no \[CLS\] token to score its patches by; .* pooling head's probe instead, pass score='pool' to wrap"
-NEITHER = (
-    r"no \[CLS\] token to score its patches by \(score='cls'\) and no pooling head .*\(score='pool'\); choose a tower that has"
+CHOICES = (
+    r"has no \[CLS\] token to score its patches by; it can be wrapped with score='pool', .* score='received', .* score='norm', "
 )
+NO_CLS = r"has no \[CLS\] token to score its patches by; it can be wrapped with score='received', .* score='norm', "
+NO_PROBE = r"has no pooling head with one probe to score its patches by; it can be wrapped with score='received', "
+ONLY_CLS = r"has no pooling head with one probe to score its patches by; it can be wrapped with score='cls', "
 
 
 @pytest.mark.parametrize(
     ("make", "score", "sentence"),
     [
         (siglip, "cls", CHOICES),
-        (partial(siglip, vision_use_head=False), "cls", NEITHER),
-        (partial(siglip, vision_use_head=False), "pool", NEITHER),
+        (partial(siglip, vision_use_head=False), "cls", NO_CLS),
+        (partial(siglip, vision_use_head=False), "pool", NO_PROBE),
         (partial(VisionTransformer, **TIMM, class_token=False, global_pool="map"), "cls", CHOICES),
-        (partial(VisionTransformer, **TIMM, class_token=False, global_pool="avg"), "cls", NEITHER),
-        (partial(VisionTransformer, **TIMM, class_token=False, reg_tokens=2, global_pool="avg"), "cls", NEITHER),
-        (partial(VisionTransformer, **TIMM), "pool", "no pooling head with one probe; score its patches by .*score='cls'"),
-        (partial(VisionTransformer, **TIMM, global_pool="prr"), "pool", "no pooling head with one probe"),
-        (partial(OpenClipViT, **OPEN_CLIP, attentional_pool=True), "pool", "no pooling head with one probe"),
-        (siglip, "best", "score='best' is not known; choose one of cls, pool"),
-        (siglip, None, "score=None is not known; choose one of cls, pool"),
+        (partial(VisionTransformer, **TIMM, class_token=False, global_pool="avg"), "cls", NO_CLS),
+        (partial(VisionTransformer, **TIMM, class_token=False, reg_tokens=2, global_pool="avg"), "cls", NO_CLS),
+        (partial(VisionTransformer, **TIMM), "pool", ONLY_CLS),
+        (partial(VisionTransformer, **TIMM, global_pool="prr"), "pool", ONLY_CLS),
+        (partial(OpenClipViT, **OPEN_CLIP, attentional_pool=True), "pool", ONLY_CLS),
+        (siglip, "best", "score='best' is not known; choose one of cls, pool, received, norm"),
+        (siglip, None, "score=None is not known; choose one of cls, pool, received, norm"),
     ],
 )
 def test_a_score_that_a_tower_cannot_give_is_refused(make, score, sentence):

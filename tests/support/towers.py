@@ -26,6 +26,8 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    InternVLVisionConfig,
+    InternVLVisionModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -63,6 +65,16 @@ OPEN_CLIP: dict[str, Any] = {
 
 def hf(kind, config, **changes):
     return kind._from_config(config(**(HF | changes)), attn_implementation="sdpa")
+
+
+def headless_siglip():
+    """As inside a LLaVA-OneVision, whose checkpoints hold no pooling head."""
+    return hf(SiglipVisionModel, SiglipVisionConfig, vision_use_head=False)
+
+
+def internvl(**changes):
+    sizes = HF | {"image_size": [SIZE, SIZE], "patch_size": [PATCH, PATCH], "layer_scale_init_value": 0.5}
+    return InternVLVisionModel._from_config(InternVLVisionConfig(**(sizes | changes)), attn_implementation="sdpa")
 
 
 def languagebind(**changes):
@@ -111,7 +123,7 @@ class Case:
     trunk: Callable[[Any], Any] = lambda model: model
     blocks: str = "blocks"
     prefix: int = 1
-    score: Literal["cls", "pool"] = "cls"
+    score: Literal["cls", "pool", "received", "norm"] = "cls"
     size: tuple[int, int] = (SIZE, SIZE)
     grid: tuple[int, int] = (4, 4)
     clip: int = 0
@@ -124,6 +136,21 @@ TOWERS: dict[str, Case] = {
     ),
     "hf whole clip": Case(hf_clip, lambda m: m.vision_model, "encoder.layers"),
     "hf siglip": Case(partial(hf, SiglipVisionModel, SiglipVisionConfig), blocks="encoder.layers", prefix=0, score="pool"),
+    "hf siglip received": Case(headless_siglip, blocks="encoder.layers", prefix=0, score="received"),
+    "hf siglip norm": Case(headless_siglip, blocks="encoder.layers", prefix=0, score="norm"),
+    "hf clip received": Case(partial(hf, CLIPVisionModel, CLIPVisionConfig), lambda m: m, "encoder.layers", score="received"),
+    "hf clip norm": Case(partial(hf, CLIPVisionModel, CLIPVisionConfig), blocks="encoder.layers", score="norm"),
+    "internvl": Case(internvl, blocks="encoder.layer"),
+    "internvl rms norm": Case(
+        partial(internvl, norm_type="rms_norm", use_qk_norm=True, attention_bias=True), blocks="encoder.layer"
+    ),
+    "internvl pooled": Case(
+        partial(internvl, use_mean_pooling=False, use_absolute_position_embeddings=True), blocks="encoder.layer"
+    ),
+    "internvl received": Case(partial(internvl, use_qk_norm=True), blocks="encoder.layer", score="received"),
+    "languagebind received": Case(
+        partial(languagebind, add_time_attn=True, num_frames=3), blocks="encoder.layers", clip=3, score="received"
+    ),
     "languagebind of pictures": Case(partial(languagebind, add_time_attn=False), blocks="encoder.layers"),
     "languagebind of a clip": Case(partial(languagebind, add_time_attn=True, num_frames=3), blocks="encoder.layers", clip=3),
     "languagebind of clips of one frame": Case(partial(languagebind, add_time_attn=True), blocks="encoder.layers", clip=1),
@@ -211,6 +238,9 @@ TOWERS: dict[str, Case] = {
         size=(48, 96),
         grid=(3, 6),
     ),
+    "eva rope received": Case(
+        partial(Eva, **TIMM, use_rot_pos_emb=True, rope_type="mixed", num_reg_tokens=2), prefix=3, score="received"
+    ),
     "eva rope by layer and head": Case(partial(Eva, **TIMM, use_rot_pos_emb=True, rope_type="mixed")),
     "eva shared keys": Case(partial(Eva, **TIMM, attn_type="rope", qkv_fused=False, num_kv_heads=2, use_rot_pos_emb=True)),
     "pe by cls": Case(partial(Eva, **TIMM, attn_type="rope", use_rot_pos_emb=True, global_pool="map")),
@@ -274,8 +304,12 @@ def stock(case, model, pixel_values):
             probe = trunk.head.probe.repeat(len(tokens), 1, 1)
             maps.append(trunk.head.attention(probe, tokens, tokens, average_attn_weights=False)[1])
         rows = [maps[-1][:, :, 0]] * (DEPTH + 1)
+    elif case.score == "norm":
+        lengths = [x[:, case.prefix :].square().sum(-1).sqrt() for x in states]
+        rows = [(length / length.sum(1, keepdim=True))[:, None] for length in lengths]
     else:
-        rows = [maps[0][:, :, 0]] + [full[:, :, 0] for full in maps[:DEPTH]]
+        seen = [full.mean(2) if case.score == "received" else full[:, :, 0] for full in maps[:DEPTH]]
+        rows = [seen[0], *seen]
     patches = case.grid[0] * case.grid[1]
     attention = [row[..., -patches:].detach() for row in rows]
     return Stock([x[:, case.prefix :].detach() for x in states], attention, [x[:, 0].detach() for x in states])
