@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -157,6 +157,12 @@ def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Sco
     raise UserTypeError(
         f"A {type(tower).__name__} is not a vision tower that can be wrapped; supported towers are {_supported()}."
     )
+
+
+def has_cls(tower: nn.Module) -> bool:
+    """Whether a tower that `wrap` takes has a [CLS] token; it refuses as `wrap` does."""
+    wrapped: Any = wrap(tower, select_layer=0, score="norm")
+    return "cls" in wrapped.scores
 
 
 def _supported() -> str:

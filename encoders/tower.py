@@ -120,6 +120,8 @@ class TowerEncoder(ABC):
                 "Patches can leave only inside a CLIP tower of transformers that gives one layer of features; leave "
                 "encoder_keep out."
             )
+        if self.score != "cls":
+            raise UserError(f"Patches can leave inside a tower by [CLS] alone, not by score={self.score!r}; leave one out.")
         if max(blocks) >= max(self.depths):
             raise UserError(
                 f"Patches cannot leave in block {max(blocks)}, because features are taken from block {max(self.depths)}; "

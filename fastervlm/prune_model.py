@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from encoders.errors import UserError, UserNote
+from encoders.registry import Score
 from fastervlm.families.base import Encoded, Family
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.families.registry import family_of
@@ -26,7 +27,7 @@ from fastervlm.inllm import InLLM
 from fastervlm.inllm.handle import InLLMHandle
 from fastervlm.methods import Method
 from fastervlm.methods.lookup import get_method
-from fastervlm.selection.budget import Budget
+from fastervlm.selection.budget import Budget, TokenBudget
 from fastervlm.selection.method import traits
 from fastervlm.selection.schedule import EncoderSchedule, refuse_schedule
 
@@ -45,7 +46,8 @@ def prune(
     model: nn.Module,
     keep: int | float | Budget,
     *,
-    method: str | Method = "cls",
+    method: str | Method | None = None,
+    score: Score | None = None,
     anyres: Literal["native", "paper"] = "native",
     newline: Literal["kept", "all", "none"] = "kept",
     budget: Literal["crop", "image", "frame", "clip"] = "crop",
@@ -68,11 +70,14 @@ def prune(
     each <image> or <video> of the prompts shows.
 
     Args:
-        model: a `LlavaForConditionalGeneration`, `LlavaNextForConditionalGeneration` or `VideoLlavaForConditionalGeneration`.
+        model: of a class in `fastervlm.families.registry.FAMILIES`, such as `LlavaForConditionalGeneration`.
         keep: how many visual tokens to keep of each picture, crop (the overview is one) or frame: a count (58), a fraction
             (0.1), a `TokenBudget`, or an adaptive budget: `Mass(0.9)` and `Outliers()` keep as many as each one's attention
             asks for, `Total(290)` is shared by all of a picture or clip. Inside the language model: a count or fraction of all.
-        method: which ones: a name in `fastervlm.methods.METHODS` or a method.
+        method: which ones: a name in `fastervlm.methods.METHODS` or a method. None is the default of the kind of model: "cls",
+            or "coverage" where the tower has no [CLS] token or its attention is known to mislead; `handle.method` says which.
+        score: what scores the patches where a method or budget goes by scores: "cls", or, to be asked for in so many words,
+            "pool", "received" or "norm"; see `wrap`.
         anyres: how pictures cut into crops are laid out. "native" is the model's own way: patches that un-padding removes never
             compete, so that a crop that is mostly padding keeps what it has. "paper" is the reference implementation's,
             (1 + crops) * K tokens, padding and all; it needs the processor of `fastervlm.load(..., anyres="paper")`.
@@ -88,19 +93,22 @@ def prune(
         A handle; `handle.remove()` or leaving `with prune(...)` undoes it exactly.
 
     Raises:
-        UserError: a setting does not fit this model, its tower has no [CLS] token, or it is pruned already.
+        UserError: a setting does not fit this model, its tower has no [CLS] token that the method needs, or it is pruned
+            already.
         UserTypeError: the model is of a kind that is not supported.
     """
-    tokens, chosen = Budget.of(keep), get_method(method)
-    options = Options(positions, budget, anyres, newline, keep_cls, images)
-    if traits(chosen).in_llm:
+    tokens, options = Budget.of(keep), Options(positions, budget, anyres, newline, keep_cls, images)
+    if method is not None and traits(get_method(method)).in_llm:
         options.refuse_clips()
         refuse_schedule(encoder_keep)
-        return InLLMHandle(model, tokens, cast(InLLM, chosen))
+        return InLLMHandle(model, tokens, cast(InLLM, get_method(method)))
     family = family_of(model)
     if HOST in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
-    pruning = Pruning(tokens, chosen, family.settings(options), options.positions, encoder_keep)
+    chosen = get_method(family.default_method(model) if method is None else method)
+    plain = isinstance(tokens, TokenBudget) and options.budget not in ("image", "clip")
+    told = family.score(model, score, needed=not (traits(chosen).score_free and plain))
+    pruning = Pruning(tokens, chosen, family.settings(options), options.positions, encoder_keep, told)
     family.check(model, pruning)
     return PruneHandle(model, family, pruning)
 

@@ -15,7 +15,7 @@ from fastervlm.bench.build import make_processor, random_model
 from fastervlm.bench.shapes import Shape
 from fastervlm.checkpoints.load import load
 from fastervlm.families.base import PIXELS, Family
-from fastervlm.families.registry import family_of, find_family
+from fastervlm.families.registry import find_family, measured_family_of
 from fastervlm.generation.inputs import visual
 
 _BEFORE = 35 / 64  # share of the text in front of the picture, as in LLaVA's prompts
@@ -57,7 +57,8 @@ class Workload:
             raise UserError(
                 f"--text-tokens is {self.text_tokens}; it must be at least 2, one in front of the picture and one behind."
             )
-        if find_family(self.model) is None or not isinstance(self.model.config.vision_feature_layer, int):
+        family = find_family(self.model)
+        if family is None or not family.measured or not isinstance(self.model.config.vision_feature_layer, int):
             raise UserError(
                 f"{self.name} reads several layers of its tower or is of another kind than LLaVA; choose another model."
             )
@@ -65,7 +66,7 @@ class Workload:
     @property
     def family(self) -> Family:
         """What kind of model it is."""
-        return family_of(self.model)
+        return measured_family_of(self.model, "measured")
 
     @property
     def kind(self) -> Literal["image", "video"]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from encoders import UserError
+from encoders.registry import Score, has_cls
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import traits
@@ -53,23 +54,26 @@ class Family(abc.ABC):
     Attributes:
         class_name: its class in transformers; models of classes that derive from it belong to the family.
         model_type: the `model_type` of its config.
-        lmms_model: the name of its model for lmms-eval.
+        lmms_model: the name of its model for lmms-eval; empty where it has none.
         kinds: what it is shown, "image" or "video"; benchmarks of speed show it the last of them.
         inputs: the arguments of a call that belong to pictures and clips; none of them reaches the stock model.
         budgets: the values of `budget` that mean something to it.
         parts: what a picture or clip consists of, where each part has a budget of its own.
         unpruned: the arguments of `fastervlm.prune` that, with `keep=1.0`, give the stock model's own visual tokens.
+        measured: whether evaluation, benchmarks of speed, analyses, demo, lmms-eval and methods inside the language model have
+            been shown to be right with it; else they refuse it.
         one_graph: no value decides how its pictures are encoded, so that this compiles into one graph.
     """
 
     class_name: ClassVar[str]
     model_type: ClassVar[str]
-    lmms_model: ClassVar[str]
+    lmms_model: ClassVar[str] = ""
     kinds: ClassVar[tuple[Literal["image", "video"], ...]] = ("image",)
     inputs: ClassVar[tuple[str, ...]]
     budgets: ClassVar[tuple[str, ...]]
     parts: ClassVar[Literal["crops", "frames"] | None] = None
     unpruned: ClassVar[Mapping[str, Any]] = {}
+    measured: ClassVar[bool] = True
     one_graph: ClassVar[bool] = True
 
     def settings(self, options: Options) -> Any:
@@ -85,6 +89,27 @@ class Family(abc.ABC):
         if "video" not in self.kinds:
             options.refuse_clips()
         return None
+
+    def default_method(self, model: Any) -> str:
+        """The name of the method that is meant where none is named."""
+        return "cls" if has_cls(self.tower(model)) else "coverage"
+
+    def score(self, model: Any, asked: Score | None, *, needed: bool) -> Score:
+        """What scores the patches: what is asked for, else [CLS]; where the tower has none, what patches receive.
+
+        Raises:
+            UserError: nothing is asked for, the tower has no [CLS], and scores are `needed` to choose.
+        """
+        tower = self.tower(model)
+        if asked is not None or has_cls(tower):
+            return asked or "cls"
+        if needed:
+            raise UserError(
+                f"The {type(tower).__name__} of this model has no [CLS] token to score its patches by; use a method that needs "
+                "no scores such as 'coverage', with a count or fraction of tokens, or say what to score by: score='received', "
+                "'norm' or, with a pooling head, 'pool'."
+            )
+        return "received"
 
     @abc.abstractmethod
     def check(self, model: Any, pruning: Pruning) -> None:
@@ -120,8 +145,8 @@ class Family(abc.ABC):
     def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """All that a call shows, pruned and projected, by the kind of its placeholders, "image" or "video"."""
 
-    def outputs(self, features: list[Tensor]) -> Any:
-        """The features (T_i, D) of one kind in the form in which the stock model takes them as `pooler_output`."""
+    def outputs(self, features: list[Tensor], kind: str) -> Any:
+        """The features (T_i, D) of one kind, "image" or "video", as the stock model takes them as `pooler_output`."""
         return features
 
     def loaded(self, pruning: Pruning) -> str:
@@ -151,7 +176,6 @@ class Family(abc.ABC):
     def complete(self, processor: Any, config: Any, anyres: str) -> Any:
         """The processor as it was read, with what older ones do not say; one that cuts pictures as `anyres` says."""
 
-    @abc.abstractmethod
     def config(self, vision: Any, text: Any, tokens: Mapping[str, int], frames: int = 0) -> Any:
         """The config of a model of these parts, to be built with random weights.
 
@@ -161,10 +185,11 @@ class Family(abc.ABC):
             tokens: the id of the placeholder of each kind, "image" and "video".
             frames: of a clip, where it is shown clips.
         """
+        raise NotImplementedError
 
-    @abc.abstractmethod
     def processor(self, config: Any, tokenizer: Any) -> Any:
         """The processor of a model of that config."""
+        raise NotImplementedError
 
     def separators(self, side: int, frames: int = 0) -> int:
         """Tokens of an unpruned prompt that are neither text nor patches: of a picture of 2 x 2 crops, or of a clip.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from encoders import ScoredPatches, UserError, VisionEncoder, wrap
 from fastervlm.families.base import Encoded
+from fastervlm.families.pruning import Pruning
 from fastervlm.selection.choice import Choice, check_questions
 from fastervlm.selection.trace import ImageTrace
 
@@ -19,10 +22,10 @@ INPUTS = (
 )
 
 
-def check_tower(model: Any, tower: Any) -> VisionEncoder:
+def check_tower(model: Any, tower: Any, pruning: Pruning) -> VisionEncoder:
     """The encoder of a tower of a model; refuses one that cannot be scored, or whose [CLS] reaches the language model."""
-    encoder = wrap(tower, select_layer=model.config.vision_feature_layer)
-    check_strategy(model.config.vision_feature_select_strategy)
+    encoder = wrap(tower, select_layer=model.config.vision_feature_layer, score=pruning.score)
+    check_strategy(model.config.vision_feature_select_strategy, encoder)
     return encoder
 
 
@@ -41,22 +44,37 @@ def flat(choice: Choice, projector: Callable[[Tensor], Tensor]) -> Encoded:
     return Encoded(list(tokens.split(choice.counts)), list(choice.mask), trace)
 
 
-def scored(model: Any, call: Mapping[str, Any], pixel_values: Tensor) -> ScoredPatches:
+def in_groups(features: list[Tensor]) -> Tensor:
+    """The features (T_i, D) of one kind as one tensor, (all of them / G, G, D), which the stock model flattens again.
+
+    Beam search parts it between the rows of a batch, which groups of G therefore must not cross.
+    """
+    return torch.cat(features).unflatten(0, (-1, max(1, math.gcd(*map(len, features)))))
+
+
+def scored(model: Any, pruning: Pruning, call: Mapping[str, Any], pixel_values: Tensor) -> ScoredPatches:
     """The patches of pixel_values (B, 3, H, W) as the model's tower scores them, at the layers the call asks for."""
-    return encoder_of(model, call, model.model.vision_tower)(pixel_values)
+    return encoder_of(model, pruning, call, model.model.vision_tower)(pixel_values)
 
 
-def encoder_of(model: Any, call: Mapping[str, Any], tower: Any) -> VisionEncoder:
+def encoder_of(model: Any, pruning: Pruning, call: Mapping[str, Any], tower: Any) -> VisionEncoder:
     """The encoder of one of the model's towers, at the layers the call asks for."""
     layer = call.get("vision_feature_layer")
-    check_strategy(call.get("vision_feature_select_strategy") or model.config.vision_feature_select_strategy)
-    return wrap(tower, select_layer=model.config.vision_feature_layer if layer is None else layer)
+    layer = model.config.vision_feature_layer if layer is None else layer
+    encoder = wrap(tower, select_layer=layer, score=pruning.score)
+    check_strategy(call.get("vision_feature_select_strategy") or model.config.vision_feature_select_strategy, encoder)
+    return encoder
 
 
-def check_strategy(strategy: str) -> None:
-    """Refuse a strategy by which pictures keep their [CLS] token."""
-    if strategy != "default":
+def check_strategy(strategy: str, encoder: Any) -> None:
+    """Refuse a strategy by which pictures keep their [CLS] token, or lose a patch in its place where there is none."""
+    if encoder.prefix and strategy != "default":
         raise UserError(
             f"vision_feature_select_strategy={strategy!r} also feeds the [CLS] token to the language model, where fastervlm "
             "prunes patches only; use 'default'."
+        )
+    if not encoder.prefix and strategy != "full":
+        raise UserError(
+            f"vision_feature_select_strategy={strategy!r} takes the first token off, which is a patch in this tower without "
+            "[CLS]; use 'full'."
         )

@@ -27,7 +27,7 @@ class Llava(Family):
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
-        encoder: Any = check_tower(model, model.model.vision_tower)
+        encoder: Any = check_tower(model, model.model.vision_tower, pruning)
         if pruning.encoder_keep is None:
             return
         check_schedule(pruning.encoder_keep)
@@ -67,6 +67,6 @@ def _left(model: Any, pruning: Pruning, call: Mapping[str, Any]) -> ScoredPatche
     """The patches of `call["pixel_values"]` (B, 3, H, W), scored; those that leave inside the tower are gone already."""
     schedule, budget = pruning.encoder_keep, pruning.budget
     if schedule is None or not isinstance(budget, TokenBudget):
-        return scored(model, call, call["pixel_values"])
-    encoder: Any = encoder_of(model, call, model.model.vision_tower)
+        return scored(model, pruning, call, call["pixel_values"])
+    encoder: Any = encoder_of(model, pruning, call, model.model.vision_tower)
     return encoder.thinned(call["pixel_values"], lambda patches: schedule.counts(patches, budget.resolve(patches)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 from encoders import UserError
+from encoders.registry import Score
 from fastervlm.selection.budget import Budget
 from fastervlm.selection.method import Method
 from fastervlm.selection.schedule import EncoderSchedule
@@ -60,6 +61,7 @@ class Pruning:
         settings: what the family made of the `Options`; None where it takes none.
         positions: "compact" or "original", as for `fastervlm.prune`.
         encoder_keep: which patches leave inside the tower, if any.
+        score: what scores the patches, as `encoders.wrap` takes it.
     """
 
     budget: Budget
@@ -67,3 +69,4 @@ class Pruning:
     settings: Any = None
     positions: Literal["compact", "original"] = "compact"
     encoder_keep: EncoderSchedule | None = None
+    score: Score = "cls"

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from encoders import UserTypeError
+from encoders import UserError, UserTypeError
 from fastervlm.families.base import Family
+from fastervlm.families.internvl import InternVL
 from fastervlm.families.llava import Llava
 from fastervlm.families.llava_next.family import LlavaNext
+from fastervlm.families.llava_next_video import LlavaNextVideo
 from fastervlm.families.video_llava.family import VideoLlava
+from fastervlm.families.vipllava import VipLlava
 
 FAMILIES: tuple[Family, ...] = (
     Llava(),
     LlavaNext(),
     VideoLlava(),
+    VipLlava(),
+    LlavaNextVideo(),
+    InternVL(),
 )
 
 
@@ -32,6 +38,18 @@ def family_of(model: object, done: str = "pruned") -> Family:
     if family is None:
         classes = ", ".join(family.class_name for family in FAMILIES)
         raise UserTypeError(f"A {type(model).__name__} cannot be {done}; supported models are {classes}.")
+    return family
+
+
+def measured_family_of(model: object, done: str) -> Family:
+    """The same, of a model of whose family it has been shown that it can be `done`.
+
+    Raises:
+        UserError: that has not been shown.
+    """
+    family = family_of(model, done)
+    if not family.measured:
+        raise UserError(f"A {family.class_name} can be pruned in front of its language model, but not {done} yet.")
     return family
 
 

@@ -74,7 +74,8 @@ def shorten(host: Host, pruning: Pruning, call: Call, *, by_mask: bool) -> tuple
         call.pop(name, None)
     call["input_ids"] = _blanked_unless_fitting(host.model, splice, needs) if unread else splice.short_ids
     call["mm_encoder_outputs"] = {
-        kind: BaseModelOutputWithPooling(pooler_output=host.family.outputs(found.features)) for kind, found in encoded.items()
+        kind: BaseModelOutputWithPooling(pooler_output=host.family.outputs(found.features, kind))
+        for kind, found in encoded.items()
     }
     # Without a mask transformers takes gaps in the positions for borders of packed rows.
     if mask is not None or not compact or (bool(splice.filler.any()) if lengths is None else min(lengths) < max(lengths)):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from encoders import UserError, UserTypeError
-from fastervlm.families.registry import family_of
+from fastervlm.families.registry import family_of, measured_family_of
 from fastervlm.generation.host import Mounted
 from fastervlm.generation.inputs import visual
 from fastervlm.generation.kv_cache import cache_in
@@ -188,7 +188,7 @@ def _slides(config: Any) -> bool:
 
 
 def _check(model: Any, method: InLLM) -> None:
-    decoder = family_of(model, "pruned inside its language model").decoder(model)
+    decoder = measured_family_of(model, "pruned inside its language model").decoder(model)
     if not {cls.__name__ for cls in type(decoder).__mro__} & set(DECODERS):
         raise UserTypeError(
             f"A {type(decoder).__name__} cannot be pruned inside; supported language models are {', '.join(DECODERS)}."

@@ -11,6 +11,7 @@ from fastervlm.methods.baselines import RandomTokens, UniformGrid
 from fastervlm.methods.cdpruner import CDPruner
 from fastervlm.methods.clip_relevance import ClipRelevance
 from fastervlm.methods.cls_attention import ClsAttention
+from fastervlm.methods.coverage import Coverage
 from fastervlm.methods.dart import DART
 from fastervlm.methods.divprune import DivPrune
 from fastervlm.methods.prumerge import PruMerge
@@ -24,6 +25,7 @@ __all__ = [
     "CDPruner",
     "ClipRelevance",
     "ClsAttention",
+    "Coverage",
     "DivPrune",
     "FastV",
     "InLLM",
@@ -47,6 +49,7 @@ METHODS: dict[str, Method] = {
     "cdpruner": CDPruner(),
     "prumerge": PruMerge(),
     "dart": DART(),
+    "coverage": Coverage(),
     "fastv": FastV(),
     "simignore": Simignore(),
 }

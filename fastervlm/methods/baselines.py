@@ -22,7 +22,7 @@ class RandomTokens:
     batch, on any device and in any thread, and other pictures or seeds get other draws.
     """
 
-    traits: ClassVar[Traits] = Traits(ordered=True, work="pruned")
+    traits: ClassVar[Traits] = Traits(ordered=True, work="pruned", score_free=True)
 
     seed: int = 0
 
@@ -41,7 +41,7 @@ class RandomTokens:
 class UniformGrid:
     """Keep patches on an even lattice: exactly `k`, in rows as even as the numbers allow."""
 
-    traits: ClassVar[Traits] = Traits(ordered=True, work="pruned")
+    traits: ClassVar[Traits] = Traits(ordered=True, work="pruned", score_free=True)
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches, the same in each picture."""

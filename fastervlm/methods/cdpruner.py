@@ -47,8 +47,9 @@ class CDPruner:
     @property
     def traits(self) -> Traits:
         """Relevance is taken to be that to a question."""
-        asked = self.relevance is not None
-        return Traits(reads=frozenset({"features", "question"} if asked else {"features"}), ordered=True)
+        if self.relevance is not None:
+            return Traits(reads=frozenset({"features", "question"}), ordered=True)
+        return Traits(reads=frozenset({"features"}), ordered=True, score_free=True)
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches of each picture."""

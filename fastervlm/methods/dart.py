@@ -26,7 +26,7 @@ class DART:
         pivots: how many; fewer where fewer tokens are kept.
     """
 
-    traits: ClassVar[Traits] = Traits(reads=frozenset({"features", "keys"}), ordered=True)
+    traits: ClassVar[Traits] = Traits(reads=frozenset({"features", "keys"}), ordered=True, score_free=True)
 
     pivots: int = 4
 

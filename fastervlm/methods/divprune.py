@@ -22,7 +22,7 @@ class DivPrune:
     compared, so that only what is kept is projected.
     """
 
-    traits: ClassVar[Traits] = Traits(reads=frozenset({"features"}), ordered=True)
+    traits: ClassVar[Traits] = Traits(reads=frozenset({"features"}), ordered=True, score_free=True)
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches of each picture."""

@@ -15,7 +15,11 @@ from encoders import ScoredPatches, UserError
 
 
 def grouped(
-    patches: ScoredPatches, members: Tensor, grid: tuple[int, int], combine: Callable[[Tensor], Tensor]
+    patches: ScoredPatches,
+    members: Tensor,
+    grid: tuple[int, int],
+    combine: Callable[[Tensor], Tensor],
+    whole: Callable[[Tensor], Tensor] | None = None,
 ) -> ScoredPatches:
     """The groups as what is chosen among, in the place of patches.
 
@@ -27,6 +31,8 @@ def grouped(
         members: (G, g) int64, the patches of each group, in the order in which the connector takes them.
         grid: rows and columns of the groups; rows * columns == G.
         combine: the part of the connector that joins patches: (B, K, g, C) to (B, K, C').
+        whole: the same from all patches (B, N, C) to (B, G, C'), where the stock model computes it otherwise and so rounds
+            otherwise.
 
     Raises:
         UserError: the groups do not fill the grid. Later, where [CLS] is asked for with the features: it belongs to no group.
@@ -40,6 +46,8 @@ def grouped(
             raise UserError("[CLS] belongs to no group of patches; ask for the groups only.")
         if index is None:
             every = patches.features()
+            if whole is not None:
+                return whole(every)
             return combine(every[:, members.flatten().to(every.device)].unflatten(1, (groups, size)))
         found = patches.features(members.to(index.device)[index].flatten(1))
         return combine(found.unflatten(1, (index.shape[1], size)))

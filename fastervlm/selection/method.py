@@ -25,6 +25,7 @@ class Traits:
             budgets that are compared have to be equal.
         work: the formula that counts its operations (`fastervlm.bench.flops`); None where there is none.
         in_llm: it prunes inside the language model, not in front of it.
+        score_free: scores decide at most between patches that are equal to it, so that it needs none that mean anything.
     """
 
     reads: frozenset[Literal["features", "keys", "question", "text"]] = frozenset()
@@ -33,6 +34,7 @@ class Traits:
     other_counts: bool = False
     work: Literal["pruned", "fastv"] | None = None
     in_llm: bool = False
+    score_free: bool = False
 
 
 def traits(method: Method) -> Traits:

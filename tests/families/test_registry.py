@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import fastervlm
-from encoders import UserTypeError
+from encoders import UserError, UserTypeError
 from fastervlm import FastV
 from fastervlm.bench.shapes import SHAPES
 from fastervlm.bench.workload import Workload
@@ -16,8 +16,8 @@ from fastervlm.families.base import PIXELS
 from fastervlm.families.llava import Llava
 from fastervlm.families.registry import FAMILIES, family_of, family_of_type, find_family
 from fastervlm.lmms import MANIFESTS
-from tests.support import plain, tiny
-from tests.support.checks import close
+from tests.support import family_cases, plain, tiny
+from tests.support.checks import close, one_sentence
 from tests.support.plain import PROMPTS
 
 each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
@@ -25,13 +25,28 @@ each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fam
 
 @each_family
 def test_a_family_says_what_its_class_says(family):
-    assert issubclass(family.model_class(family_shape(family).config), transformers.PreTrainedModel)
     assert getattr(transformers, family.class_name).config_class.model_type == family.model_type
     assert family_of_type(family.model_type) is family
     assert {"image"} <= set(family.kinds) <= set(PIXELS)
     assert {PIXELS[kind][0] for kind in family.kinds} <= set(family.inputs)
+    if not family.measured:
+        assert not family.lmms_model
+        return
+    assert issubclass(family.model_class(family_shape(family).config), transformers.PreTrainedModel)
     names = {manifest.model_id for manifest in MANIFESTS} | {"fastervlm_video_llava"}  # the last one is a floor above
     assert family.lmms_model in names
+
+
+def test_a_family_that_nobody_measured_is_pruned_and_no_more():
+    model = family_cases.random(family_cases.vipllava)
+    assert type(family_of(model)).__name__ == "VipLlava"
+    for use in (
+        lambda: fastervlm.prune(model, 5, method="fastv"),
+        lambda: Workload("tiny", model, None, None),
+    ):
+        with pytest.raises(UserError, match=r"can be pruned in front of its language model, but not|another kind") as caught:
+            use()
+        one_sentence(caught.value)
 
 
 @each_family
@@ -44,7 +59,7 @@ def family_shape(family):
 
 
 @torch.no_grad()
-@each_family
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family.measured], ids=lambda family: family.model_type)
 def test_keeping_all_with_the_unpruned_layout_is_the_stock_model(family):
     """Built by the family's own config and processor, asked with what its processor writes."""
     workload = Workload.of_shape(family_shape(family), torch.float32, torch.device("cpu"), 12)
@@ -93,5 +108,5 @@ def test_a_new_line_is_named_where_models_are_refused(twin, tmp_path):
     with pytest.raises(UserTypeError, match=r"inside its language model; supported .* Llava.*, TwinForConditionalGeneration"):
         fastervlm.prune(torch.nn.Linear(1, 1), 5, method="fastv")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserTypeError, match="is a 'bert' model; supported are llava, llava_next, video_llava, twin"):
+    with pytest.raises(UserTypeError, match=r"is a 'bert' model; supported are llava, llava_next, video_llava, .*, twin"):
         fastervlm.load(tmp_path, device="cpu")

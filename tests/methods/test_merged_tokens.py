@@ -153,7 +153,7 @@ def test_keys_are_those_of_the_feature_block(name):
 def test_a_pooling_head_gives_no_keys():
     case = TOWERS["hf siglip"]
     model, pixel_values = towers.make(case), towers.pixels(case)
-    with pytest.raises(UserError, match="Patches scored by a pooling head come without keys; choose a method that needs none"):
+    with pytest.raises(UserError, match="Patches with this score come without keys; choose a method that needs none"):
         prune_patches(model, pixel_values, 4, method="visionzip", score="pool")
     assert prune_patches(model, pixel_values, 4, method="divprune", score="pool")[1].index.shape[1] == 4
 

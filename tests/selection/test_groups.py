@@ -54,7 +54,7 @@ class Shuffled(Llava):
     """How such a model encodes pictures."""
 
     def encode(self, model, pruning, call):
-        patches = scored(model, call, call["pixel_values"])
+        patches = scored(model, pruning, call, call["pixel_values"])
         side = patches.grid[0] // SIDE
         groups = grouped(patches, blocks(patches.grid, SIDE), (side, side), lambda x: x.flatten(2))
         choice = choose(groups, counts_for(pruning.budget, groups.scores), pruning.method)

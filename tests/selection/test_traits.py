@@ -73,3 +73,11 @@ def test_who_says_nothing_has_no_traits():
 def test_the_best_survive_and_the_lowest_do_not():
     assert traits(ClsAttention()).survives_thinning
     assert not any(traits(method).survives_thinning for name, method in fastervlm.METHODS.items() if name != "cls")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", IN_FRONT)
+def test_a_method_is_score_free_where_other_scores_change_nothing(patches, name):
+    method, other = IN_FRONT[name], replace(patches, cls_attention=patches.cls_attention.flip(2))
+    alike = torch.equal(method(patches, 5).index, method(other, 5).index)
+    assert alike is traits(method).score_free

@@ -4,12 +4,13 @@ Nothing here rounds. Cosines are compared by their squares with sign, which orde
 of the dot products over the squared lengths.
 """
 
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
 
 import torch
 
-from fastervlm import DART, CDPruner, ClipRelevance, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
+from fastervlm import DART, CDPruner, ClipRelevance, Coverage, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
 from tests.support import tiny
 
 
@@ -101,6 +102,30 @@ def dart(picture, k, pivots=4):
     return sorted(kept)
 
 
+def coverage(picture, k, temperature: float = 0.2):
+    """In decimals of 60 digits; gains that agree to 11 digits are equal."""
+    with localcontext() as context:
+        context.prec = 60
+
+        def decimal(x):
+            return Decimal(x.numerator) / Decimal(x.denominator)
+
+        def closeness(a, b):
+            lengths = dot(a, a) * dot(b, b)
+            cosine = decimal(dot(a, b)) / decimal(lengths).sqrt() if lengths else Decimal(0)
+            return (cosine / decimal(Fraction(temperature))).exp()
+
+        close = [[closeness(a, b) for b in picture.features] for a in picture.features]
+        shares = [[x / sum(row) for x in row] for row in close]
+        covered, kept = [Decimal(0)] * picture.size, []
+        for _ in range(k):
+            others = [i for i in range(picture.size) if i not in kept]
+            gains = {i: round(sum(max(row[i] - own, 0) for row, own in zip(shares, covered, strict=True)), 11) for i in others}
+            kept.append(max(others, key=lambda i: gains[i]))
+            covered = [max(row[kept[-1]], own) for row, own in zip(shares, covered, strict=True)]
+    return sorted(kept)
+
+
 def visionzip(picture, k, contextual: int | Fraction = Fraction(10, 64)):
     """Places, and for each the weights of all patches."""
     count = min(contextual, k) if isinstance(contextual, int) else int(k * contextual + Fraction(1, 2))
@@ -155,7 +180,13 @@ class Picture:
         return [[x for head in self.keys for x in head[i]] for i in range(self.size)]
 
 
-METHODS = {"vispruner": vispruner, "divprune": divprune, "cdpruner": lambda *args: sorted(cdpruner(*args)), "dart": dart}
+METHODS = {
+    "vispruner": vispruner,
+    "divprune": divprune,
+    "cdpruner": lambda *args: sorted(cdpruner(*args)),
+    "dart": dart,
+    "coverage": coverage,
+}
 MERGING = {"visionzip": visionzip, "prumerge": prumerge}
 
 # Settings otherwise than by default that are held to the definition too.
@@ -164,6 +195,7 @@ SETTINGS = {
     "visionzip": {"contextual": [0.0, 0.25, 1.0, 0, 2, 10]},
     "prumerge": {"neighbours": [1, 6, 21]},
     "dart": {"pivots": [1, 2, 7]},
+    "coverage": {"temperature": [0.1, 1.0, 50]},
 }
 # A class, a value of its first setting that is refused, and the kind of error.
 REFUSED: list[Any] = [
@@ -180,6 +212,10 @@ REFUSED: list[Any] = [
     (PruMerge, 2.5, UserTypeError),
     (DART, 0, UserError),
     (DART, None, UserTypeError),
+    (Coverage, 0, UserError),
+    (Coverage, float("inf"), UserError),
+    (Coverage, "warm", UserTypeError),
+    (Coverage, True, UserTypeError),
     (CDPruner, "clip", UserTypeError),
     (CDPruner, 3, UserTypeError),
     (CDPruner, ClipRelevance, UserTypeError),

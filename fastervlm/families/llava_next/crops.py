@@ -60,6 +60,16 @@ class CropLayout:
         rows, columns = (length // crop * side for length in canvas)
         return cls(size, canvas, crop, side, (0, rows, 0, columns), newlines=False)
 
+    @classmethod
+    def single(cls, size: Size, crop: int, side: int) -> CropLayout:
+        """A picture that is not cut: an overview alone, and one newline token behind it."""
+        return cls(size, (0, 0), crop, side, (0, 0, 0, 0), newlines=True)
+
+    @property
+    def cut(self) -> bool:
+        """Whether there are crops beside the overview."""
+        return self.canvas != (0, 0)
+
     @property
     def grid(self) -> Size:
         """Rows and columns of crops, without the overview."""
@@ -74,6 +84,8 @@ class CropLayout:
     def source(self) -> Tensor:
         """(T,) int64: the patch behind each token, numbered crop * side ** 2 + patch; NEWLINE for a newline token."""
         (rows, columns), side = self.grid, self.side
+        if not self.cut:
+            return torch.cat((torch.arange(side * side), torch.full((int(self.newlines),), NEWLINE)))
         numbers = torch.arange(side * side, self.crops * side * side).view(rows, columns, side, side)
         top, bottom, left, right = self.window
         canvas = numbers.transpose(1, 2).reshape(rows * side, columns * side)[top:bottom, left:right]
@@ -89,7 +101,9 @@ class CropLayout:
         device = kept.device
         source = self.source.to(device)
         keep = kept[source] & (source != NEWLINE)
-        if self.newlines and newline != "none":
+        if self.newlines and newline != "none" and not self.cut:
+            keep[-1] = True if newline == "all" else keep[:-1].any()
+        elif self.newlines and newline != "none":
             top, bottom, left, right = self.window
             rows = keep[self.side**2 :].view(bottom - top, right - left + 1)
             rows[:, -1] = True if newline == "all" or left == right else rows[:, :-1].any(dim=1)
@@ -110,6 +124,8 @@ class CropLayout:
     def regions(self) -> Tensor:
         """(crops, 4) float32: left, top, right, bottom of each crop in pixels of the picture; padding lies outside it."""
         (height, width), (rows, columns) = self.size, self.grid
+        if not self.cut:
+            return torch.tensor([[0.0, 0.0, float(width), float(height)]])
         scaled = scaled_size(self.size, self.canvas)
         unit = height / scaled[0], width / scaled[1]
         paste = [(whole - part) // 2 for whole, part in zip(self.canvas, scaled, strict=True)]

@@ -5,7 +5,6 @@ Dims: B clips of F frames, S frames of a chunk, N patches of a frame, T visual t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from encoders import ScoredPatches, UserError, VisionEncoder
 from fastervlm.families.base import Encoded, Family
-from fastervlm.families.encoding import check_tower, encoder_of, flat
+from fastervlm.families.encoding import check_tower, encoder_of, flat, in_groups
 from fastervlm.families.processing import complete, placeholders, square
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.families.video_llava.settings import Clips
@@ -52,8 +51,8 @@ class VideoLlava(Family):
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose towers or settings cannot be pruned, before anything is changed."""
-        check_tower(model, model.model.video_tower)
-        check_tower(model, model.model.image_tower)
+        check_tower(model, model.model.video_tower, pruning)
+        check_tower(model, model.model.image_tower, pruning)
         refuse_schedule(pruning.encoder_keep)
 
     def check_questions(self, call: Mapping[str, Any]) -> None:
@@ -76,12 +75,9 @@ class VideoLlava(Family):
             encoded["video"] = _encode_clips(model, pruning, call, videos, about_clips)
         return encoded
 
-    def outputs(self, features: list[Tensor]) -> Tensor:
-        """The features (T_i, D) of one kind as one tensor, (all of them / G, G, D), which the stock model flattens again.
-
-        Beam search parts it between the rows of a batch, which groups of G therefore must not cross.
-        """
-        return torch.cat(features).unflatten(0, (-1, max(1, math.gcd(*map(len, features)))))
+    def outputs(self, features: list[Tensor], kind: str) -> Tensor:
+        """One tensor, see `in_groups`."""
+        return in_groups(features)
 
     def tower(self, model: Any) -> Any:
         """The one for clips."""
@@ -154,7 +150,7 @@ def _encode_pictures(
     model: Any, pruning: Pruning, call: Mapping[str, Any], pixel_values: Tensor, questions: Sequence[str] | None
 ) -> Encoded:
     """Pictures (B, 3, H, W) by the image tower; their [CLS] never reaches the language model."""
-    patches = asked(encoder_of(model, call, model.model.image_tower)(pixel_values), questions)
+    patches = asked(encoder_of(model, pruning, call, model.model.image_tower)(pixel_values), questions)
     if pruning.settings.images:
         choice = choose(patches, counts_for(pruning.budget, patches.scores), pruning.method)
     else:
@@ -169,7 +165,7 @@ def _encode_clips(
     if videos.dim() != 5:
         raise UserError(f"pixel_values_videos of shape (B, F, 3, H, W) are needed, but these are {tuple(videos.shape)}.")
     cls, (clips, frames) = pruning.settings.keep_cls, videos.shape[:2]
-    encoder = encoder_of(model, call, model.model.video_tower)
+    encoder = encoder_of(model, pruning, call, model.model.video_tower)
     # Temporal attention looks across the frames of a clip: such a tower gets whole clips, as many as fit, or one.
     few = max(1, CHUNK // max(1, frames))
     chunks = videos.split(few) if encoder.takes_clips else videos.flatten(0, 1).split(CHUNK)

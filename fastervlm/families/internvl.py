@@ -1,0 +1,126 @@
+"""InternVL 3 and 3.5 (`InternVLForConditionalGeneration`): pictures in tiles, and a connector that joins 2 x 2 patches.
+
+A call holds tiles one after the other and does not say which of them make up a picture; the prompt does, by placeholders that
+stand side by side. Frames of a clip are shown as pictures of one tile.
+
+Dims: S tiles, N tokens of a tile, g patches of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from encoders import ScoredPatches, UserError
+from fastervlm.families.base import Encoded, Family
+from fastervlm.families.encoding import INPUTS, check_tower, flat, in_groups, scored
+from fastervlm.families.pruning import Options, Pruning
+from fastervlm.selection.budget import Total
+from fastervlm.selection.choice import asked, choose, counts_for
+from fastervlm.selection.groups import grouped
+from fastervlm.selection.schedule import refuse_schedule
+
+
+class InternVL(Family):
+    """How an InternVL model encodes pictures under pruning, tile by tile; a trace tells of one tile."""
+
+    class_name = "InternVLForConditionalGeneration"
+    model_type = "internvl"
+    measured = False
+    inputs = tuple(name for name in INPUTS if name != "image_sizes")
+    budgets = ("crop", "image")
+    parts = "crops"
+    one_graph = False
+
+    def settings(self, options: Options) -> bool:
+        """Whether the tiles of a picture share their tokens."""
+        super().settings(options)
+        if options.anyres != "native" or options.newline != "kept":
+            raise UserError("anyres and newline are for LLaVA-NeXT's pictures in crops; leave them out.")
+        return options.budget == "image"
+
+    def default_method(self, model: Any) -> str:
+        """Coverage: the attention of this tower's [CLS] has been seen to do worse than patches drawn at random."""
+        return "coverage"
+
+    def check(self, model: Any, pruning: Pruning) -> None:
+        """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
+        check_tower(model, model.model.vision_tower, pruning)
+        _check_layer(model, model.config.vision_feature_layer)
+        refuse_schedule(pruning.encoder_keep)
+
+    def check_questions(self, call: Mapping[str, Any]) -> None:
+        """They are checked where they are used, because only the prompt says how many pictures there are."""
+
+    def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
+        """Score, choose, and only then finish, join and project the kept patches of `call["pixel_values"]` (S, 3, H, W)."""
+        layer = call.get("vision_feature_layer")
+        if layer is not None:
+            _check_layer(model, layer)
+        patches = _joined(model, scored(model, pruning, call, call["pixel_values"].to(model.dtype)))
+        groups = None
+        if pruning.settings or isinstance(pruning.budget, Total) or call.get("questions") is not None:
+            groups = _tiles(model, call, *patches.scores.shape)
+        patches = asked(patches, call.get("questions"), groups)
+        counts = counts_for(pruning.budget, patches.scores, groups=groups, pool=pruning.settings)
+        return {"image": flat(choose(patches, counts, pruning.method), model.model.multi_modal_projector)}
+
+    def outputs(self, features: list[Tensor], kind: str) -> Tensor:
+        """One tensor, see `in_groups`."""
+        return in_groups(features)
+
+    def num_visual_tokens(self, config: Any) -> int:
+        """N, the tokens of a tile."""
+        return config.image_seq_length
+
+    def complete(self, processor: Any, config: Any, anyres: str) -> Any:
+        """The processor, padding on the left."""
+        processor.tokenizer.padding_side = "left"
+        return processor
+
+
+def _check_layer(model: Any, layer: Any) -> None:
+    """Refuse features that the stock model norms once more, or cannot take."""
+    tower = model.model.vision_tower
+    if not isinstance(layer, int):
+        raise UserError(f"An InternVL takes one layer of features, not vision_feature_layer={layer!r}; give a whole number.")
+    if layer in (-1, len(tower.encoder.layer)) and not isinstance(tower.layernorm, nn.Identity):
+        raise UserError(
+            "This tower norms its features once more behind the last block (use_mean_pooling=False), which is not supported; "
+            "take them from a layer before."
+        )
+
+
+def _joined(model: Any, patches: ScoredPatches) -> ScoredPatches:
+    """What stands for each token of a tile, in the place of its patches."""
+    (rows, columns), ratio = patches.grid, model.config.downsample_ratio
+    side = int(1 / ratio)
+    if rows != columns or rows % side or side != 1 / ratio:
+        raise UserError(f"This model reads square tiles of whole blocks of {side} x {side} patches, not of {rows} x {columns}.")
+    numbers = torch.arange(rows * columns, dtype=torch.float32).view(1, rows, columns, 1)
+    members = model.model.pixel_shuffle(numbers, scale_factor=ratio).long().view(-1, side * side)
+    return grouped(patches, members, (rows // side, columns // side), lambda x: x.flatten(-2))
+
+
+def _tiles(model: Any, call: Mapping[str, Any], tiles: int, tokens: int) -> list[int]:
+    """How many tiles each picture has: as many as its placeholders side by side, in the order of the prompts.
+
+    Raises:
+        UserError: the prompts show other tiles, or show some often.
+    """
+    if call.get("image_index") is not None:
+        raise UserError(
+            "Beside image_index nothing says which tiles make up a picture; leave out budget='image', Total and questions."
+        )
+    ids = call["input_ids"].cpu()
+    place = torch.nn.functional.pad((ids == model.config.image_token_id).long(), (1, 1)).flatten().diff()
+    lengths = (place == -1).nonzero()[:, 0] - (place == 1).nonzero()[:, 0]
+    if int(lengths.sum()) != tiles * tokens or bool((lengths % tokens).any()):
+        raise UserError(
+            f"The prompts do not hold {tokens} placeholders for each of the {tiles} tiles of pixel_values; make both in one "
+            "call of the processor."
+        )
+    return (lengths // tokens).tolist()

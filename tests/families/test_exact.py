@@ -1,0 +1,218 @@
+"""Each kind of model against the stock one: its own embeddings indexed afterwards, row by row and without a cache."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+import fastervlm
+from fastervlm.generation.kv_cache import CACHE
+from tests.support import family_cases
+from tests.support.family_cases import CASES, IMAGE_ID, ROWS, START_ID, STOP_ID, VIDEO_ID, prompt
+
+KINDS = {IMAGE_ID: "image", VIDEO_ID: "video"}
+KEEP = 0.3
+# Random models would answer with placeholders, for which there is no picture.
+NEVER = [IMAGE_ID, VIDEO_ID, START_ID, STOP_ID]
+GREEDY = {"do_sample": False, "max_new_tokens": 5, "suppress_tokens": NEVER}
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The model of each case, made once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            made[name] = family_cases.random(CASES[name].make)
+        return made[name]
+
+    return make
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6 * max(1.0, float(theirs.abs().max())))
+
+
+class Pruned:
+    """A pruned model that remembers, for each call, which placeholders of each kind stayed."""
+
+    def __init__(self, case, model, keep=KEEP, **settings):
+        self.handle: Any = fastervlm.prune(model, keep, **(case.settings | settings))
+        encode, self.keep = self.handle.host.encode, {}
+
+        def spied(*args):
+            encoded = encode(*args)
+            self.keep = {kind: torch.cat(found.keep) for kind, found in encoded.items()}
+            return encoded
+
+        self.handle.host.encode = spied
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+    def columns(self, ids):
+        """The columns that stay of each row of ids (R, T) without its pads."""
+        stays = {kind: iter(keep.tolist()) for kind, keep in self.keep.items()}
+        return [
+            [i for i, token in enumerate(row[row != 0].tolist()) if token not in KINDS or next(stays[KINDS[token]])]
+            for row in ids
+        ]
+
+
+class Reference:
+    """What the stock model makes of one prompt whose visual tokens are indexed after all of them were embedded."""
+
+    def __init__(self, model, inputs):
+        self.model, seen = copy.deepcopy(model), {}
+        decoder = self.model.model.language_model
+        hook = decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+        with torch.no_grad():
+            self.whole = self.model(**inputs).logits[0]
+        hook.remove()
+        self.embeds, self.positions = seen["inputs_embeds"][0], seen.get("position_ids")
+
+    @torch.no_grad()
+    def logits(self, columns, more=(), original=False):
+        """(L, V), with the tokens `more` behind the prompt."""
+        last = [len(self.embeds) + i for i in range(len(more))]
+        embeds = torch.cat((self.embeds[columns], self.model.get_input_embeddings()(torch.tensor(more, dtype=torch.long))))
+        places = torch.tensor([[*columns, *last]]) if original else torch.arange(len(embeds))[None]
+        told = self.model.model.language_model(
+            inputs_embeds=embeds[None], position_ids=places, attention_mask=torch.ones_like(places), use_cache=False
+        )
+        return self.model.lm_head(told.last_hidden_state)[0]
+
+    def greedy(self, columns, count=5, more=()):
+        """The most likely tokens, one by one."""
+        new = list(more)
+        while len(new) < count + len(more) and 2 not in new[len(more) :]:
+            last = self.logits(columns, new)[-1]
+            last[NEVER] = -torch.inf
+            new.append(int(last.argmax()))
+        return new[len(more) :]
+
+
+def references(case, model, rows):
+    return [Reference(model, prompt(case, model, [seeds], first=number)) for number, seeds in enumerate(rows)]
+
+
+def answers(sequences, length):
+    """Generated tokens of each row, without the pads behind the end token."""
+    found = []
+    for row in sequences[:, length:].tolist():
+        found.append(row[: row.index(2) + 1] if 2 in row else row)
+    return found
+
+
+@each_case
+@pytest.mark.parametrize("rows", ["one", "ragged"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_keeping_all_is_the_stock_model_to_the_bit(models, name, rows, dtype):
+    case, model = CASES[name], copy.deepcopy(models(name)).to(dtype)
+    batch = prompt(case, model, ROWS[rows])
+    modes = ({}, {"num_beams": 2})
+    logits = model(**batch).logits
+    stock = [model.generate(**batch, **GREEDY, **mode) for mode in modes]
+    with Pruned(case, model, 1.0) as pruned:
+        assert torch.equal(model(**batch).logits, logits)
+        for mode, sequences in zip(modes, stock, strict=True):
+            assert torch.equal(model.generate(**batch, **GREEDY, **mode), sequences)
+        assert all(keep.all() for keep in pruned.keep.values())
+    assert torch.equal(model(**batch).logits, logits)
+
+
+@each_case
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("positions", ["compact", "original"])
+@torch.no_grad()
+def test_fewer_are_the_stock_embeddings_indexed_afterwards(models, name, rows, side, positions):
+    case, model = CASES[name], models(name)
+    batch = prompt(case, model, ROWS[rows], side)
+    with Pruned(case, model, positions=positions) as pruned:
+        told = model(**batch).logits
+    for row, columns, reference in zip(
+        told, pruned.columns(batch["input_ids"]), references(case, model, ROWS[rows]), strict=True
+    ):
+        own = row[len(row) - len(columns) :] if side == "left" else row[: len(columns)]
+        close(own, reference.logits(columns, original=positions == "original"))
+        if len(columns) < len(reference.embeds):
+            assert not torch.allclose(own[-1], reference.whole[-1], atol=1e-4)
+
+
+@each_case
+@torch.no_grad()
+def test_a_batch_is_its_rows_one_by_one(models, name):
+    case, model = CASES[name], models(name)
+    rows = ROWS["ragged"]
+    with Pruned(case, model) as pruned:
+        told = model(**prompt(case, model, rows)).logits
+        columns = pruned.columns(prompt(case, model, rows)["input_ids"])
+        for number, (seeds, own) in enumerate(zip(rows, columns, strict=True)):
+            pruned.keep = {}
+            alone = prompt(case, model, [seeds], first=number)
+            close(model(**alone).logits[0], told[number, -len(own) :])
+            assert pruned.columns(alone["input_ids"]) == [own]
+
+
+MODES = {
+    "cache": {},
+    "no cache": {"use_cache": False},
+    "static cache": {"cache_implementation": "static"},
+    "chunks": {"prefill_chunk_size": 5},
+}
+
+
+@each_case
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_answers_are_those_by_hand(models, name, mode):
+    case, model, rows = CASES[name], models(name), ROWS["ragged"]
+    batch = prompt(case, model, rows)
+    with Pruned(case, model) as pruned:
+        told = model.generate(**batch, **GREEDY, **MODES[mode])
+    columns = pruned.columns(batch["input_ids"])
+    assert torch.equal(told[:, : batch["input_ids"].shape[1]], batch["input_ids"])
+    by_hand = [reference.greedy(own) for reference, own in zip(references(case, model, rows), columns, strict=True)]
+    assert answers(told, batch["input_ids"].shape[1]) == by_hand
+
+
+@each_case
+@torch.no_grad()
+def test_prompt_lookup_and_beams_change_nothing(models, name):
+    case, model = CASES[name], models(name)
+    batch = prompt(case, model, ROWS["one"])
+    with Pruned(case, model):
+        plain = model.generate(**batch, **GREEDY)
+        assert torch.equal(model.generate(**batch, **GREEDY, prompt_lookup_num_tokens=3), plain)
+        batch = prompt(case, model, ROWS["ragged"])
+        beams = model.generate(**batch, **GREEDY, num_beams=3)
+        assert torch.equal(model.generate(**batch, **GREEDY, num_beams=3, use_cache=False), beams)
+
+
+@each_case
+@torch.no_grad()
+def test_a_second_turn_goes_on_from_the_cache_or_from_the_start(models, name):
+    case, model, rows = CASES[name], models(name), ROWS["two pictures"]
+    batch = prompt(case, model, rows)
+    length, turn = batch["input_ids"].shape[1], [30, 31, 32]
+    (reference,) = references(case, model, rows)
+    with Pruned(case, model) as pruned:
+        first = model.generate(**batch, **GREEDY, return_dict_in_generate=True)
+        (columns,) = pruned.columns(batch["input_ids"])
+        said = first.sequences[0, length:].tolist()
+        history = torch.cat((first.sequences, torch.tensor([turn])), dim=1)
+        by_hand = reference.greedy(columns, more=[*said, *turn])
+        mask = torch.ones_like(history)
+        second = model.generate(input_ids=history, attention_mask=mask, **{CACHE: first[CACHE]}, **GREEDY)
+        assert answers(second, history.shape[1]) == [by_hand]
+        shown = {key: x for key, x in batch.items() if key not in ("input_ids", "attention_mask")}
+        anew = model.generate(input_ids=history, attention_mask=mask, **shown, **GREEDY)
+        assert answers(anew, history.shape[1]) == [by_hand]

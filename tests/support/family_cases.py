@@ -1,0 +1,204 @@
+"""Tiny random models of the families without a tower or connector of LLaVA-1.5's, and prompts of ids with pictures in them.
+
+A picture is what the model's own processor would make of one: a kind, tensors whose first dimension counts pictures, and how
+many placeholders it takes, which the stock model says.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+    LlamaConfig,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    Qwen2Config,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
+)
+
+IMAGE_ID, VIDEO_ID, START_ID, STOP_ID, WORDS = 3, 4, 5, 6, 64
+SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+TEXT: dict[str, Any] = SMALL | {
+    "num_hidden_layers": 2,
+    "vocab_size": WORDS,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture or clip."""
+
+    kind: str
+    inputs: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of model, and what it is shown.
+
+    `picture(seed)` makes one; those of different seeds are of different shapes where the model takes several. `settings` are
+    those of `fastervlm.prune`.
+    """
+
+    make: Callable[[], Any]
+    picture: Callable[[int], Picture]
+    settings: dict[str, Any] = field(default_factory=dict)
+    around: tuple[int, int] | None = None
+
+
+def random(model, seed=0):
+    torch.manual_seed(seed)
+    model = model().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def of(config: Any, **settings: Any) -> Any:
+    return config(**settings)
+
+
+def noise(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def clip_tower(**changes):
+    return of(CLIPVisionConfig, **(SMALL | {"num_hidden_layers": 4, "image_size": 32, "patch_size": 8} | changes))
+
+
+def vipllava():
+    parts: dict[str, Any] = {"vision_config": clip_tower(), "text_config": LlamaConfig(**TEXT)}
+    config = of(VipLlavaConfig, **parts, image_token_id=IMAGE_ID, vision_feature_layer=[-2, -3, 1])
+    return VipLlavaForConditionalGeneration(config)
+
+
+def flat_picture(seed):
+    return Picture("image", {"pixel_values": noise(seed, 1, 3, 32, 32)})
+
+
+PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
+SIZES = [(40, 60), (64, 64), (90, 30), (30, 31)]  # height and width of pictures
+CROPS = [2, 4, 3, 4]  # that they are cut into
+
+
+def next_video(mode):
+    config = of(
+        LlavaNextVideoConfig,
+        vision_config=clip_tower(),
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE_ID,
+        video_token_id=VIDEO_ID,
+        image_grid_pinpoints=PINPOINTS,
+        spatial_pool_mode=mode,
+        spatial_pool_out_channels=32,
+    )
+    return LlavaNextVideoForConditionalGeneration(config)
+
+
+def cropped(seed):
+    pixels = torch.zeros(1, 5, 3, 32, 32)
+    count = 1 + CROPS[seed % 4]
+    pixels[:, :count] = noise(seed, 1, count, 3, 32, 32)
+    return Picture("image", {"pixel_values": pixels, "image_sizes": torch.tensor([SIZES[seed % 4]])})
+
+
+def clip(seed, frames=3):
+    return Picture("video", {"pixel_values_videos": noise(seed, 1, frames, 3, 32, 32)})
+
+
+def internvl(**changes):
+    vision = of(
+        InternVLVisionConfig,
+        **SMALL,
+        num_hidden_layers=3,
+        image_size=[32, 32],
+        patch_size=[8, 8],
+        layer_scale_init_value=0.5,
+        **changes,
+    )
+    text = Qwen2Config(**TEXT, num_key_value_heads=1)
+    return InternVLForConditionalGeneration(
+        of(InternVLConfig, vision_config=vision, text_config=text, image_token_id=IMAGE_ID, image_seq_length=4)
+    )
+
+
+def tiles(seed):
+    """One to three tiles."""
+    return Picture("image", {"pixel_values": noise(seed, 1 + seed % 3, 3, 32, 32)})
+
+
+def either(first, second):
+    return lambda seed: second(seed) if seed % 2 else first(seed)
+
+
+CASES: dict[str, Case] = {
+    "vipllava": Case(vipllava, flat_picture),
+    "next-video pictures": Case(lambda: next_video("average"), cropped),
+    "next-video clips": Case(lambda: next_video("average"), clip),
+    "next-video clips, max": Case(lambda: next_video("max"), clip),
+    "next-video clips, conv": Case(lambda: next_video("conv"), clip),
+    "next-video both": Case(lambda: next_video("average"), either(cropped, clip)),
+}
+CASES |= {
+    "internvl": Case(internvl, tiles, around=(START_ID, STOP_ID)),
+    "internvl, rms norm": Case(
+        lambda: internvl(norm_type="rms_norm", use_qk_norm=True, use_absolute_position_embeddings=True),
+        tiles,
+        {"budget": "image"},
+        around=(START_ID, STOP_ID),
+    ),
+    "internvl, cls": Case(internvl, tiles, {"method": "cls"}, around=(START_ID, STOP_ID)),
+}
+
+# Batches of prompts: of each row, the seeds of its pictures; texts stand around them.
+ROWS: dict[str, list[list[int]]] = {
+    "one": [[0]],
+    "two pictures": [[0, 1]],
+    "ragged": [[1], [0, 2], []],
+    "equal rows": [[0], [0]],
+}
+
+
+def features(model, picture):
+    """(T, D): what the stock model shows at the placeholders of a picture."""
+    names = {"image": "get_image_features", "video": "get_video_features"}
+    told = getattr(model.model, names[picture.kind])(**picture.inputs).pooler_output
+    return torch.cat([x.reshape(-1, x.shape[-1]) for x in told])
+
+
+@torch.no_grad()
+def prompt(case, model, rows, side="left", first=0):
+    """The inputs of a batch, as a processor makes them: words, then for each picture its placeholders and words behind.
+
+    Rows differ in their words by their number, the first of which is `first`.
+    """
+    ids, shown = [], []
+    for number, seeds in enumerate(rows, first):
+        row = [1, 10 + number, 11]
+        for seed in seeds:
+            picture = case.picture(seed)
+            token = {"image": IMAGE_ID, "video": VIDEO_ID}[picture.kind]
+            before, behind = ([START_ID], [STOP_ID]) if case.around else ([], [])
+            row += [*before, *[token] * len(features(model, picture)), *behind, 20 + seed, 21]
+            shown.append(picture)
+        ids.append([*row, 12, 13 + number])
+    longest = max(map(len, ids))
+    pads = [[0] * (longest - len(row)) for row in ids]
+    batch = [pad + row if side == "left" else row + pad for pad, row in zip(pads, ids, strict=True)]
+    masks = [[0] * len(pad) + [1] * len(row) for pad, row in zip(pads, ids, strict=True)]
+    if side == "right":
+        masks = [mask[::-1] for mask in masks]
+    names = dict.fromkeys(name for picture in shown for name in picture.inputs)
+    together = {name: torch.cat([p.inputs[name] for p in shown if name in p.inputs]) for name in names}
+    return {"input_ids": torch.tensor(batch), "attention_mask": torch.tensor(masks)} | together
