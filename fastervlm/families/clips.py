@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from encoders import ScoredPatches, UserError
 from fastervlm.families.base import Encoded
 from fastervlm.families.pruning import Pruning
 from fastervlm.families.video_llava.trace import ClipTrace
-from fastervlm.selection.choice import asked, check_questions, choose, counts_for
+from fastervlm.selection.choice import Choice, asked, check_questions, choose, counts_for
 
 
 def check_clips(videos: Tensor) -> Tensor:
@@ -38,8 +39,9 @@ def encode_frames(
     pruning: Pruning,
     patches: ScoredPatches,
     frames: int,
-    projector: Callable[[Tensor], Tensor],
+    project: Callable[[Choice], Tensor],
     questions: Sequence[str] | None,
+    behind: Tensor | None = None,
 ) -> Encoded:
     """Choose among the tokens of all frames (S, N), and only then finish and project the kept ones.
 
@@ -47,15 +49,20 @@ def encode_frames(
         pruning: whose settings' `budget` is "image" where the frames of a clip share their tokens.
         patches: S rows, frame after frame, clip after clip.
         frames: F.
-        projector: what makes tokens of the language model of features.
+        project: gives the tokens (R, D) of a choice, row after row.
         questions: what is asked about each clip.
+        behind: (D,) a token that ends each clip and always stays, if there is one.
     """
     groups = [frames] * (len(patches.scores) // frames)
     patches = asked(patches, questions, groups)
     counts = counts_for(pruning.budget, patches.scores, groups=groups, pool=pruning.settings.budget == "image")
     choice = choose(patches, counts, pruning.method)
-    tokens, _ = choice.project(projector)
+    tokens = project(choice)
     each = torch.tensor(choice.counts).view(-1, frames).sum(dim=1).tolist()
     mask, scores = (x.unflatten(0, (-1, frames)) for x in (choice.mask, patches.scores.detach()))
-    trace = [ClipTrace(*of, patches.grid, False) for of in zip(scores, mask, strict=True)]
-    return Encoded(list(tokens.split(each)), list(mask.flatten(1)), trace)
+    more = int(behind is not None)
+    trace = [ClipTrace(*of, patches.grid, False, newlines=more) for of in zip(scores, mask, strict=True)]
+    features = list(tokens.split(each))
+    if behind is not None:
+        features = [torch.cat((of, behind[None].to(of))) for of in features]
+    return Encoded(features, list(F.pad(mask.flatten(1), (0, more), value=True)), trace)

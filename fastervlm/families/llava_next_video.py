@@ -64,7 +64,13 @@ class LlavaNextVideo(Family):
         if call.get("pixel_values_videos") is not None:
             videos = check_clips(call["pixel_values_videos"])
             tokens = _pooled(model, scored(model, pruning, call, videos.flatten(0, 1)))
-            encoded["video"] = encode_frames(pruning, tokens, videos.shape[1], model.model.multi_modal_projector, about_clips)
+            encoded["video"] = encode_frames(
+                pruning,
+                tokens,
+                videos.shape[1],
+                lambda choice: choice.project(model.model.multi_modal_projector)[0],
+                about_clips,
+            )
         return encoded
 
     def complete(self, processor: Any, config: Any, anyres: str) -> Any:

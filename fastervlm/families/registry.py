@@ -8,6 +8,7 @@ from fastervlm.families.internvl import InternVL
 from fastervlm.families.llava import Llava
 from fastervlm.families.llava_next.family import LlavaNext
 from fastervlm.families.llava_next_video import LlavaNextVideo
+from fastervlm.families.llava_onevision import LlavaOnevision
 from fastervlm.families.video_llava.family import VideoLlava
 from fastervlm.families.vipllava import VipLlava
 
@@ -17,6 +18,7 @@ FAMILIES: tuple[Family, ...] = (
     VideoLlava(),
     VipLlava(),
     LlavaNextVideo(),
+    LlavaOnevision(),
     InternVL(),
 )
 

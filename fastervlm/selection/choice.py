@@ -172,7 +172,7 @@ def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, win
     Raises:
         UserError: the method returned anything else than a choice among the patches.
     """
-    patches = replace(patches, finish=_once(patches.finish))
+    patches = replace(patches, finish=once(patches.finish))
     whole = (0, patches.grid[0], 0, patches.grid[1])
     windows = windows or [whole] * len(counts)
     asked: dict[tuple[Window, int], list[int]] = {}
@@ -257,7 +257,7 @@ def _part(patches: ScoredPatches, rows: Sequence[int], window: Window) -> tuple[
     return part, places
 
 
-def _once(finish: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def once(finish: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`finish` that computes all patches once: asked for some of them afterwards, it takes them from there."""
     known: dict[bool, Tensor] = {}
 

@@ -17,7 +17,10 @@ from transformers import (
     LlamaConfig,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     Qwen2Config,
+    SiglipVisionConfig,
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
@@ -54,6 +57,7 @@ class Case:
     picture: Callable[[int], Picture]
     settings: dict[str, Any] = field(default_factory=dict)
     around: tuple[int, int] | None = None
+    counted: bool = False
 
 
 def random(model, seed=0):
@@ -117,6 +121,19 @@ def clip(seed, frames=3):
     return Picture("video", {"pixel_values_videos": noise(seed, 1, frames, 3, 32, 32)})
 
 
+def onevision():
+    """Frames of 5 x 5 patches, which are pooled to 3 x 3."""
+    config = of(
+        LlavaOnevisionConfig,
+        vision_config=of(SiglipVisionConfig, **SMALL, num_hidden_layers=3, image_size=32, patch_size=6, vision_use_head=False),
+        text_config=Qwen2Config(**TEXT, num_key_value_heads=1),
+        image_token_id=IMAGE_ID,
+        video_token_id=VIDEO_ID,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return LlavaOnevisionForConditionalGeneration(config)
+
+
 def internvl(**changes):
     vision = of(
         InternVLVisionConfig,
@@ -160,6 +177,14 @@ CASES |= {
     ),
     "internvl, cls": Case(internvl, tiles, {"method": "cls"}, around=(START_ID, STOP_ID)),
 }
+CASES |= {
+    "onevision pictures": Case(onevision, cropped),
+    "onevision pictures beside others": Case(onevision, cropped, counted=True),
+    "onevision clips": Case(onevision, clip),
+    "onevision both": Case(onevision, either(cropped, clip)),
+    "onevision by norm": Case(onevision, either(cropped, clip), {"method": "cls", "score": "norm"}),
+    "onevision by what is received": Case(onevision, either(cropped, clip), {"method": "cls", "score": "received"}),
+}
 
 # Batches of prompts: of each row, the seeds of its pictures; texts stand around them.
 ROWS: dict[str, list[list[int]]] = {
@@ -170,10 +195,14 @@ ROWS: dict[str, list[list[int]]] = {
 }
 
 
-def features(model, picture):
-    """(T, D): what the stock model shows at the placeholders of a picture."""
+def features(model, picture, company=False):
+    """(T, D): what the stock model shows at the placeholders of a picture; with `company`, of one that is shown twice."""
     names = {"image": "get_image_features", "video": "get_video_features"}
-    told = getattr(model.model, names[picture.kind])(**picture.inputs).pooler_output
+    inputs = picture.inputs
+    if company:
+        inputs = {name: x.repeat(2, *[1] * (x.dim() - 1)) for name, x in inputs.items()} | {"batch_num_images": [2]}
+    told = getattr(model.model, names[picture.kind])(**inputs).pooler_output
+    told = told[:1] if company else told
     return torch.cat([x.reshape(-1, x.shape[-1]) for x in told])
 
 
@@ -190,7 +219,7 @@ def prompt(case, model, rows, side="left", first=0):
             picture = case.picture(seed)
             token = {"image": IMAGE_ID, "video": VIDEO_ID}[picture.kind]
             before, behind = ([START_ID], [STOP_ID]) if case.around else ([], [])
-            row += [*before, *[token] * len(features(model, picture)), *behind, 20 + seed, 21]
+            row += [*before, *[token] * len(features(model, picture, case.counted and len(seeds) > 1)), *behind, 20 + seed, 21]
             shown.append(picture)
         ids.append([*row, 12, 13 + number])
     longest = max(map(len, ids))
@@ -201,4 +230,6 @@ def prompt(case, model, rows, side="left", first=0):
         masks = [mask[::-1] for mask in masks]
     names = dict.fromkeys(name for picture in shown for name in picture.inputs)
     together = {name: torch.cat([p.inputs[name] for p in shown if name in p.inputs]) for name in names}
+    if case.counted:
+        together["batch_num_images"] = torch.tensor([len(seeds) for seeds in rows])
     return {"input_ids": torch.tensor(batch), "attention_mask": torch.tensor(masks)} | together

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ class ClipTrace:
         mask: (F, N) bool, true where a patch was kept.
         grid: rows and columns of the patches of a frame; rows * columns == N.
         keep_cls: whether the [CLS] token of each frame was kept too, in front of its patches.
+        newlines: how many newline tokens end the clip.
         layout: how the kept tokens stand before the language model; "flat": frame after frame, each in raster order.
     """
 
@@ -25,12 +26,13 @@ class ClipTrace:
     mask: Tensor
     grid: tuple[int, int]
     keep_cls: bool
+    newlines: int = field(default=0, kw_only=True)
     layout: str = "flat"
 
     @property
     def num_tokens(self) -> int:
-        """How many visual tokens reach the language model, those of [CLS] included."""
-        return int(self.mask.sum()) + len(self.mask) * self.keep_cls
+        """How many visual tokens reach the language model, those of [CLS] and newlines included."""
+        return int(self.mask.sum()) + len(self.mask) * self.keep_cls + self.newlines
 
     @property
     def frames(self) -> list[ImageTrace]:
