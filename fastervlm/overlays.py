@@ -77,6 +77,8 @@ def layers(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "cr
     if isinstance(trace, ClipTrace):
         raise UserError("overlay draws one picture; of a clip, pass one frame with its own trace, such as trace.frames[0].")
     if not isinstance(trace, (ImageTrace, CropsTrace)):
+        if not isinstance(trace, Sequence):
+            raise UserError(f"overlay cannot draw a {type(trace).__name__} yet; pass one of its parts that is an ImageTrace.")
         if len(trace) != 1:
             raise UserError(f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0].")
         trace = trace[0]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from encoders import ScoredPatches, UserError
@@ -22,6 +23,7 @@ from fastervlm.families.llava_next.crops import CropLayout
 from fastervlm.families.llava_next.encode import crops_of, cuts_of, encode_crops, newline_of
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.families.pruning import Options, Pruning
+from fastervlm.families.resized import encode_resized, resized_to
 from fastervlm.selection.blends import Blend, remembered
 from fastervlm.selection.choice import Choice
 from fastervlm.selection.schedule import refuse_schedule
@@ -64,9 +66,7 @@ class LlavaOnevision(Family):
         about_pictures, about_clips = questions_of(call)
         encoded = {}
         if call.get("pixel_values") is not None:
-            cuts = _cuts(model, pruning, call)
-            patches = scored(model, pruning, call, crops_of(call["pixel_values"], cuts))
-            encoded["image"] = encode_crops(model, pruning, patches, cuts, about_pictures)
+            encoded["image"] = _encode_pictures(model, pruning, call, about_pictures)
         if call.get("pixel_values_videos") is not None:
             videos = check_clips(call["pixel_values_videos"])
             patches = remembered(scored(model, pruning, call, videos.flatten(0, 1)))
@@ -87,6 +87,26 @@ class LlavaOnevision(Family):
         """The processor, padding on the left."""
         processor.tokenizer.padding_side = "left"
         return processor
+
+
+def _encode_pictures(model: Any, pruning: Pruning, call: Mapping[str, Any], questions: Sequence[str] | None) -> Encoded:
+    """All pictures of the call: those whose map is resized one by one, the others together."""
+    cuts = _cuts(model, pruning, call)
+    sizes = [resized_to(each, model.config.vision_aspect_ratio) for each in cuts]
+    crops = crops_of(call["pixel_values"], cuts).split([each.crops for each in cuts])
+    plain = [i for i, size in enumerate(sizes) if size is None]
+    found: dict[int, Encoded] = {}
+    for picture, size in enumerate(sizes):
+        if size is not None:
+            patches, about = scored(model, pruning, call, crops[picture]), None if questions is None else [questions[picture]]
+            found[picture] = encode_resized(model, pruning, patches, cuts[picture], size, about)
+    if plain:
+        patches = scored(model, pruning, call, torch.cat([crops[i] for i in plain]))
+        about = None if questions is None else [questions[i] for i in plain]
+        together = encode_crops(model, pruning, patches, [cuts[i] for i in plain], about)
+        found |= {picture: together.shown([place]) for place, picture in enumerate(plain)}
+    order = [found[picture] for picture in range(len(cuts))]
+    return Encoded(*([getattr(each, name)[0] for each in order] for name in ("features", "keep", "trace")))
 
 
 def _tokens_of_frames(model: Any, blend: Blend, patches: ScoredPatches, choice: Choice) -> Tensor:
@@ -112,19 +132,4 @@ def _cuts(model: Any, pruning: Pruning, call: Mapping[str, Any]) -> list[CropLay
                 "the processor."
             )
         cuts = [cut if own else CropLayout.single(cut.size, cut.crop, cut.side) for cut, own in zip(cuts, alone, strict=True)]
-    for each in cuts:
-        _refuse_resized(each, own)
     return cuts
-
-
-def _refuse_resized(cut: CropLayout, ratio: str) -> None:
-    """Refuse a picture of so many crops that their map is resized behind the projector."""
-    if not cut.cut:
-        return
-    top, bottom, left, right = cut.window
-    most = int(ratio.removeprefix("anyres_max_"))
-    if math.sqrt((bottom - top) * (right - left) / (most * cut.side**2)) > 1.1:
-        raise UserError(
-            f"This picture of {cut.size[0]} x {cut.size[1]} pixels is cut into so many crops that the model resizes their map, "
-            f"which fastervlm does not prune; make it smaller, so that it takes about {most} crops."
-        )

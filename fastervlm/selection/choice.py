@@ -181,7 +181,7 @@ def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, win
     found, told = [], traits(method)
     for (window, count), rows in asked.items():
         if count:
-            part, places = (patches, None) if asked.keys() == {(whole, count)} else _part(patches, rows, window)
+            part, places = (patches, None) if asked.keys() == {(whole, count)} else window_of(patches, rows, window)
             kept = method(part, count)
             check_kept(
                 *(kept, *part.scores.shape),
@@ -228,7 +228,7 @@ def _joined(patches: ScoredPatches, areas: list[int], found: list[tuple[list[int
     return Choice(patches, mask, counts, weights, weights is None and counts == areas)
 
 
-def _part(patches: ScoredPatches, rows: Sequence[int], window: Window) -> tuple[ScoredPatches, Tensor]:
+def window_of(patches: ScoredPatches, rows: Sequence[int], window: Window) -> tuple[ScoredPatches, Tensor]:
     """Some rows, cut to a window of their patches, as patches that know of no others; and the window's places (n,)."""
     device = patches.cls_attention.device
     places = _places(patches.grid, window).to(device)

@@ -121,7 +121,7 @@ def clip(seed, frames=3):
     return Picture("video", {"pixel_values_videos": noise(seed, 1, frames, 3, 32, 32)})
 
 
-def onevision():
+def onevision(ratio="anyres_max_9"):
     """Frames of 5 x 5 patches, which are pooled to 3 x 3."""
     config = of(
         LlavaOnevisionConfig,
@@ -130,6 +130,7 @@ def onevision():
         image_token_id=IMAGE_ID,
         video_token_id=VIDEO_ID,
         image_grid_pinpoints=PINPOINTS,
+        vision_aspect_ratio=ratio,
     )
     return LlavaOnevisionForConditionalGeneration(config)
 
@@ -153,6 +154,13 @@ def internvl(**changes):
 def tiles(seed):
     """One to three tiles."""
     return Picture("image", {"pixel_values": noise(seed, 1 + seed % 3, 3, 32, 32)})
+
+
+def flat_in_crops(seed):
+    """A picture so flat that little of its two crops is left behind un-padding."""
+    pixels = torch.zeros(1, 5, 3, 32, 32)
+    pixels[:, :4] = noise(seed, 1, 4, 3, 32, 32)
+    return Picture("image", {"pixel_values": pixels, "image_sizes": torch.tensor([[9, 96]])})
 
 
 def either(first, second):
@@ -180,6 +188,7 @@ CASES |= {
 CASES |= {
     "onevision pictures": Case(onevision, cropped),
     "onevision pictures beside others": Case(onevision, cropped, counted=True),
+    "onevision pictures resized": Case(lambda: onevision("anyres_max_1"), either(cropped, flat_in_crops)),
     "onevision clips": Case(onevision, clip),
     "onevision both": Case(onevision, either(cropped, clip)),
     "onevision by norm": Case(onevision, either(cropped, clip), {"method": "cls", "score": "norm"}),
