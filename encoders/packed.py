@@ -220,12 +220,17 @@ class _Walk:
         return found
 
 
-def _check_pixels(pixel_values: Tensor, grid: Tensor) -> None:
-    """Refuse patches that are not those of the grids."""
+def check_grid(grid: Tensor | None) -> None:
+    """Refuse what does not say how many frames, rows and columns each picture has."""
     if grid is None or grid.dim() != 2 or grid.shape[1] != 3:
         raise UserError(
             "Packed pictures need their grids (pictures, 3) beside pixel_values; pass all that the processor returns."
         )
+
+
+def _check_pixels(pixel_values: Tensor, grid: Tensor) -> None:
+    """Refuse patches that are not those of the grids."""
+    check_grid(grid)
     if pixel_values.dim() != 2 or len(pixel_values) != int(grid.prod(dim=1).sum()):
         raise UserError(
             f"pixel_values of shape {tuple(pixel_values.shape)} do not hold the {int(grid.prod(dim=1).sum())} patches of these "

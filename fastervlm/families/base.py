@@ -90,9 +90,13 @@ class Family(abc.ABC):
             options.refuse_clips()
         return None
 
+    def has_cls(self, model: Any) -> bool:
+        """Whether its tower has a [CLS] token."""
+        return has_cls(self.tower(model))
+
     def default_method(self, model: Any) -> str:
         """The name of the method that is meant where none is named."""
-        return "cls" if has_cls(self.tower(model)) else "coverage"
+        return "cls" if self.has_cls(model) else "coverage"
 
     def score(self, model: Any, asked: Score | None, *, needed: bool) -> Score:
         """What scores the patches: what is asked for, else [CLS]; where the tower has none, what patches receive.
@@ -100,14 +104,13 @@ class Family(abc.ABC):
         Raises:
             UserError: nothing is asked for, the tower has no [CLS], and scores are `needed` to choose.
         """
-        tower = self.tower(model)
-        if asked is not None or has_cls(tower):
+        if asked is not None or self.has_cls(model):
             return asked or "cls"
         if needed:
             raise UserError(
-                f"The {type(tower).__name__} of this model has no [CLS] token to score its patches by; use a method that needs "
-                "no scores such as 'coverage', with a count or fraction of tokens, or say what to score by: score='received', "
-                "'norm' or, with a pooling head, 'pool'."
+                f"The {type(self.tower(model)).__name__} of this model has no [CLS] token to score its patches by; use a "
+                "method that needs no scores such as 'coverage', with a count or fraction of tokens, or say what to score by: "
+                "score='received', 'norm' or, with a pooling head, 'pool'."
             )
         return "received"
 
@@ -145,9 +148,28 @@ class Family(abc.ABC):
     def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """All that a call shows, pruned and projected, by the kind of its placeholders, "image" or "video"."""
 
+    def axes(self, model: Any, call: Mapping[str, Any], mask: Tensor | None) -> Tensor | None:
+        """(3, R, T) places of the unpruned prompt along time, height and width; None where tokens have one number each.
+
+        Args:
+            model: the model.
+            call: its arguments, as they were given.
+            mask: the attention mask (R, T) that counts, if any.
+
+        Raises:
+            UserError: the call does not say enough to know them.
+        """
+        return None
+
     def outputs(self, features: list[Tensor], kind: str) -> Any:
         """The features (T_i, D) of one kind, "image" or "video", as the stock model takes them as `pooler_output`."""
         return features
+
+    def encoder_output(self, model: Any, features: list[Tensor], kind: str) -> Any:
+        """What the stock model takes in `mm_encoder_outputs` for one kind."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(pooler_output=self.outputs(features, kind))
 
     def loaded(self, pruning: Pruning) -> str:
         """How the processor that fits the settings is to be loaded, to be put behind its name; empty if any fits."""

@@ -9,6 +9,7 @@ from fastervlm.families.llava import Llava
 from fastervlm.families.llava_next.family import LlavaNext
 from fastervlm.families.llava_next_video import LlavaNextVideo
 from fastervlm.families.llava_onevision import LlavaOnevision
+from fastervlm.families.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
 from fastervlm.families.video_llava.family import VideoLlava
 from fastervlm.families.vipllava import VipLlava
 
@@ -20,6 +21,9 @@ FAMILIES: tuple[Family, ...] = (
     LlavaNextVideo(),
     LlavaOnevision(),
     InternVL(),
+    Qwen2VL(),
+    Qwen25VL(),
+    Qwen3VL(),
 )
 
 

@@ -114,7 +114,7 @@ def continue_step(model: Any, call: Call, history: Splice) -> None:
         )
     splice = prompt.grow(length - prompt.kept, mask)
     call["attention_mask"] = splice.short_mask
-    call["position_ids"] = splice.positions[:, -new.shape[1] :]
+    call["position_ids"] = splice.positions[..., -new.shape[1] :]
 
 
 def _cached(call: Call, prompt: Splice) -> int:

@@ -165,10 +165,10 @@ def _drafts(now: Running) -> bool:
 def _refuse_gap_at_the_end(splice: Splice) -> None:
     """transformers numbers what it generates from the last token of the prompt on, so that one has to stay."""
     stays = (splice.order == splice.ids.shape[1] - 1) & ~splice.filler
-    if not splice.compact and not bool(stays.any(dim=1).all()):  # which waits for a device
+    if (not splice.compact or splice.axes is not None) and not bool(stays.any(dim=1).all()):  # which waits for a device
         raise UserError(
-            "With positions='original' a prompt cannot end with a picture whose last patch is dropped; "
-            "put text behind the picture or use positions='compact'."
+            "Where tokens keep their positions a prompt cannot end with a picture whose last patch is dropped; put text behind "
+            "the picture or, where the model can, use positions='compact'."
         )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoders import UserError
 from fastervlm.families.base import Encoded
@@ -61,24 +60,29 @@ def shorten(host: Host, pruning: Pruning, call: Call, *, by_mask: bool) -> tuple
     seen, right = (ids, False) if unread else (ids.cpu(), mask is not None and padded_right(mask.cpu()))
     if not unread:
         refuse_lonely_placeholders(host.model, seen, kinds)
-    numbers = _numbers(call, mask, by_mask=by_mask)
+    numbers, axes = _numbers(call, mask, by_mask=by_mask), host.family.axes(host.model, call, mask)
     encoded = _encoded(host, pruning, call)
     needs = {kind: [len(keep) for keep in found.keep] for kind, found in encoded.items()}
     check = partial(_check, host, pruning, seen, encoded)
     if not unread:
         check_placeholders(host.model, seen, needs, host.family.loaded(pruning))
     keep, lengths = _columns_to_keep(host.model, ids, encoded), _lengths(host.model, seen, encoded)
-    compact, length = pruning.positions == "compact", None if lengths is None else max(lengths)
-    splice = Splice.of(ids, mask, keep, numbers, right=right, length=length, pad=pad_id(host.model), compact=compact)
+    compact = pruning.positions == "compact" or axes is not None
+    length = None if lengths is None else max(lengths)
+    splice = Splice.of(ids, mask, keep, numbers, right=right, length=length, pad=pad_id(host.model), compact=compact, axes=axes)
     for name in host.family.inputs:
         call.pop(name, None)
     call["input_ids"] = _blanked_unless_fitting(host.model, splice, needs) if unread else splice.short_ids
     call["mm_encoder_outputs"] = {
-        kind: BaseModelOutputWithPooling(pooler_output=host.family.outputs(found.features, kind))
-        for kind, found in encoded.items()
+        kind: host.family.encoder_output(host.model, found.features, kind) for kind, found in encoded.items()
     }
     # Without a mask transformers takes gaps in the positions for borders of packed rows.
-    if mask is not None or not compact or (bool(splice.filler.any()) if lengths is None else min(lengths) < max(lengths)):
+    if (
+        mask is not None
+        or not compact
+        or axes is not None
+        or (bool(splice.filler.any()) if lengths is None else min(lengths) < max(lengths))
+    ):
         call["attention_mask"] = splice.short_mask
     call["position_ids"] = splice.positions
     cut_others(call, splice)

@@ -54,6 +54,7 @@ class Splice:
         numbers: (R, T) the position ids of the unpruned prompt; at masked columns anything.
         pad: the token id that fills up.
         compact: the pruned prompt's position ids have no gaps, instead of being those of the unpruned prompt.
+        axes: (3, R, T) places along time, height and width of models that number so; what stays keeps its own.
     """
 
     ids: Tensor
@@ -63,6 +64,7 @@ class Splice:
     numbers: Tensor
     pad: int = 0
     compact: bool = True
+    axes: Tensor | None = None
 
     @classmethod
     def of(
@@ -152,7 +154,8 @@ class Splice:
     def repeat(self, times: int) -> Splice:
         """The same with each row `times` times, as generation expands a batch for beams and several answers."""
         parts = ("ids", "mask", "order", "filler", "numbers")
-        return replace(self, **{name: getattr(self, name).repeat_interleave(times, dim=0) for name in parts})
+        axes = None if self.axes is None else self.axes.repeat_interleave(times, dim=1)
+        return replace(self, axes=axes, **{name: getattr(self, name).repeat_interleave(times, dim=0) for name in parts})
 
     def for_rows(self, rows: int) -> Splice:
         """The same for a batch of `rows` rows that came from this one."""
@@ -179,21 +182,32 @@ class Splice:
         """
         columns = torch.arange(self.ids.shape[1], self.ids.shape[1] + more, device=self.ids.device).expand(len(self.ids), -1)
         tail = torch.ones_like(columns) if mask is None else mask[:, -more:].to(self.mask)
-        last = self.numbers.masked_fill(self.mask == 0, -1).amax(dim=1, keepdim=True)
+        last, new, axes = (
+            self.numbers.masked_fill(self.mask == 0, -1).amax(dim=1, keepdim=True),
+            tail.long().cumsum(dim=1),
+            None,
+        )
+        if self.axes is not None:
+            furthest = self.axes.masked_fill(self.mask == 0, -1).amax(dim=(0, 2))[:, None]
+            axes = torch.cat((self.axes, (furthest + new).expand(3, -1, -1)), dim=2)
         return replace(
             self,
+            axes=axes,
             ids=F.pad(self.ids, (0, more), value=self.pad),
             mask=torch.cat((self.mask, tail), dim=1),
             order=torch.cat((self.order, columns), dim=1),
             filler=F.pad(self.filler, (0, more)),
-            numbers=torch.cat((self.numbers, last + tail.long().cumsum(dim=1)), dim=1),
+            numbers=torch.cat((self.numbers, last + new), dim=1),
         )
 
     @property
     def positions(self) -> Tensor:
-        """(R, L) position ids of the pruned prompt."""
+        """(R, L) position ids of the pruned prompt; where there are axes (4, R, L), those without gaps and then the axes'."""
         taken = self.take(self.numbers, 0)
         if not self.compact:
             return taken
         removed_before = self.order - (~self.filler).long().cumsum(dim=1) + 1
-        return (taken - removed_before).clamp(min=0)
+        numbers = (taken - removed_before).clamp(min=0)
+        if self.axes is None:
+            return numbers
+        return torch.stack((numbers, *(self.take(axis, 0) for axis in self.axes)))

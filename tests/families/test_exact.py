@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import fastervlm
 from fastervlm.generation.kv_cache import CACHE
@@ -76,15 +77,30 @@ class Reference:
             self.whole = self.model(**inputs).logits[0]
         hook.remove()
         self.embeds, self.positions = seen["inputs_embeds"][0], seen.get("position_ids")
+        self.shown, self.deep = seen.get("visual_pos_masks"), seen.get("deepstack_visual_embeds")
 
     @torch.no_grad()
     def logits(self, columns, more=(), original=False):
         """(L, V), with the tokens `more` behind the prompt."""
-        last = [len(self.embeds) + i for i in range(len(more))]
+        last = torch.arange(len(more))
         embeds = torch.cat((self.embeds[columns], self.model.get_input_embeddings()(torch.tensor(more, dtype=torch.long))))
-        places = torch.tensor([[*columns, *last]]) if original else torch.arange(len(embeds))[None]
+        places = torch.arange(len(embeds))[None]
+        if self.positions is not None and self.positions.dim() == 3:
+            behind = (self.positions.max() + 1 + last).expand(3, 1, -1)
+            places = torch.cat((self.positions[..., columns], behind), dim=2)
+        elif original:
+            places = torch.cat((torch.tensor(columns), len(self.embeds) + last))[None]
+        deep = {}
+        if self.deep is not None and self.shown is not None:
+            stays = torch.zeros(len(self.embeds), dtype=torch.bool).index_fill(0, torch.tensor(columns), True)
+            deep["visual_pos_masks"] = F.pad(self.shown[:, columns], (0, len(more)))
+            deep["deepstack_visual_embeds"] = [each[stays[self.shown[0]]] for each in self.deep]
         told = self.model.model.language_model(
-            inputs_embeds=embeds[None], position_ids=places, attention_mask=torch.ones_like(places), use_cache=False
+            **deep,
+            inputs_embeds=embeds[None],
+            position_ids=places,
+            attention_mask=torch.ones(1, len(embeds), dtype=torch.long),
+            use_cache=False,
         )
         return self.model.lm_head(told.last_hidden_state)[0]
 
@@ -214,5 +230,22 @@ def test_a_second_turn_goes_on_from_the_cache_or_from_the_start(models, name):
         second = model.generate(input_ids=history, attention_mask=mask, **{CACHE: first[CACHE]}, **GREEDY)
         assert answers(second, history.shape[1]) == [by_hand]
         shown = {key: x for key, x in batch.items() if key not in ("input_ids", "attention_mask")}
+        if "mm_token_type_ids" in shown:
+            shown["mm_token_type_ids"] = F.pad(shown["mm_token_type_ids"], (0, history.shape[1] - length))
         anew = model.generate(input_ids=history, attention_mask=mask, **shown, **GREEDY)
         assert answers(anew, history.shape[1]) == [by_hand]
+
+
+@each_case
+@torch.no_grad()
+def test_a_picture_shown_to_several_prompts_is_encoded_once(models, name):
+    case, model = CASES[name], models(name)
+    kind = case.picture(0).kind
+    batch = prompt(case, model, [[0], [0]])
+    words = ("input_ids", "attention_mask", "mm_token_type_ids", "batch_num_images")
+    once = {key: x if key in words else x[: len(x) // 2] for key, x in batch.items()}
+    if case.counted:
+        once["batch_num_images"] = once["batch_num_images"][:1]
+    with Pruned(case, model, budget="crop"):
+        expected = model(**batch).logits
+        close(model(**once, **{f"{kind}_index": [0, 0]}).logits, expected)

@@ -19,7 +19,13 @@ from transformers import (
     LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
@@ -58,6 +64,8 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     around: tuple[int, int] | None = None
     counted: bool = False
+    typed: bool = False
+    apart: bool = False
 
 
 def random(model, seed=0):
@@ -163,6 +171,55 @@ def flat_in_crops(seed):
     return Picture("image", {"pixel_values": pixels, "image_sizes": torch.tensor([[9, 96]])})
 
 
+PATCH, SEQUENCES = 7, {"image": "image_grid_thw", "video": "video_grid_thw"}
+GRIDS = [(1, 4, 6), (1, 4, 4), (1, 2, 8), (1, 4, 6)]
+
+
+def qwen(model, config, **vision):
+    """Text and tower of a Qwen-VL, pictures in patches of 7 x 7 pixels, joined by 2 x 2."""
+    mrope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
+    shared = {"depth": 4, "num_heads": 4, "patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    return model(
+        of(
+            config,
+            vision_config=shared | vision,
+            text_config=TEXT | {"num_key_value_heads": 1, "rope_parameters": mrope},
+            image_token_id=IMAGE_ID,
+            video_token_id=VIDEO_ID,
+            vision_start_token_id=START_ID,
+            vision_end_token_id=STOP_ID,
+        )
+    )
+
+
+def qwen2():
+    return qwen(Qwen2VLForConditionalGeneration, Qwen2VLConfig, embed_dim=32, hidden_size=32, mlp_ratio=2)
+
+
+def qwen2_5(full):
+    more = {"window_size": 28, "fullatt_block_indexes": full, "tokens_per_second": 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32}
+    return qwen(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, **sizes, **more)
+
+
+def qwen3():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "out_hidden_size": 32, "num_position_embeddings": 64}
+    return qwen(Qwen3VLForConditionalGeneration, Qwen3VLConfig, **sizes, deepstack_visual_indexes=[0, 2])
+
+
+def packed_picture(seed):
+    return packed(seed, "pixel_values", "image", GRIDS[seed % 4])
+
+
+def packed_clip(seed):
+    return packed(seed, "pixel_values_videos", "video", (2 + seed % 2, 4, 4))
+
+
+def packed(seed, name, kind, grid):
+    pixels = noise(seed, grid[0] * grid[1] * grid[2], 3 * 2 * PATCH * PATCH)
+    return Picture(kind, {name: pixels, SEQUENCES[kind]: torch.tensor([grid])})
+
+
 def either(first, second):
     return lambda seed: second(seed) if seed % 2 else first(seed)
 
@@ -193,6 +250,20 @@ CASES |= {
     "onevision both": Case(onevision, either(cropped, clip)),
     "onevision by norm": Case(onevision, either(cropped, clip), {"method": "cls", "score": "norm"}),
     "onevision by what is received": Case(onevision, either(cropped, clip), {"method": "cls", "score": "received"}),
+}
+QWEN: dict[str, Any] = {"around": (START_ID, STOP_ID), "typed": True}
+CASES |= {
+    "qwen2 pictures": Case(qwen2, packed_picture, **QWEN),
+    "qwen2 both": Case(qwen2, either(packed_picture, packed_clip), **QWEN),
+    "qwen2.5 pictures": Case(lambda: qwen2_5([1, 3]), packed_picture, **QWEN),
+    "qwen2.5 clips": Case(lambda: qwen2_5([1, 3]), packed_clip, {"budget": "clip", "score": "norm"}, **QWEN),
+    "qwen2.5 whose last block sees windows": Case(
+        lambda: qwen2_5([1]), either(packed_clip, packed_picture), {"method": "cls", "score": "received"}, **QWEN
+    ),
+}
+CASES |= {
+    "qwen3 pictures": Case(qwen3, packed_picture, **QWEN),
+    "qwen3 both": Case(qwen3, either(packed_picture, packed_clip), **QWEN, apart=True),
 }
 
 # Batches of prompts: of each row, the seeds of its pictures; texts stand around them.
@@ -228,7 +299,10 @@ def prompt(case, model, rows, side="left", first=0):
             picture = case.picture(seed)
             token = {"image": IMAGE_ID, "video": VIDEO_ID}[picture.kind]
             before, behind = ([START_ID], [STOP_ID]) if case.around else ([], [])
-            row += [*before, *[token] * len(features(model, picture, case.counted and len(seeds) > 1)), *behind, 20 + seed, 21]
+            count = len(features(model, picture, case.counted and len(seeds) > 1))
+            parts = int(picture.inputs["video_grid_thw"][0, 0]) if case.apart and picture.kind == "video" else 1
+            for _ in range(parts):
+                row += [*before, *[token] * (count // parts), *behind, 20 + seed, 21]
             shown.append(picture)
         ids.append([*row, 12, 13 + number])
     longest = max(map(len, ids))
@@ -239,6 +313,9 @@ def prompt(case, model, rows, side="left", first=0):
         masks = [mask[::-1] for mask in masks]
     names = dict.fromkeys(name for picture in shown for name in picture.inputs)
     together = {name: torch.cat([p.inputs[name] for p in shown if name in p.inputs]) for name in names}
+    if case.typed:
+        ids = torch.tensor(batch)
+        together["mm_token_type_ids"] = (ids == IMAGE_ID).long() + 2 * (ids == VIDEO_ID).long()
     if case.counted:
         together["batch_num_images"] = torch.tensor([len(seeds) for seeds in rows])
     return {"input_ids": torch.tensor(batch), "attention_mask": torch.tensor(masks)} | together

@@ -1,0 +1,153 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: pictures and clips in their own shapes, numbered along time, height and width (M-RoPE).
+
+What stays keeps its places along all three axes, whatever `positions` says; the words behind a picture count on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from encoders import UserError
+from encoders.packed import PackedEncoder, check_grid
+from fastervlm.families.base import Encoded, Family
+from fastervlm.families.packed import encode_packed
+from fastervlm.families.pruning import Options, Pruning
+from fastervlm.selection.choice import check_questions
+from fastervlm.selection.schedule import refuse_schedule
+
+# By the kind of a placeholder, the arguments that bring the pixels, and the frames, rows and columns of each.
+_SHOWN = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+_PLACED = ("mm_token_type_ids", "second_per_grid_ts")
+
+
+class QwenVL(Family):
+    """What the three have in common.
+
+    Attributes:
+        deep: features of some more blocks of the tower are added inside the language model.
+    """
+
+    measured = False
+    kinds = ("image", "video")
+    inputs = (*(name for names in _SHOWN.values() for name in names), *_PLACED, "image_index", "video_index", "questions")
+    budgets = ("crop", "image", "frame", "clip")
+    one_graph = False
+    deep: ClassVar[bool] = False
+
+    def settings(self, options: Options) -> bool:
+        """Whether the frames of a clip share their tokens."""
+        super().settings(options)
+        options.refuse_clips()
+        if options.anyres != "native" or options.newline != "kept":
+            raise UserError("anyres and newline are for LLaVA-NeXT's pictures in crops; leave them out.")
+        return options.budget == "clip"
+
+    def tower(self, model: Any) -> Any:
+        """The vision tower."""
+        return model.model.visual
+
+    def has_cls(self, model: Any) -> bool:
+        """None of them has a [CLS] token."""
+        return False
+
+    def check(self, model: Any, pruning: Pruning) -> None:
+        """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
+        PackedEncoder(model.model.visual, pruning.score)
+        refuse_schedule(pruning.encoder_keep)
+
+    def check_questions(self, call: Mapping[str, Any]) -> None:
+        """Refuse questions that are not one text for each picture of a call, then one for each clip."""
+        _questions(call)
+
+    def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
+        """All pictures and clips of the call, by the kind of their placeholders."""
+        questions, encoded = _questions(call), {}
+        states = tuple(model.model.visual.deepstack_visual_indexes) if self.deep else ()
+        for kind, (name, grid) in _SHOWN.items():
+            if call.get(name) is not None:
+                shown: dict[str, Any] = {"clips": kind == "video", "states": states}
+                encoded[kind] = encode_packed(model, pruning, call[name], call.get(grid), questions[kind], **shown)  # type: ignore[arg-type]
+        return encoded
+
+    def axes(self, model: Any, call: Mapping[str, Any], mask: Tensor | None) -> Tensor:
+        """(3, R, T) places of the unpruned prompt along time, height and width, as the stock model numbers it."""
+        if call.get("mm_token_type_ids") is None:
+            raise UserError(
+                f"A {self.class_name} needs mm_token_type_ids to number what it is shown; pass all that the processor returns."
+            )
+        if call.get("position_ids") is not None:
+            raise UserError(f"Under fastervlm.prune a {self.class_name} numbers its prompts itself; leave position_ids out.")
+        more = {name: call[name] for name in _PLACED if call.get(name) is not None}
+        for kind, (name, grid) in _SHOWN.items():
+            if call.get(name) is not None:
+                check_grid(call.get(grid))
+                index = call.get(f"{kind}_index")
+                more[grid] = call[grid] if index is None else call[grid][torch.as_tensor(index)]
+        try:
+            return model.model.get_rope_index(call["input_ids"], attention_mask=mask, **more)[0]
+        except (StopIteration, IndexError, RuntimeError, TypeError) as error:
+            raise UserError(
+                "The placeholders that mm_token_type_ids marks in the prompts are not those of the pictures and clips; make all "
+                "inputs in one call of the processor."
+            ) from error
+
+    def outputs(self, features: list[Tensor], kind: str) -> Any:
+        """A list, of what stands for the token alone."""
+        return features
+
+    def num_visual_tokens(self, config: Any) -> int:
+        """Pictures have as many as their shape asks for."""
+        raise UserError(f"A {self.class_name} shows each picture in as many tokens as its shape asks for.")
+
+    def complete(self, processor: Any, config: Any, anyres: str) -> Any:
+        """The processor, padding on the left."""
+        processor.tokenizer.padding_side = "left"
+        return processor
+
+
+class Qwen2VL(QwenVL):
+    """Qwen2-VL."""
+
+    class_name = "Qwen2VLForConditionalGeneration"
+    model_type = "qwen2_vl"
+
+
+class Qwen25VL(QwenVL):
+    """Qwen2.5-VL, whose tower sees windows in most blocks."""
+
+    class_name = "Qwen2_5_VLForConditionalGeneration"
+    model_type = "qwen2_5_vl"
+
+
+class Qwen3VL(QwenVL):
+    """Qwen3-VL, which adds features of other blocks of its tower inside the language model (deepstack)."""
+
+    class_name = "Qwen3VLForConditionalGeneration"
+    model_type = "qwen3_vl"
+    deep = True
+
+    def encoder_output(self, model: Any, features: list[Tensor], kind: str) -> Any:
+        """Features (T_i, D * (1 + blocks)) parted: those of the tokens, and those of each block."""
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+        count = 1 + len(model.model.visual.deepstack_visual_indexes)
+        tokens, *deep = zip(*(of.chunk(count, dim=-1) for of in features), strict=True)
+        return BaseModelOutputWithDeepstackFeatures(
+            pooler_output=list(tokens),  # type: ignore[arg-type]
+            deepstack_features=[list(each) for each in deep],  # type: ignore[arg-type]
+        )
+
+
+def _questions(call: Mapping[str, Any]) -> dict[str, Sequence[str] | None]:
+    """What is asked about what is shown of each kind; None where nothing is said."""
+    questions = call.get("questions")
+    if questions is None:
+        return dict.fromkeys(_SHOWN)
+    counts = {kind: 0 if call.get(grid) is None else len(call[grid]) for kind, (_, grid) in _SHOWN.items()}
+    each = f"each of the {counts['image']} pictures, then one for each of the {counts['video']} clips"
+    check_questions(questions, sum(counts.values()), each)
+    return {"image": questions[: counts["image"]], "video": questions[counts["image"] :]}
