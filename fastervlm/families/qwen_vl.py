@@ -91,8 +91,8 @@ class QwenVL(Family):
             return model.model.get_rope_index(call["input_ids"], attention_mask=mask, **more)[0]
         except (StopIteration, IndexError, RuntimeError, TypeError) as error:
             raise UserError(
-                "The placeholders that mm_token_type_ids marks in the prompts are not those of the pictures and clips; make all "
-                "inputs in one call of the processor."
+                "The placeholders that mm_token_type_ids marks in the prompts are not those of the pictures and clips; make "
+                "all inputs in one call of the processor."
             ) from error
 
     def outputs(self, features: list[Tensor], kind: str) -> Any:

@@ -100,7 +100,9 @@ def encode_resized(
     kept = [
         ImageTrace(part.patches.scores[0].detach(), part.mask[0].nonzero()[:, 0], part.patches.grid) for part in (first, second)
     ]
-    return Encoded([features], [keep], [ResizedTrace(*kept, len(features) - kept[0].num_tokens - kept[1].num_tokens)])
+    return Encoded(
+        [features], [keep], [ResizedTrace(kept[0], kept[1], len(features) - kept[0].num_tokens - kept[1].num_tokens)]
+    )
 
 
 def _shape(cut: CropLayout) -> Size:
