@@ -27,7 +27,7 @@ from fastervlm.inllm import InLLM
 from fastervlm.inllm.handle import InLLMHandle
 from fastervlm.methods import Method
 from fastervlm.methods.lookup import get_method
-from fastervlm.selection.budget import Budget, TokenBudget
+from fastervlm.selection.budget import Budget
 from fastervlm.selection.method import traits
 from fastervlm.selection.schedule import EncoderSchedule, refuse_schedule
 
@@ -106,9 +106,11 @@ def prune(
     if HOST in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
     chosen = get_method(family.default_method(model) if method is None else method)
-    plain = isinstance(tokens, TokenBudget) and options.budget not in ("image", "clip")
-    told = family.score(model, score, needed=not (traits(chosen).score_free and plain))
-    pruning = Pruning(tokens, chosen, family.settings(options), options.positions, encoder_keep, told)
+    told = score or ("cls" if family.has_cls(model) else "received")
+    guessed = score is None and told == "received"
+    pruning = Pruning(tokens, chosen, family.settings(options), options.positions, encoder_keep, told, guessed)
+    if guessed:
+        options.refuse_shares()
     family.check(model, pruning)
     return PruneHandle(model, family, pruning)
 

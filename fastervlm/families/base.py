@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from encoders import UserError
-from encoders.registry import Score, has_cls
+from encoders.registry import has_cls
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import traits
@@ -97,22 +97,6 @@ class Family(abc.ABC):
     def default_method(self, model: Any) -> str:
         """The name of the method that is meant where none is named."""
         return "cls" if self.has_cls(model) else "coverage"
-
-    def score(self, model: Any, asked: Score | None, *, needed: bool) -> Score:
-        """What scores the patches: what is asked for, else [CLS]; where the tower has none, what patches receive.
-
-        Raises:
-            UserError: nothing is asked for, the tower has no [CLS], and scores are `needed` to choose.
-        """
-        if asked is not None or self.has_cls(model):
-            return asked or "cls"
-        if needed:
-            raise UserError(
-                f"The {type(self.tower(model)).__name__} of this model has no [CLS] token to score its patches by; use a "
-                "method that needs no scores such as 'coverage', with a count or fraction of tokens, or say what to score by: "
-                "score='received', 'norm' or, with a pooling head, 'pool'."
-            )
-        return "received"
 
     @abc.abstractmethod
     def check(self, model: Any, pruning: Pruning) -> None:

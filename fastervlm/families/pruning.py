@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from encoders import UserError
 from encoders.registry import Score
-from fastervlm.selection.budget import Budget
-from fastervlm.selection.method import Method
+from fastervlm.selection.budget import Budget, TokenBudget
+from fastervlm.selection.method import Method, traits
 from fastervlm.selection.schedule import EncoderSchedule
 
 
@@ -35,6 +35,14 @@ class Options:
             else:
                 check_choice(name, getattr(self, name), get_args(hint))
 
+    def refuse_shares(self) -> None:
+        """Refuse that crops or frames share tokens by score, on behalf of a tower without [CLS] where no score is asked for."""
+        if self.budget in ("image", "clip"):
+            raise UserError(
+                f"budget={self.budget!r} shares tokens by score, and the tower of this model has no [CLS] token; say what to "
+                "score by: score='received', 'norm' or, with a pooling head, 'pool'."
+            )
+
     def refuse_clips(self) -> None:
         """Refuse what is for clips, on behalf of what is shown none."""
         for field in fields(self):
@@ -55,6 +63,9 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 class Pruning:
     """All that is set about a pruning in front of the language model.
 
+    Raises:
+        UserError: a budget or method goes by scores that nobody asked for.
+
     Attributes:
         budget: how many tokens stay.
         method: which ones.
@@ -62,6 +73,7 @@ class Pruning:
         positions: "compact" or "original", as for `fastervlm.prune`.
         encoder_keep: which patches leave inside the tower, if any.
         score: what scores the patches, as `encoders.wrap` takes it.
+        guessed: nobody asked for that score, and the tower has no [CLS] token; budgets and methods must not go by it.
     """
 
     budget: Budget
@@ -70,3 +82,12 @@ class Pruning:
     positions: Literal["compact", "original"] = "compact"
     encoder_keep: EncoderSchedule | None = None
     score: Score = "cls"
+    guessed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.guessed and not (traits(self.method).score_free and isinstance(self.budget, TokenBudget)):
+            raise UserError(
+                "The tower of this model has no [CLS] token to score patches by; use a method that needs no scores such as "
+                "'coverage', with a count or fraction of tokens for each picture, crop or frame, or say what to score by: "
+                "score='received', 'norm' or, with a pooling head, 'pool'."
+            )

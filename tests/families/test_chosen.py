@@ -122,16 +122,16 @@ def test_a_resized_map_keeps_the_share_of_a_crop():
 
 
 REFUSED = [
-    ("onevision clips", {"method": "cls"}, r"no \[CLS\] token to score its patches by; use .* 'coverage'.* score='received'"),
-    ("onevision clips", {"keep": fastervlm.Mass(0.5)}, r"no \[CLS\] token to score its patches by"),
-    ("onevision clips", {"budget": "clip"}, r"no \[CLS\] token to score its patches by"),
+    ("onevision clips", {"method": "cls"}, r"no \[CLS\] token to score patches by; use .* 'coverage'.* score='received'"),
+    ("onevision clips", {"keep": fastervlm.Mass(0.5)}, r"no \[CLS\] token to score patches by"),
+    ("onevision clips", {"budget": "clip"}, r"shares tokens by score, and the tower of this model has no \[CLS\] token"),
     ("onevision clips", {"score": "cls"}, r"no \[CLS\] token to score its patches by; it can be wrapped with score='received'"),
     ("onevision clips", {"anyres": "paper"}, "is for LLaVA-NeXT; leave it out"),
     ("onevision clips", {"keep_cls": True}, "is for clips pruned in front of the language model of a Video-LLaVA"),
     ("internvl", {"budget": "frame"}, "means nothing to a InternVLForConditionalGeneration; choose one of crop, image"),
     ("internvl", {"anyres": "paper"}, "are for LLaVA-NeXT's pictures in crops"),
     ("next-video clips", {"anyres": "paper"}, "is for LLaVA-NeXT; leave it out"),
-    ("qwen2 pictures", {"method": "cls"}, r"no \[CLS\] token to score its patches by; use .* 'coverage'"),
+    ("qwen2 pictures", {"method": "cls"}, r"no \[CLS\] token to score patches by; use .* 'coverage'"),
     ("qwen2 pictures", {"score": "cls"}, "has nothing to give score='cls'"),
     ("qwen2 pictures", {"newline": "all"}, "are for LLaVA-NeXT's pictures in crops"),
     ("qwen2 pictures", {"keep_cls": True}, "is for clips pruned in front of the language model of a Video-LLaVA"),
@@ -166,6 +166,7 @@ CALLS = [
     ("qwen2 pictures", {}, {"image_grid_thw": None}, "need their grids"),
     ("qwen2 pictures", {}, {"image_grid_thw": torch.tensor([[1, 2, 4]])}, "are not those of the pictures and clips"),
     ("qwen3 pictures", {"method": "prumerge", "score": "received"}, {}, "merges tokens, which features of other layers"),
+    ("onevision clips", {}, {"keep": fastervlm.Mass(0.5)}, r"no \[CLS\] token to score patches by"),
     ("onevision clips", {"method": "dart"}, {}, "come without keys; choose a method that needs none"),
 ]
 

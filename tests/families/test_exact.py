@@ -249,3 +249,18 @@ def test_a_picture_shown_to_several_prompts_is_encoded_once(models, name):
     with Pruned(case, model, budget="crop"):
         expected = model(**batch).logits
         close(model(**once, **{f"{kind}_index": [0, 0]}).logits, expected)
+
+
+@each_case
+@torch.no_grad()
+def test_steps_by_forward_go_on_as_they_began(models, name):
+    case, model, rows = CASES[name], models(name), ROWS["one"]
+    batch = prompt(case, model, rows)
+    (reference,) = references(case, model, rows)
+    with Pruned(case, model) as pruned:
+        told = model(**batch, use_cache=True)
+        (columns,) = pruned.columns(batch["input_ids"])
+        for more in ([30, 31], [32]):
+            seen = [30, 31, 32][: 2 if more == [30, 31] else 3]
+            told = model(input_ids=torch.tensor([more]), use_cache=True, **{CACHE: told[CACHE]})
+            close(told.logits[0], reference.logits(columns, seen)[-len(more) :])
