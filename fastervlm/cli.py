@@ -21,6 +21,7 @@ from fastervlm.commands.convert import convert
 from fastervlm.commands.data import data
 from fastervlm.commands.demo import demo
 from fastervlm.commands.evaluate import evaluate
+from fastervlm.commands.models import models
 from fastervlm.commands.plan import plan
 from fastervlm.commands.quiet import hush
 from fastervlm.commands.report import report, reproduce
@@ -60,6 +61,7 @@ app.command()(convert)
 app.command()(demo)
 app.command()(data)
 app.command()(towers)
+app.command()(models)
 
 
 def add_commands() -> None:

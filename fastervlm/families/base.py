@@ -55,6 +55,9 @@ class Family(abc.ABC):
         class_name: its class in transformers; models of classes that derive from it belong to the family.
         model_type: the `model_type` of its config.
         lmms_model: the name of its model for lmms-eval; empty where it has none.
+        tower_kind: what its towers are called.
+        scores: what can score their patches, as `encoders.wrap` takes it.
+        usual_method: the name of the method that is meant where none is named, with such a tower.
         kinds: what it is shown, "image" or "video"; benchmarks of speed show it the last of them.
         inputs: the arguments of a call that belong to pictures and clips; none of them reaches the stock model.
         budgets: the values of `budget` that mean something to it.
@@ -68,6 +71,9 @@ class Family(abc.ABC):
     class_name: ClassVar[str]
     model_type: ClassVar[str]
     lmms_model: ClassVar[str] = ""
+    tower_kind: ClassVar[str] = "CLIP"
+    scores: ClassVar[tuple[str, ...]] = ("cls", "received", "norm")
+    usual_method: ClassVar[str] = "cls"
     kinds: ClassVar[tuple[Literal["image", "video"], ...]] = ("image",)
     inputs: ClassVar[tuple[str, ...]]
     budgets: ClassVar[tuple[str, ...]]
@@ -95,8 +101,8 @@ class Family(abc.ABC):
         return has_cls(self.tower(model))
 
     def default_method(self, model: Any) -> str:
-        """The name of the method that is meant where none is named."""
-        return "cls" if self.has_cls(model) else "coverage"
+        """The name of the method that is meant where none is named: coverage, where there is no [CLS] token."""
+        return self.usual_method if self.has_cls(model) else "coverage"
 
     @abc.abstractmethod
     def check(self, model: Any, pruning: Pruning) -> None:

@@ -30,6 +30,8 @@ class InternVL(Family):
     class_name = "InternVLForConditionalGeneration"
     model_type = "internvl"
     measured = False
+    tower_kind = "InternViT"
+    usual_method = "coverage"  # its [CLS] has been seen to do worse than patches drawn at random
     inputs = tuple(name for name in INPUTS if name != "image_sizes")
     budgets = ("crop", "image")
     parts = "crops"
@@ -41,10 +43,6 @@ class InternVL(Family):
         if options.anyres != "native" or options.newline != "kept":
             raise UserError("anyres and newline are for LLaVA-NeXT's pictures in crops; leave them out.")
         return options.budget == "image"
-
-    def default_method(self, model: Any) -> str:
-        """Coverage: the attention of this tower's [CLS] has been seen to do worse than patches drawn at random."""
-        return "coverage"
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""

@@ -35,6 +35,9 @@ class LlavaOnevision(Family):
     class_name = "LlavaOnevisionForConditionalGeneration"
     model_type = "llava_onevision"
     measured = False
+    tower_kind = "SigLIP"
+    scores = ("received", "norm")
+    usual_method = "coverage"
     kinds = ("image", "video")
     inputs = (
         *(*INPUTS, "pixel_values_videos", "video_index"),

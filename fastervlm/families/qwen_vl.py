@@ -32,6 +32,9 @@ class QwenVL(Family):
     """
 
     measured = False
+    tower_kind = "of its own"
+    scores = ("received", "norm")
+    usual_method = "coverage"
     kinds = ("image", "video")
     inputs = (*(name for names in _SHOWN.values() for name in names), *_PLACED, "image_index", "video_index", "questions")
     budgets = ("crop", "image", "frame", "clip")

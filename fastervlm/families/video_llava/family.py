@@ -35,6 +35,7 @@ class VideoLlava(Family):
     class_name = "VideoLlavaForConditionalGeneration"
     model_type = "video_llava"
     lmms_model = "fastervlm_video_llava"
+    tower_kind = "LanguageBind"
     kinds = ("image", "video")
     inputs = (
         *("pixel_values", "pixel_values_images", "pixel_values_videos", "image_index", "video_index"),
