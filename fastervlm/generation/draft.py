@@ -14,7 +14,6 @@ from transformers.generation.candidate_generator import AssistedCandidateGenerat
 
 from fastervlm.generation.history import known
 from fastervlm.generation.host import HOST, Host
-from fastervlm.generation.inputs import PIXELS
 from fastervlm.generation.running import Running, current
 from fastervlm.generation.splice import Splice
 from fastervlm.generation.whole_prompt import with_whole_lengths
@@ -38,8 +37,8 @@ class Draft(AssistedCandidateGenerator):
     """
 
     def __init__(self, running: Running, splice: Splice, call: dict[str, Any]) -> None:
-        self.splice = splice
-        shown = {name: running.given[name] for name in running.host.family.inputs if running.given.get(name) is not None}
+        self.splice, self.inputs = splice, running.host.family.inputs
+        shown = {name: running.given[name] for name in self.inputs if running.given.get(name) is not None}
         alike = {name: running.given.get(name) for name in call["model_kwargs"] if name in running.given}
         super().__init__(
             input_ids=splice.ids,  # type: ignore[arg-type]
@@ -68,7 +67,7 @@ class Draft(AssistedCandidateGenerator):
     def _generate_candidates(self, generation_args: dict[str, Any]) -> tuple[Any, Any]:
         """As it was; pictures are shown once, behind that they are in the draft's cache."""
         found = super()._generate_candidates(generation_args)
-        for name in (name for names in PIXELS.values() for name in names):
+        for name in self.inputs:
             self.assistant_kwargs.pop(name, None)
         return found
 

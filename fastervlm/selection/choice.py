@@ -106,7 +106,7 @@ def counts_for(
         UserError: scores are not finite; not looked for where that would wait for a device.
     """
     areas, groups = [scores.shape[1]] * len(scores), groups or [1] * len(scores)
-    _refuse_what_is_no_number(scores, groups)
+    _refuse_what_is_no_number(scores, groups, "picture" if len(groups) == len(scores) else "picture or clip")
     if windows is not None:
         areas, outside = [_area(window) for window in windows], torch.ones_like(scores, dtype=torch.bool)
         for row, window in enumerate(windows):
@@ -120,12 +120,12 @@ def counts_for(
     return counts if budget.at_most is None else [min(count, budget.at_most) for count in counts]
 
 
-def _refuse_what_is_no_number(scores: Tensor, groups: Sequence[int]) -> None:
-    """Refuse scores (S, N) that are not finite and name the picture, or clip, whose rows they are."""
+def _refuse_what_is_no_number(scores: Tensor, groups: Sequence[int], noun: str) -> None:
+    """Refuse scores (S, N), or features (S, N, C), that are not finite and name the group whose rows they are."""
     if waits(scores) or bool(scores.isfinite().all()):
         return
     bad = [not bool(part.isfinite().all()) for part in scores.split(list(groups))]
-    raise UserError(not_finite("picture" if len(groups) == len(scores) else "picture or clip", bad.index(True), len(bad)))
+    raise UserError(not_finite(noun, bad.index(True), len(bad)))
 
 
 def not_finite(noun: str, place: int, count: int) -> str:
@@ -172,13 +172,15 @@ def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, win
     Raises:
         UserError: the method returned anything else than a choice among the patches.
     """
-    patches = replace(patches, finish=once(patches.finish))
+    patches, told = replace(patches, finish=once(patches.finish)), traits(method)
+    looked_at = patches.features() if told.score_free and "features" in told.reads else patches.scores
+    _refuse_what_is_no_number(looked_at, [1] * len(looked_at), "picture or part of one")
     whole = (0, patches.grid[0], 0, patches.grid[1])
     windows = windows or [whole] * len(counts)
     asked: dict[tuple[Window, int], list[int]] = {}
     for row, key in enumerate(zip(windows, counts, strict=True)):
         asked.setdefault(key, []).append(row)
-    found, told = [], traits(method)
+    found = []
     for (window, count), rows in asked.items():
         if count:
             part, places = (patches, None) if asked.keys() == {(whole, count)} else window_of(patches, rows, window)
