@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
-
 import fastervlm
 from encoders.errors import UserError
 from fastervlm.eval.answerer import pruned
 from fastervlm.eval.runner import checked_questions, evaluate
-from fastervlm.eval.score import Score
+from fastervlm.eval.score import Score, mean_of
 from fastervlm.eval.settings import Settings, seeded
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.table import ALL, BLIND, Cell, Comparison, column_name
@@ -107,17 +105,11 @@ def _refuse_what_cannot_be_pruned(subject: Subject, settings: Settings, columns:
 
 
 def _mean(scores: Sequence[Score | None]) -> Score:
-    """The score whose value for each question is the mean over the runs, and so for its parts."""
+    """The mean over the runs of a cell."""
     found = [score for score in scores if score is not None]
-    if len(found) < len(scores) or len({score.samples for score in found}) > 1:
+    if len(found) < len(scores) or len({(score.samples, score.keys) for score in found}) > 1:
         raise UserError(
             "A run answered no question, or other ones than the next, because pictures failed; the *.protocol.json files "
             "beside the answers name them, mend them and run again."
         )
-    if len(found) == 1:
-        return found[0]
-    parts = [_mean(parts) for parts in zip(*(score.parts for score in found), strict=True)]
-    rows = np.mean([score.rows for score in found], axis=0)
-    same = {name: getattr(found[0], name) for name in ("keys", "statistic", "unit", "missing_is")}
-    same["answered"] = [all(each) for each in zip(*(score.answered for score in found), strict=True)]
-    return Score.of(found[0].metric, rows, parts, max(score.missing for score in found), **same)
+    return mean_of(found)

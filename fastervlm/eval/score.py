@@ -153,7 +153,7 @@ def difference(score: Score, other: Score) -> Difference:
     width = score.rows.shape[1]
 
     def change(mean: np.ndarray) -> np.ndarray:
-        return score.statistic(mean[..., :width]) - score.statistic(mean[..., width:])
+        return score.statistic(mean[..., :width]) - other.statistic(mean[..., width:])
 
     changes = change(_resampled(rows))
     value, (low, high) = float(change(_mean(rows))), _interval(changes)
@@ -161,6 +161,32 @@ def difference(score: Score, other: Score) -> Difference:
     p_value = min(1.0, 2 * (1 + against) / (1 + len(changes)))
     left_out = len(first.keys() ^ second.keys())
     return Difference(score.metric, value, low, high, p_value, len(common), left_out, score.unit)
+
+
+def mean_of(scores: Sequence[Score]) -> Score:
+    """The mean of the scores of several runs over the same questions, and so of their parts.
+
+    Its rows hold the runs side by side, so that the statistic is taken of each run, and a resample holds the same questions of
+    all: the F1 of averaged rows would be another number than the mean F1.
+
+    Raises:
+        UserError: the runs did not answer the same questions.
+    """
+    first = scores[0]
+    if any((score.samples, score.keys) != (first.samples, first.keys) for score in scores):
+        raise UserError("Runs that answered different questions have no mean; answer the same questions in each.")
+    if len(scores) == 1:
+        return first
+    width, statistic = first.rows.shape[1], first.statistic
+
+    def mean(rows: np.ndarray) -> np.ndarray:
+        return np.mean([statistic(rows[..., i * width : (i + 1) * width]) for i in range(len(scores))], axis=0)
+
+    parts = [mean_of(parts) for parts in zip(*(score.parts for score in scores), strict=True)]
+    same = {name: getattr(first, name) for name in ("keys", "unit", "missing_is")}
+    same["answered"] = [all(each) for each in zip(*(score.answered for score in scores), strict=True)]
+    rows, missing = np.hstack([score.rows for score in scores]), max(score.missing for score in scores)
+    return Score.of(first.metric, rows, parts, missing, statistic=mean, **same)
 
 
 def strayed(answered: Collection[Hashable], asked: Container[object], others: Container[object]) -> Hashable | None:

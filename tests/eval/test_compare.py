@@ -2,12 +2,15 @@ import json
 from dataclasses import replace
 from statistics import fmean
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from encoders import UserError
+from fastervlm.eval import compare as module
 from fastervlm.eval.compare import compare
 from fastervlm.reporting.tables import markdown_table
+from tests.support.answers import answer, lines, part, task_of
 
 
 @pytest.fixture
@@ -92,6 +95,28 @@ def test_random_is_the_mean_of_its_seeds(subject, shared, bench, tmp_path):
     assert [protocol["score"]["value"] for protocol in cell.protocols] == [50, 10 * agreeing]
     assert cell.score.value == pytest.approx((50 + 10 * agreeing) / 2)
     assert cell.score.low <= cell.score.value <= cell.score.high
+
+
+def test_score_of_seeds_is_the_mean_that_report_shows(subject, shared, tmp_path, monkeypatch):
+    """For F1, which is no mean over questions, the score of averaged rows is another number."""
+    rng = np.random.default_rng(0)
+    asked = [{"question_id": i, "category": "popular", "image": "x", "text": "?"} for i in range(40)]
+    questions = lines(tmp_path / "q.jsonl", asked)
+    lines(tmp_path / "coco_pope_popular.json", [{"label": "yes" if i % 2 else "no"} for i in range(40)])
+    given = [[answer(i, "yes" if rng.random() < share else "no") for i in range(40)] for share in (0.5, 0.9, 0.1)]
+    scores = [task_of("pope").scored(answers, tmp_path, questions) for answers in given]
+    real, runs = module.evaluate, iter([scores[0], *scores])
+
+    def scored(subject, run):
+        protocol, score = real(subject, run)[0], next(runs)
+        return protocol | {"score": score.summary()}, score
+
+    monkeypatch.setattr(module, "evaluate", scored)
+    cell = compare(subject, shared, budgets=[4], methods=["random"], out_dir=tmp_path / "cmp", seeds=3).cell("random", 4)
+    assert cell.score.value == pytest.approx(fmean(protocol["score"]["value"] for protocol in cell.protocols))
+    for name in ("precision", "recall", "F1"):
+        expected = fmean(part(score, f"popular {name}").value for score in scores)
+        assert part(cell.score, f"popular {name}").value == pytest.approx(expected), name
 
 
 def test_budgets_of_all_tokens_and_more_are_the_unpruned_run(subject, shared, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from encoders import UserError
-from fastervlm.eval.score import Score, difference
+from fastervlm.eval.score import RESAMPLES, Score, difference, mean_of
 
 
 def f1(mean):
@@ -101,3 +101,39 @@ def test_scores_that_have_nothing_in_common_are_refused(other, sentence):
 def test_no_answer_is_no_score():
     with pytest.raises(UserError, match="no answer to score"):
         Score.of("Accuracy", [])
+
+
+def runs_of(count, questions=60):
+    """F1 scores of as many runs over the same questions, each of which errs otherwise."""
+    rng = np.random.default_rng(3)
+    rows = [np.eye(3)[rng.choice(3, questions, p=p)] for p in ([0.7, 0.1, 0.2], [0.1, 0.8, 0.1], [0.3, 0.1, 0.6])[:count]]
+    parts = [[Score.of("Hits", each[:, :1])] for each in rows]
+    keys = list(range(questions))
+    return [Score.of("F1", each, own, statistic=f1, keys=keys) for each, own in zip(rows, parts, strict=True)]
+
+
+def test_mean_of_runs_is_the_mean_of_their_scores_and_its_interval_is_of_the_same_resamples():
+    runs = runs_of(3)
+    mean = mean_of(runs)
+    assert mean.value == pytest.approx(np.mean([run.value for run in runs]))
+    assert mean.parts[0].value == pytest.approx(np.mean([run.parts[0].value for run in runs]))
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(0, 60, 60) for _ in range(RESAMPLES)]
+    values = [np.mean([f1(run.rows[index].mean(axis=0)) for run in runs]) for index in drawn]
+    assert (mean.low, mean.high) == pytest.approx(tuple(np.percentile(values, (2.5, 97.5))))
+
+
+def test_mean_of_runs_is_compared_with_a_single_run():
+    first, *others = runs_of(3)
+    mean = mean_of(others)
+    found = difference(mean, first)
+    assert found.value == pytest.approx(mean.value - first.value)
+    assert difference(first, mean).value == pytest.approx(first.value - mean.value)
+    assert found.low < found.value < found.high
+
+
+def test_runs_over_different_questions_have_no_mean():
+    first, second = (Score.of("x", [1.0, 0.0], keys=keys) for keys in ("ab", "ac"))
+    with pytest.raises(UserError, match="different questions have no mean"):
+        mean_of([first, second])
+    assert mean_of([first]) is first
