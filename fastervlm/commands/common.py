@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The benchmark, for example textvqa.")]
 ModelPath = Annotated[str, typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub.")]
 BatchSize = Annotated[int, typer.Option(help="Questions answered at a time.")]
-Limit = Annotated[int | None, typer.Option(help="Take only the first questions.")]
+Limit = Annotated[int | None, typer.Option(help="Ask only the first questions; the others do not count.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; chosen for the device if left out.")]
 Device = Annotated[str | None, typer.Option(help="For example cpu or cuda; chosen if left out.")]
 ConvMode = Annotated[

@@ -106,6 +106,8 @@ def show(comparison: Comparison, folder: Path) -> None:
     print_table(*comparison.table(), keys=2)
     for name, table in comparison.layer_tables().items():
         print_table(*table, title=f"{name}, by layer")
+    if first := comparison.whole.score.first:
+        print(f"Of the first {first} questions only (--limit)")
     print(f"Table, numbers and plot: {folder}/compare.md, compare.json, compare.png")
     report_failures(comparison.failed, comparison.failures)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,8 @@ def report(
     for overview in found:
         headers, rows = overview.table()
         print_table(headers, rows, title=overview.model, keys=headers.index(overview.tasks[0]))
+        for doubt in overview.doubts:
+            print(f"fastervlm: {doubt}", file=sys.stderr)
     print(f"Table and numbers: {place}/report.md, report.json, and a plot where there is something to draw, report.png")
 
 

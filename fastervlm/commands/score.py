@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from encoders.errors import UserError
 from fastervlm.commands.common import TaskName, write_submission
 
 if TYPE_CHECKING:
-    from fastervlm.eval import Score, Task
+    from fastervlm.eval import Answer, Score, Task
 
 _PROBLEMS = "problems.json"
 
@@ -52,8 +53,9 @@ def score(
         return
     right = _right_answers(benchmark, {**others, "question_file": question_file})
 
-    def scored(answers: Path) -> Score:
-        return benchmark.scored(read_answers(answers), right, question_file, split)
+    def scored(path: Path) -> Score:
+        answers = read_answers(path)
+        return benchmark.scored(answers, right, question_file, split, _asked(path, answers))
 
     result = scored(result_file)
     lines, summary = result.lines(), result.summary()
@@ -74,6 +76,17 @@ def _right_answers(task: Task, given: dict[str, Path | None]) -> Path:
         raise UserError(f"{task.name} is scored with {options}; give these and no other ones of this kind.")
     first = found.get(task.score_flags[0], Path())
     return first / _PROBLEMS if task.score_flags == ("base_dir",) else first
+
+
+def _asked(path: Path, answers: list[Answer]) -> list[Answer] | None:
+    """What a run with --limit asked; all, and that is said, if the answers are not those of the protocol beside them."""
+    from fastervlm.eval.answers import asked_by_its_run
+
+    try:
+        return asked_by_its_run(path, answers)
+    except UserError as error:
+        print(f"fastervlm: {error} They are scored as answers to the whole benchmark.", file=sys.stderr)
+        return None
 
 
 def _refuse_given(options: dict[str, object]) -> None:

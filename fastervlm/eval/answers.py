@@ -239,6 +239,27 @@ def answer_to(question: Question, text: str, identity: dict[str, Any]) -> Answer
     }  # type: ignore[return-value]
 
 
+def blank_answers(questions: Sequence[Question]) -> list[Answer]:
+    """An empty answer to each question, for what asks which questions there are."""
+    return [answer_to(question, "", {}) for question in questions]
+
+
+def asked_by_its_run(answers_file: Path, answers: Sequence[Answer]) -> list[Answer] | None:
+    """The questions of a run that asked only the first ones, as answers; None if it asked all, or no protocol says so.
+
+    They are those that have an answer and those that failed. A protocol of other answers than these says nothing.
+    """
+    path = protocol_file(answers_file)
+    if not path.is_file():
+        return None
+    protocol = read_protocol(path)
+    limit, failures = protocol.get("limit"), protocol.get("failures")
+    if limit is None or limit != protocol.get("questions") or not isinstance(failures, list):
+        return None
+    check_answers(answers_file, protocol)
+    return [*answers, *({"prompt": "", "text": "", **failure} for failure in failures)]  # type: ignore[list-item]
+
+
 def _answer_id(identity: dict[str, Any], line: int) -> str:
     """22 characters that look like the reference's random ids and are the same in every run of the same identity."""
     parts = [identity.get(key) for key in ("model", "method", "visual_token_num")]
@@ -252,8 +273,7 @@ def _answer_id(identity: dict[str, Any], line: int) -> str:
 
 def check_annotations(task: Task, questions: Sequence[Question], annotations: Path, question_file: Path) -> None:
     """A `UserError` if not every question has a right answer."""
-    blank = [answer_to(question, "", {}) for question in questions]
-    unknown = task.scored(blank, annotations, question_file).left_out
+    unknown = task.scored(blank_answers(questions), annotations, question_file).left_out
     if unknown:
         raise UserError(
             f"{annotations} holds no right answer to {unknown} of the {len(questions)} questions of {question_file}; "

@@ -10,24 +10,25 @@ from encoders.errors import UserError
 from fastervlm.eval.layout import LLAVA, Layout
 from fastervlm.eval.questions import read_json, read_questions
 from fastervlm.eval.score import Score, strayed
-from fastervlm.eval.task import Answer, Task
+from fastervlm.eval.task import Answer, Task, only_asked
 
 
-def score(answers: Sequence[Answer], questions_json: Path) -> Score:
+def score(answers: Sequence[Answer], questions_json: Path, asked: Sequence[Answer] | None = None) -> Score:
     """Accuracy over the balanced questions; without its trailing periods and in lower case, an answer must be the right one.
 
     Of answers to one question the last counts, a question without an answer counts as wrong, and answers to questions that
     are not balanced are left out. The parts are the accuracies of binary and open questions, of which open are those that
     query, and those by structural and by semantic type.
     """
-    asked, others = _balanced(questions_json)
+    balanced, others = _balanced(questions_json)
+    right = only_asked(balanced, None if asked is None else [str(each["question_id"]) for each in asked])
     every = {str(answer["question_id"]): answer["text"].rstrip(".").lower() for answer in answers}
-    given = {name: text for name, text in every.items() if name in asked}
-    if (name := strayed(every, asked, others)) is not None:
+    given = {name: text for name, text in every.items() if name in right}
+    if (name := strayed(every, right, others)) is not None:
         raise UserError(f"{questions_json} has no balanced question {name!r}; use the questions of the same split.")
-    values = {name: float(given.get(name) == record["answer"]) for name, record in asked.items()}
+    values = {name: float(given.get(name) == record["answer"]) for name, record in right.items()}
     groups: dict[str, list[float]] = {}
-    for name, record in asked.items():
+    for name, record in right.items():
         for group in _groups(record):
             groups.setdefault(group, []).append(values[name])
     parts = [Score.of(group, found) for group, found in sorted(groups.items())]
@@ -36,9 +37,9 @@ def score(answers: Sequence[Answer], questions_json: Path) -> Score:
         "Accuracy",
         list(values.values()),
         parts,
-        len(asked) - len(given),
-        keys=list(asked),
-        answered=[name in given for name in asked],
+        len(right) - len(given),
+        keys=list(right),
+        answered=[name in given for name in right],
         notes=[f"Answers to questions that are not balanced, left out: {left_out}"] if left_out else (),
         left_out=left_out,
     )
@@ -72,4 +73,11 @@ _LAYOUT = Layout.of(
     *(LLAVA, _PAGE, _PAGE),
     released=12578,
 )
-GQA = Task(name="gqa", questions=read_questions, score=score, score_flags=("question_file",), layout=_LAYOUT)
+GQA = Task(
+    name="gqa",
+    questions=read_questions,
+    score=score,
+    score_flags=("question_file",),
+    counts_missing=True,
+    layout=_LAYOUT,
+)

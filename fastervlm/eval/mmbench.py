@@ -20,7 +20,7 @@ from encoders.errors import UserError
 from fastervlm.eval.layout import Layout
 from fastervlm.eval.questions import without_image_token
 from fastervlm.eval.score import Score
-from fastervlm.eval.task import Answer, Question, Submission, Task
+from fastervlm.eval.task import Answer, Question, Submission, Task, only_asked
 from fastervlm.reporting.files import write_bytes
 
 LETTERS = "ABCD"
@@ -119,7 +119,7 @@ def letter(text: str, options: int) -> str | None:
     return found[1] if found and found[1] in LETTERS[:options] else None
 
 
-def score(answers: Sequence[Answer], table: Path) -> Score:
+def score(answers: Sequence[Answer], table: Path, asked: Sequence[Answer] | None = None) -> Score:
     """CircularEval accuracy by letters: a question counts if it is answered right however its options are turned.
 
     The part is the accuracy over all rows. A row without an answer counts as wrong; of two answers to one the last counts.
@@ -127,9 +127,10 @@ def score(answers: Sequence[Answer], table: Path) -> Score:
     rows = _rows(table)
     if "answer" not in rows.columns:
         raise UserError(f"{table} has no column of right answers, the server keeps them; run without --annotation-file.")
-    right = dict(zip(rows["index"].tolist(), rows["answer"].tolist(), strict=True))
+    every = dict(zip(rows["index"].tolist(), rows["answer"].tolist(), strict=True))
     given = {answer["question_id"]: answer["text"] for answer in answers}
-    _refuse_others(given, right, table)
+    _refuse_others(given, every, table)
+    right = only_asked(every, None if asked is None else [each["question_id"] for each in asked])
     values = {index: float(letter(given.get(index, ""), len(LETTERS)) == right[index]) for index in right}
     turned: dict[int, list[int]] = {}
     for index in values:
@@ -187,6 +188,7 @@ def _task(name: str, language: str, table: str, released: int) -> Task:
         name,
         partial(read_questions, language=language),
         score,
+        counts_missing=True,
         prompt=lambda question: f"{question.text}\n{ASK[language]}",
         max_new_tokens=1024,
         submission=Submission(submission, ".xlsx", SERVER),

@@ -12,7 +12,7 @@ from encoders.errors import UserError
 from fastervlm.eval.layout import LLAVA, Layout
 from fastervlm.eval.questions import read_questions
 from fastervlm.eval.score import Score, Statistic
-from fastervlm.eval.task import Answer, Task
+from fastervlm.eval.task import Answer, Task, only_asked
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -31,30 +31,32 @@ def reads(text: str) -> bool | None:
     return True if "yes" in start else False if "no" in start else None
 
 
-def score(answers: Sequence[Answer], release: Path) -> Score:
+def score(answers: Sequence[Answer], release: Path, asked: Sequence[Answer] | None = None) -> Score:
     """The perception score: accuracy and accuracy+ in percent, added up over ten categories; its rows are pictures.
 
     Accuracy+ is the share of pictures of which both answers are right. The cognition score (of at most 800) and each
     category's are its parts. Of answers to one question the last counts; a question of the release without an answer counts as
     wrong, and categories without any are named.
     """
-    truth = _truth(release)
+    every = _truth(release)
+    truth = only_asked(every, None if asked is None else [key for each in asked for key in _keys(each, every, release)])
     given: dict[tuple[str, str, str], str] = {}
     for answer in answers:
-        given[_key(answer, truth, release)] = answer["text"]
-    asked: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
+        given[_key(answer, every, release)] = answer["text"]
+    pictures: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
     for key in sorted(truth):
-        asked.setdefault(key[:2], []).append(key)
-    rows = np.zeros((len(asked), _COLUMNS * len(CATEGORIES)))
-    for row, (picture, keys) in zip(rows, asked.items(), strict=True):
+        pictures.setdefault(key[:2], []).append(key)
+    rows = np.zeros((len(pictures), _COLUMNS * len(CATEGORIES)))
+    for row, (picture, keys) in zip(rows, pictures.items(), strict=True):
         right = [key in given and reads(given[key]) is truth[key] for key in keys]
         row[_columns(picture[0])] = 1, sum(right) / len(right), all(right)
-    answered = [all(key in given for key in keys) for keys in asked.values()]
-    without = [name for name in CATEGORIES if not any(key[0] == name for key in given)]
+    answered = [all(key in given for key in keys) for keys in pictures.values()]
+    there = CATEGORIES if asked is None else {category for category, _ in pictures}
+    without = [name for name in CATEGORIES if name in there and not any(key[0] == name for key in given)]
     notes = [f"Categories without any answer: {', '.join(without)}"] if without else []
     if unclear := sum(reads(text) is None for text in given.values()):
         notes.append(f"Answers without a plain yes or no, counted as wrong: {unclear}")
-    return _score(list(asked), rows, answered, len(truth) - len(given), notes)
+    return _score(list(pictures), rows, answered, len(truth) - len(given), notes)
 
 
 def _score(
@@ -123,10 +125,22 @@ def _lines(file: Path) -> list[str]:
         raise UserError(f"{file} cannot be read: {error.strerror}.") from None
 
 
+def _keys(asked: Answer, truth: Truth, release: Path) -> list[tuple[str, str, str]]:
+    """The questions in the release that were asked: the one, or those about a picture where only that is known."""
+    if asked["prompt"]:
+        return [_key(asked, truth, release)]
+    return [key for key in truth if key[:2] == _picture(asked)]
+
+
+def _picture(answer: Answer) -> tuple[str, str]:
+    """The category and the name, without its ending, of the picture that an answer is about."""
+    category, _, name = str(answer["question_id"]).rpartition("/")
+    return category.split("/")[0], name.split(".")[0]
+
+
 def _key(answer: Answer, truth: Truth, release: Path) -> tuple[str, str, str]:
     """The question in the release that an answer belongs to; there a few have two blanks before the request for yes or no."""
-    category, _, name = str(answer["question_id"]).rpartition("/")
-    category, stem = category.split("/")[0], name.split(".")[0]
+    category, stem = _picture(answer)
     asked = answer["prompt"].replace(SHORT, "").strip()
     asked = asked if ASK in asked else f"{asked} {ASK}"
     for question in (asked, asked.replace(f" {ASK}", f"  {ASK}")):
@@ -138,4 +152,11 @@ def _key(answer: Answer, truth: Truth, release: Path) -> tuple[str, str, str]:
 _RELEASE = "MME_Benchmark_release_version"
 _PAGE = "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models"
 _LAYOUT = Layout.of("MME", "llava_mme.jsonl", _RELEASE, _RELEASE, LLAVA, _PAGE, released=2374)
-MME = Task(name="mme", questions=read_questions, score=score, score_flags=("annotation_dir",), layout=_LAYOUT)
+MME = Task(
+    name="mme",
+    questions=read_questions,
+    score=score,
+    counts_missing=True,
+    score_flags=("annotation_dir",),
+    layout=_LAYOUT,
+)

@@ -16,7 +16,9 @@ from fastervlm.eval.runs import (
     SETTINGS,
     Run,
     benchmark_names,
+    counts_unasked,
     differing,
+    first_of,
     grouped,
     method_of,
     note,
@@ -110,7 +112,23 @@ class Overview:
             head = [row.method, str(row.visual_tokens), *([row.told] if are_set else [])]
             rows.append([*head, *cells, _number(average, "%"), _number(time and 1000 * time)])
         head = ["method", "visual tokens", *(["settings"] if are_set else [])]
-        return [*head, *self.tasks, "relative average", "TTFT (ms)"], rows
+        return [*head, *map(self._titled, self.tasks), "relative average", "TTFT (ms)"], rows
+
+    def _titled(self, task: str) -> str:
+        """What stands above the scores of a benchmark: its name, and how many questions if not all were asked."""
+        first = first_of(run for row in self.rows for run in row.runs.get(task, []))
+        return task if first is None else f"{task} (first {first})"
+
+    @property
+    def doubts(self) -> list[str]:
+        """The runs whose scores are not what they seem."""
+        return [
+            f"{task}, {row.method} at {row.visual_tokens}: scored when questions that a run with --limit never asked counted "
+            "as wrong; run its eval again, which only scores it."
+            for row in self.rows
+            for task, runs in row.runs.items()
+            if any(map(counts_unasked, runs))
+        ]
 
     def summary(self) -> dict[str, Any]:
         """The table for a JSON file."""
@@ -118,6 +136,7 @@ class Overview:
         for row in self.rows:
             scores = {
                 task: {"value": row.value(task), "ci95": list(row.interval(task)), "runs": len(runs)}
+                | ({"first": first} if (first := first_of(runs)) else {})
                 for task, runs in row.runs.items()
             }
             same = {"method": row.method, "visual_token_num": row.visual_tokens, "settings": row.told}
@@ -188,6 +207,7 @@ def write(found: Sequence[Overview], out: Path) -> None:
 def _markdown(found: Sequence[Overview]) -> Iterator[str]:
     for overview in found:
         yield f"{overview.model}:\n\n{markdown_table(*overview.table())}"
+        yield from (f"{doubt}\n" for doubt in overview.doubts)
     yield (
         "Scores with half the width of their 95 % bootstrap interval; a method with a seed is the mean of its runs. Runs of a "
         "benchmark with different settings stand in rows of their own; what is the same, answers and all, counts once. "

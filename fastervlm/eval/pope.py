@@ -15,7 +15,7 @@ from encoders.errors import UserError
 from fastervlm.eval.layout import COCO, LLAVA, Layout
 from fastervlm.eval.questions import read_jsonl, read_questions
 from fastervlm.eval.score import Score, Statistic, strayed
-from fastervlm.eval.task import Answer, Task
+from fastervlm.eval.task import Answer, Task, only_asked
 
 PREFIX = "coco_pope_"
 _TYPO = "imange"  # in some questions of the release, mended in some copies
@@ -42,7 +42,7 @@ def is_unclear(text: str) -> bool:
     return says_yes(text) and "yes" not in re.findall(r"[a-z]+", text.lower())
 
 
-def score(answers: Sequence[Answer], annotation_dir: Path, question_file: Path) -> Score:
+def score(answers: Sequence[Answer], annotation_dir: Path, question_file: Path, asked: Sequence[Answer] | None = None) -> Score:
     """Mean F1 over the categories, which are the annotation files; the parts are each category's five numbers.
 
     An answer is compared with the label at its question's place within the category. Of answers to one question the last
@@ -50,7 +50,8 @@ def score(answers: Sequence[Answer], annotation_dir: Path, question_file: Path) 
     A note tells how many answers say neither yes nor no.
     """
     labels = _labels(annotation_dir)
-    places, others = _places(question_file, labels)
+    every_place, others = _places(question_file, labels)
+    places = only_asked(every_place, None if asked is None else [each["question_id"] for each in asked])
     every = {answer["question_id"]: answer for answer in answers}
     given = {name: answer for name, answer in every.items() if name in places}
     if (name := strayed(every, places, others)) is not None:
@@ -170,4 +171,11 @@ def _refuse_shifted(record: dict[str, Any], label: Label, where: str) -> None:
 
 _LABELS = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
 _LAYOUT = Layout.of("pope", "llava_pope_test.jsonl", "val2014", "coco", LLAVA, COCO, _LABELS, released=8910)
-POPE = Task(name="pope", questions=read_questions, score=score, score_flags=("annotation_dir", "question_file"), layout=_LAYOUT)
+POPE = Task(
+    name="pope",
+    questions=read_questions,
+    score=score,
+    counts_missing=True,
+    score_flags=("annotation_dir", "question_file"),
+    layout=_LAYOUT,
+)

@@ -87,5 +87,6 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def failure_of(question: Question, reason: str) -> dict[str, Any]:
-    """What is written down about a question whose picture failed."""
-    return {"line": question.line, "question_id": question.question_id, "image": str(question.image), "reason": reason}
+    """What is written down about a question that failed."""
+    named = {"line": question.line, "question_id": question.question_id, "prompt": question.text}
+    return {**named, "image": str(question.image), "reason": reason}

@@ -9,6 +9,7 @@ from typing import Any
 from fastervlm.eval.answers import (
     Journal,
     answer_to,
+    blank_answers,
     check_annotations,
     finished_protocol,
     journal_file,
@@ -49,7 +50,7 @@ def evaluate(subject: Subject, settings: Settings, engine: Engine | None = None)
             refuse_other_media(settings.answers_file, answered, protocol.get("media_sha256"))
             console.print(f"{settings.answers_file} is complete; it is only scored again.")
     _tell_ignored_turns(protocol)
-    return _scored(settings, protocol)
+    return _scored(settings, questions, protocol)
 
 
 def _tell_ignored_turns(protocol: dict[str, Any]) -> None:
@@ -103,11 +104,12 @@ def _answer_all(settings: Settings, questions: list[Question], running: Running,
             advance(len(entries), sum(entry.failure is not None for entry in entries))
 
 
-def _scored(settings: Settings, protocol: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:
+def _scored(settings: Settings, questions: list[Question], protocol: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:
     """The protocol with the score of the answers on disk, written again; without annotations there is no score."""
     path, score = settings.annotation_file, None
     if path is not None and protocol["answered"]:
-        score = settings.task.scored(read_answers(settings.answers_file), path, settings.question_file)
+        asked = None if len(questions) != settings.limit else blank_answers(questions)
+        score = settings.task.scored(read_answers(settings.answers_file), path, settings.question_file, asked=asked)
         scored = {
             "annotation_file": str(path.absolute()),
             "annotation_file_sha256": hash_files(_texts(path)),

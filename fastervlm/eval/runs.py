@@ -53,6 +53,17 @@ def scored_runs(folder: Path) -> list[Run]:
     return list(runs.values())
 
 
+def first_of(runs: Iterable[Run]) -> int | None:
+    """How many questions the runs of a benchmark asked, if all were told to ask the same number of them and no more."""
+    limits = {run["limit"] if run.get("limit") == run.get("questions") else None for run in runs}
+    return limits.pop() if len(limits) == 1 else None
+
+
+def counts_unasked(run: Run) -> bool:
+    """Whether the score of a run with a limit counts questions that it never asked, as before they were left out."""
+    return run.get("limit") is not None and run["score"].get("samples", 0) > run.get("questions", 0)
+
+
 def grouped(runs: Iterable[Run], keys: Sequence[str]) -> list[list[Run]]:
     """Runs that agree in all of `keys`, together."""
     groups: dict[str, list[Run]] = {}

@@ -11,7 +11,7 @@ from encoders.errors import UserError
 from fastervlm.eval.layout import Layout
 from fastervlm.eval.questions import IMAGE_TOKEN, existing_folder, inside, read_json
 from fastervlm.eval.score import Score, strayed
-from fastervlm.eval.task import Answer, Question, Task
+from fastervlm.eval.task import Answer, Question, Task, only_asked
 
 LETTERS = "ABCDE"
 SPLITS = ("test", "val", "minitest", "minival", "train", "trainval")
@@ -85,13 +85,16 @@ def lenient(text: str) -> str | None:
     return correct[1] if correct else None
 
 
-def score(answers: Sequence[Answer], annotation_file: Path, split: str = SPLITS[0]) -> Score:
+def score(
+    answers: Sequence[Answer], annotation_file: Path, split: str = SPLITS[0], asked: Sequence[Answer] | None = None
+) -> Score:
     """Accuracy over a whole split, where a missing answer is wrong; of equal ids the last answer counts.
 
     Answers to other splits are left out, as long as some are to this one.
     IMG-Accuracy is over the answers whose prompt holds <image>. Both once more with Simignore's parser.
     """
-    problems, others = _problems(annotation_file, split)
+    whole, others = _problems(annotation_file, split)
+    problems = only_asked(whole, None if asked is None else [str(each["question_id"]) for each in asked])
     every = {answer["question_id"]: answer for answer in answers}
     given = {name: answer for name, answer in every.items() if name in problems}
     if (name := strayed(every, problems, others)) is not None:
@@ -150,6 +153,7 @@ SCIENCEQA = Task(
     score=score,
     prompt=lambda question: question.text.removeprefix(WITH_PICTURE),
     max_new_tokens=1024,
+    counts_missing=True,
     score_flags=("base_dir",),
     splits=SPLITS,
     layout=Layout(

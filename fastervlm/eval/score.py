@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ class Score:
     `value` is the `statistic` of their mean. `answered` says which of the rows have an answer, all of them if it is empty.
     `parts` are further numbers of the same answers, such as that of the questions with a picture; `missing` of the questions
     have no answer, and `missing_is` says what that means. `left_out` answers are to questions of the same files that have no
-    right answer here. `unit` stands behind the value, and `notes` are further lines.
+    right answer here. `unit` stands behind the value, and `notes` are further lines. `first` says that only so many questions,
+    the first ones, were asked.
     """
 
     metric: str
@@ -51,6 +52,7 @@ class Score:
     answered: tuple[bool, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
     left_out: int = 0
+    first: int | None = None
 
     @classmethod
     def of(
@@ -87,13 +89,15 @@ class Score:
         parts = [f"{part.metric}: {part.value:.2f}{part.unit} of {part.samples}" for part in self.parts]
         missing = [f"Without an answer, {self.missing_is}: {self.missing}"] if self.missing else []
         first = f"Samples: {self.samples}", f"{self.metric}: {self.value:.2f}{self.unit}"
-        return [*first, interval, *parts, *missing, *self.notes]
+        some = [f"Of the first {self.first} questions only (--limit)"] if self.first else []
+        return [*first, interval, *some, *parts, *missing, *self.notes]
 
     def summary(self) -> dict[str, Any]:
         """The score for a JSON file."""
         same = {"metric": self.metric, "value": self.value, "ci95": [self.low, self.high], "samples": self.samples}
         unit = {} if self.unit == "%" else {"unit": self.unit.strip()}
-        more = {"parts": [part.summary() for part in self.parts], "missing": self.missing, "notes": list(self.notes)}
+        parts = [part.summary() for part in self.parts]
+        more = {"first": self.first, "parts": parts, "missing": self.missing, "notes": list(self.notes)}
         return same | unit | {key: value for key, value in more.items() if value}
 
 
@@ -186,7 +190,7 @@ def mean_of(scores: Sequence[Score]) -> Score:
     same = {name: getattr(first, name) for name in ("keys", "unit", "missing_is")}
     same["answered"] = [all(each) for each in zip(*(score.answered for score in scores), strict=True)]
     rows, missing = np.hstack([score.rows for score in scores]), max(score.missing for score in scores)
-    return Score.of(first.metric, rows, parts, missing, statistic=mean, **same)
+    return replace(Score.of(first.metric, rows, parts, missing, statistic=mean, **same), first=first.first)
 
 
 def strayed(answered: Collection[Hashable], asked: Container[object], others: Container[object]) -> Hashable | None:

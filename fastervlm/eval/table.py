@@ -184,7 +184,7 @@ class Comparison:
             *(f"{name}:\n\n{markdown_table(*more[name])}" for name in more),
         ]
         write_text(folder / "compare.md", "\n".join(parts))
-        same = ("task", "model", "weights_sha256", "prompt_template", "dtype", "device", "batch_size", "versions")
+        same = ("task", "limit", "model", "weights_sha256", "prompt_template", "dtype", "device", "batch_size", "versions")
         shown = ("anyres", "num_frames", "keep_cls", "question_file_sha256")
         first = self.whole.protocols[0]
         about = {"command": program()["command"], **{key: first[key] for key in (*same, *shown) if key in first}}
@@ -203,10 +203,16 @@ class Comparison:
         device, dtype = (self.whole.protocols[0][key] for key in ("device", "dtype"))
         return (
             f"{self.whole.score.metric} of {self.model} in percent, with half the width of its 95 % bootstrap interval, on "
-            f"{self.whole.score.samples} questions; a method with a seed is the mean of its runs, and blind sees flat grey. "
+            f"{self._asked}; a method with a seed is the mean of its runs, and blind sees flat grey. "
             f"{crops if self.has_crops else ''}TTFT: time to the first token of a batch of {self.batch_size} with its pictures "
             f"ready; it and samples/s on {device} in {dtype}.\n"
         )
+
+    @property
+    def _asked(self) -> str:
+        """How many questions were asked, in words."""
+        score = self.whole.score
+        return f"{score.samples} questions" if score.first is None else f"the first {score.first} questions"
 
     def _panels(self) -> list[Panel | Heatmap]:
         counts = self.budgets

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypedDict
+from typing import Any, BinaryIO, Protocol, TypedDict, TypeVar
 
 from encoders.errors import UserError
 from fastervlm.eval.layout import Layout
 from fastervlm.eval.score import Score
+
+Name = TypeVar("Name")
+Right = TypeVar("Right")
 
 
 class Answer(TypedDict):
@@ -75,8 +78,9 @@ class Task:
     `fastervlm score` asks for, the place of the annotations first; with `question_file` behind it `score` is given that too,
     and with `splits`, of which the first is the usual one, `split`. `submission` is what the server takes. `selector` is the
     text by which a method that compares pictures with text chooses; `max_new_tokens` the longest answer unless told; with
-    `answers_inside` the question file holds the right answers and is its own annotation file. `layout` says how its folder is
-    laid out, by which `fastervlm data` and `eval --data` go.
+    `answers_inside` the question file holds the right answers and is its own annotation file. With `counts_missing` questions
+    without an answer count, and `score` is given `asked` where not all were asked. `layout` says how its folder is laid out, by
+    which `fastervlm data` and `eval --data` go.
     """
 
     name: str
@@ -87,6 +91,7 @@ class Task:
     selector: Callable[[Question], str] = lambda question: " ".join(question.options) or question.text
     max_new_tokens: int = 128
     answers_inside: bool = False
+    counts_missing: bool = False
     submission: Submission | None = None
     score_flags: tuple[str, ...] = ("annotation_file",)
     splits: tuple[str, ...] = ()
@@ -102,16 +107,33 @@ class Task:
         return annotation_file or (question_file if self.answers_inside else None)
 
     def scored(
-        self, answers: Sequence[Answer], annotations: Path, question_file: Path | None = None, split: str | None = None
+        self,
+        answers: Sequence[Answer],
+        annotations: Path,
+        question_file: Path | None = None,
+        split: str | None = None,
+        asked: Sequence[Answer] | None = None,
     ) -> Score:
-        """The score of `answers`, with what else the benchmark's scorer asks for."""
-        more = {"question_file": question_file} if "question_file" in self.score_flags[1:] else {}
+        """The score of `answers`, with what else the benchmark's scorer asks for.
+
+        `asked` are the questions of a run that asked only the first ones, as answers; the others then do not count.
+        """
+        more: dict[str, Any] = {"question_file": question_file} if "question_file" in self.score_flags[1:] else {}
+        if asked is not None and self.counts_missing:
+            more["asked"] = asked
         if split is not None and split not in self.splits:
             known = f"choose one of {', '.join(self.splits)}" if self.splits else "leave --split out"
             raise UserError(f"{self.name} has no split {split!r}; {known}.")
-        return self.score(answers, annotations, **more, **({} if split is None else {"split": split}))
+        score = self.score(answers, annotations, **more, **({} if split is None else {"split": split}))
+        return score if asked is None else replace(score, first=len(asked))
 
 
 def keys_of(answers: Sequence[Answer]) -> list[tuple[str | int, str]]:
     """What names each answer's question in two runs of one question file."""
     return [(answer["question_id"], answer["prompt"]) for answer in answers]
+
+
+def only_asked(right: Mapping[Name, Right], names: Iterable[Name] | None) -> dict[Name, Right]:
+    """The right answers to the questions that were asked, to all if nobody says which those are."""
+    wanted = right.keys() if names is None else set(names)
+    return {name: each for name, each in right.items() if name in wanted}
