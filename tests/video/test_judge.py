@@ -187,6 +187,9 @@ TALLIES = [
     ([{"pred": "yes", "score": "4.8"}, {"pred": "no", "score": None}], (None, 0.0, 0, 0)),
     ([{"pred": "yes", "score": "4"}], (1.0, 4.0, 1, 0)),
     ([{"score": 2}, {"pred": "no", "score": 4}], (0.0, 3.0, 0, 1)),
+    ([{"pred": None, "score": 3}, {"pred": "yes", "score": 5}], (1.0, 4.0, 1, 0)),
+    ([{"pred": False, "score": 1}, {"pred": 0, "score": 1}], (None, 1.0, 0, 0)),
+    ([{"pred": "None", "score": 1}], (0.0, 1.0, 0, 1)),
     ([], (None, 0.0, 0, 0)),
 ]
 
