@@ -1,8 +1,8 @@
 """The judge of the reference: a chat model says for each answer whether it is right, and how well it fits from 0 to 5.
 
 What is counted is the reference's (Video-ChatGPT, arXiv 2306.05424, as Video-LLaVA uses it): accuracy is yes / (yes + no),
-the average is over all replies; "yes" and then "no" are looked for within `pred` where that is a text, a score is cut to a whole number (4.8 is 4),
-and one that is missing or no number counts as 0 in the average and not in the accuracy.
+the average is over all replies; "yes" and then "no" are looked for within `pred` where that is a text, a score is cut to a
+whole number (4.8 is 4), and one that is missing or no number counts as 0 in the average and not in the accuracy.
 
 The words that the judge is asked with are this project's own, and so are temperature 0 and the choice of the model. A judge's
 numbers depend on all three: compare only numbers of one judge, and do not set these beside published ones.

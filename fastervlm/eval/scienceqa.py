@@ -23,6 +23,7 @@ _LENIENT_STARTS = re.compile(r"\(([A-E])\)|([A-E])\)|The correct answer is \(([A
 _BRACKETS = re.compile(r"\(([A-E])\)")
 _CORRECT = re.compile(r"The correct answer is \(([A-E])\)")
 _OPTION = re.compile(r"(?:^| )\([A-Z]\)")
+_LINES = re.compile(r"^([A-Z])\. ", re.MULTILINE)
 
 
 def read_questions(question_file: Path, image_folder: Path | None) -> list[Question]:
@@ -48,9 +49,32 @@ def _question(record: Any, place: int, folder: Path, path: Path) -> Question:
 
 
 def _options(text: str) -> tuple[str, ...]:
-    """The options in a prompt, `Options: (A) first (B) second`, without their letters."""
-    _, found, offered = text.removesuffix(f"\n{ASK}").rpartition("Options: ")
-    return tuple(option.strip() for option in _OPTION.split(offered)[1:]) if found else ()
+    """The options in a prompt, without their letters.
+
+    They stand in one line, `Options: (A) first (B) second`, or as in LLaVA's file in lines of their own at the end: `A. first`
+    and below it `B. second`.
+    """
+    asked = text.removesuffix(f"\n{ASK}")
+    _, found, offered = asked.rpartition("Options: ")
+    return (tuple(option.strip() for option in _OPTION.split(offered)[1:]) if found else ()) or _lettered(asked)
+
+
+def _lettered(asked: str) -> tuple[str, ...]:
+    """The options from the last line that begins with `A. ` on, as long as the letters go on; one alone is none."""
+    starts = list(_LINES.finditer(asked))
+    first = max((i for i, start in enumerate(starts) if start[1] == LETTERS[0]), default=len(starts))
+    own: list[re.Match[str]] = []
+    for start in starts[first:]:
+        if start[1] == LETTERS[len(own) : len(own) + 1]:
+            own.append(start)
+    ends = [*(start.start() for start in own[1:]), len(asked)]
+    options = tuple(asked[start.end() : end].strip() for start, end in zip(own, ends, strict=False))
+    return options if len(options) > 1 else ()
+
+
+def _prompt(question: Question) -> str:
+    """The question without the mark of its picture, which the template places."""
+    return question.text.removeprefix(WITH_PICTURE)
 
 
 def strict(text: str) -> str | None:
@@ -151,7 +175,8 @@ SCIENCEQA = Task(
     name="sqa",
     questions=read_questions,
     score=score,
-    prompt=lambda question: question.text.removeprefix(WITH_PICTURE),
+    prompt=_prompt,
+    selector=lambda question: " ".join(question.options) or _prompt(question),
     max_new_tokens=1024,
     counts_missing=True,
     score_flags=("base_dir",),

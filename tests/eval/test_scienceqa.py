@@ -50,6 +50,11 @@ OPTIONS = [
     ("Question: Which?\nOptions: (A) the one (C) here (B) it", "the one here it"),
     ("Options: (A) no (B) yes\nOptions: (A) a b (B) c", "a b c"),
     ("Question: Which?\nOptions: (A) first\nline (B) second", "first\nline second"),
+    ("Which?\nContext: Look.\nA. Maryland\nB. New Hampshire\nC. Vermont", "Maryland New Hampshire Vermont"),
+    ("Which of these?\nA. alpha\nB. beta", "alpha beta"),
+    ("A. is a letter.\nB. is one too.\nWhich?\nA. first\nline\nB. the 2. B. of all", "first\nline the 2. B. of all"),
+    ("Which?\nOptions:\nA. a (B) b\nB. c", "a (B) b c"),
+    ("Which?\nA. a\nC. Monet\nB. b\nB. c", "a\nC. Monet b\nB. c"),
 ]
 
 
@@ -59,9 +64,11 @@ def test_selector_is_the_options_without_letters(tmp_path, asked, selector):
     assert SCIENCEQA.selector(question) == selector
 
 
-def test_selector_of_a_question_without_options_is_the_question(tmp_path):
-    (question,) = SCIENCEQA.questions(question_file(tmp_path / "q.json", record("4", asked="What?")), tmp_path)
-    assert SCIENCEQA.selector(question) == f"What?\n{ASK}"
+@pytest.mark.parametrize("asked", ["What?", "What?\nA. alone", "A. Milne wrote it.", "What?\nB. b\nC. c"])
+@pytest.mark.parametrize("image", [None, "p.png"])
+def test_selector_of_a_question_without_options_is_the_question_without_its_picture(tmp_path, asked, image):
+    (question,) = SCIENCEQA.questions(question_file(tmp_path / "q.json", record("4", image, asked)), tmp_path)
+    assert SCIENCEQA.selector(question) == f"{asked}\n{ASK}"
 
 
 PARSED = [
