@@ -20,10 +20,10 @@ from fastervlm.commands.common import (
     Workers,
     check_method,
     engine_of,
-    number,
     report_failures,
     resumable,
 )
+from fastervlm.commands.numbers import DECIMAL, WHOLE, number
 
 if TYPE_CHECKING:
     from fastervlm.eval.engine import Engine
@@ -42,14 +42,14 @@ Budget = Annotated[
     Literal["frame", "clip"], typer.Option(help="Each frame keeps its own tokens, or the frames of a clip share their sum.")
 ]
 KeepCls = Annotated[bool, typer.Option("--keep-cls", help="Keep the [CLS] token of each frame beside its patches.")]
-NumFrames = Annotated[int, typer.Option(help="Frames that the model is shown of a video.")]
+NumFrames = Annotated[int, typer.Option(help="Frames that the model is shown of a video.", **WHOLE)]
 Strategy = Annotated[Literal["uniform", "fps", "keyframes"], typer.Option(help="How they are chosen.")]
-Start = Annotated[float | None, typer.Option(help="With --video: where to begin, in seconds.")]
-End = Annotated[float | None, typer.Option(help="With --video: where to end, in seconds.")]
+Start = Annotated[float | None, typer.Option(help="With --video: where to begin, in seconds.", **DECIMAL)]
+End = Annotated[float | None, typer.Option(help="With --video: where to end, in seconds.", **DECIMAL)]
 Sheet = Annotated[Path | None, typer.Option(help="Save a PNG of the frames (of a benchmark's first video) and what was kept.")]
-Size = Annotated[int, typer.Option("--batch-size", help="Questions answered at a time.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-Seed = Annotated[int, typer.Option(help="Of a random method and of sampling.")]
+Size = Annotated[int, typer.Option("--batch-size", help="Questions answered at a time.", **WHOLE)]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.", **DECIMAL)]
+Seed = Annotated[int, typer.Option(help="Of a random method and of sampling.", **WHOLE)]
 
 
 def video_qa(

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fastervlm.commands.common import Device, Dtype, Limit, OptionalModel, budgets_of, resumable
+from fastervlm.commands.common import Device, Dtype, Limit, OptionalModel, resumable
 from fastervlm.commands.compare import show
+from fastervlm.commands.numbers import WHOLE, budgets_of
 from video.commands import Budget, KeepCls, NumFrames, Questions, Right, Size, VideoDir, benchmark
 
 
@@ -23,7 +24,7 @@ def video_compare(
     ] = None,
     visual_token_num: Annotated[str, typer.Option(help="Budgets of a frame, separated by commas.")] = "256,128,64,26,13",
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "cls,random,grid",
-    seeds: Annotated[int, typer.Option(help="Runs of a random method.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Runs of a random method.", **WHOLE)] = 3,
     blind: Annotated[bool, typer.Option("--blind", help="Add the floor: every frame replaced by grey.")] = False,
     budget: Budget = "frame",
     keep_cls: KeepCls = False,

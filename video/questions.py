@@ -11,7 +11,7 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.questions import inside, read_json, read_jsonl, without_image_token
-from fastervlm.eval.task import Answer, Question
+from fastervlm.eval.task import Answer, Question, is_name
 from fastervlm.reporting.files import write_text
 
 # Endings of the files of MSVD, MSRVTT, TGIF and ActivityNet, of their usual conversions, and of other films.
@@ -118,7 +118,7 @@ def _asked(question_file: Path) -> Sequence[tuple[str | int, str, str]]:
 def _question(record: Any, where: str) -> tuple[str | int, str, str]:
     fields = [record.get(key) if isinstance(record, dict) else None for key in ("question_id", "question", "video_name")]
     name, text, video = fields
-    if not isinstance(name, str | int) or not isinstance(text, str) or not isinstance(video, str) or not Path(video).name:
+    if not is_name(name) or not isinstance(text, str) or not isinstance(video, str) or not Path(video).name:
         raise UserError(f"{where}: it needs 'question_id', 'question' and 'video_name'.")
     return name, plain_text(text, where), video
 

@@ -11,6 +11,7 @@ import typer
 
 from encoders.errors import UserError
 from fastervlm.commands.common import resumable
+from fastervlm.commands.numbers import DECIMAL, whole
 
 if TYPE_CHECKING:
     from video.chat import Chat
@@ -22,10 +23,10 @@ ApiBase = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="The chat model's name there.")]
 Out = Annotated[Path | None, typer.Option(help="Where its verdicts go (.json); beside the answers if left out.")]
-Workers = Annotated[int, typer.Option(help="Requests to the judge at a time.", min=1)]
-PerMinute = Annotated[float | None, typer.Option(help="Most requests a minute to the judge.")]
-Timeout = Annotated[float, typer.Option(help="Seconds that each reply may take.")]
-Retries = Annotated[int, typer.Option(help="How often a request that failed is tried again.", min=0)]
+Workers = Annotated[int, typer.Option(help="Requests to the judge at a time.", **whole(1))]
+PerMinute = Annotated[float | None, typer.Option(help="Most requests a minute to the judge.", **DECIMAL)]
+Timeout = Annotated[float, typer.Option(help="Seconds that each reply may take.", **DECIMAL)]
+Retries = Annotated[int, typer.Option(help="How often a request that failed is tried again.", **whole(0))]
 
 
 def video_score(

@@ -21,10 +21,11 @@ from fastervlm.commands.common import (
     report_failures,
     resumable,
 )
+from fastervlm.commands.numbers import WHOLE
 
 Questions = Annotated[Path | None, typer.Option(help="Questions of a benchmark, or LLaVA conversations (.json or .jsonl).")]
 TaskOption = Annotated[str, typer.Option(help="The benchmark whose questions these are, if they are no conversations.")]
-First = Annotated[int, typer.Option(help="Take only the first questions.")]
+First = Annotated[int, typer.Option(help="Take only the first questions.", **WHOLE)]
 AttentionFolder = Annotated[
     Path | None, typer.Option(help="Where the results go; analysis/attention/MODEL beside the question file if left out.")
 ]
@@ -50,7 +51,7 @@ def attn_efficiency(
     ] = None,
     limit: First = 100,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer, in tokens; the benchmark's own if left out.")
+        int | None, typer.Option(help="Longest answer, in tokens; the benchmark's own if left out.", **WHOLE)
     ] = None,
     dtype: Dtype = None,
     device: Device = None,

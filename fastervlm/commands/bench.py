@@ -17,14 +17,13 @@ from fastervlm.commands.common import (
     OptionalImageFolder,
     OptionalModel,
     OptionalQuestionFile,
-    budgets_of,
     check_json,
     model_and_data,
     names_of,
     report_failures,
     resumable,
-    whole_numbers,
 )
+from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
 
 METHODS = "none,cls,reference-route"
 SHARES = "0.5,0.25,0.1,0.05"
@@ -43,7 +42,7 @@ Methods = Annotated[
     ),
 ]
 Batches = Annotated[str | None, typer.Option("--batch", help="Of speed alone: prompts at a time, separated by commas; 1.")]
-TextTokens = Annotated[int | None, typer.Option(help="Of speed alone: words of a prompt; 64.")]
+TextTokens = Annotated[int | None, typer.Option(help="Of speed alone: words of a prompt; 64.", **WHOLE)]
 Out = Annotated[
     Path | None,
     typer.Option(help="Of speed alone: where the numbers go (.json), table and plot beside it; bench-NAME.json if left out."),
@@ -53,12 +52,12 @@ OutDir = Annotated[Path | None, typer.Option(help="Where the results go; bench/M
 Budgets = Annotated[
     str | None, typer.Option(help=f"Budgets, separated by commas; {COUNTS}, of speed alone {SHARES}, if left out.")
 ]
-Layer = Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.")]
-ScoreLimit = Annotated[int | None, typer.Option(help="Questions that are scored, from the first on; 200.")]
-ScoreBatch = Annotated[int | None, typer.Option(help="Questions answered at a time for the score; 16.")]
-Samples = Annotated[int | None, typer.Option(help="Questions that are timed, each alone; 4.")]
-Repeats = Annotated[int, typer.Option(help="How often each is timed, in turns, after a round that warms up.")]
-NewTokens = Annotated[int, typer.Option(help="Length of each timed answer.")]
+Layer = Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.", **WHOLE)]
+ScoreLimit = Annotated[int | None, typer.Option(help="Questions that are scored, from the first on; 200.", **WHOLE)]
+ScoreBatch = Annotated[int | None, typer.Option(help="Questions answered at a time for the score; 16.", **WHOLE)]
+Samples = Annotated[int | None, typer.Option(help="Questions that are timed, each alone; 4.", **WHOLE)]
+Repeats = Annotated[int, typer.Option(help="How often each is timed, in turns, after a round that warms up.", **WHOLE)]
+NewTokens = Annotated[int, typer.Option(help="Length of each timed answer.", **WHOLE)]
 In4Bit = Annotated[bool, typer.Option("--load-in-4bit", help="Hold the language model's weights in 4 bits.")]
 In8Bit = Annotated[bool, typer.Option("--load-in-8bit", help="Hold the language model's weights in 8 bits.")]
 

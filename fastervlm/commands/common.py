@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from encoders.errors import UserError
+from fastervlm.commands.numbers import WHOLE
 
 if TYPE_CHECKING:
     from fastervlm.eval.engine import Engine
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The benchmark, for example textvqa.")]
 ModelPath = Annotated[str, typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub.")]
-BatchSize = Annotated[int, typer.Option(help="Questions answered at a time.")]
-Limit = Annotated[int | None, typer.Option(help="Ask only the first questions; the others do not count.")]
+BatchSize = Annotated[int, typer.Option(help="Questions answered at a time.", **WHOLE)]
+Limit = Annotated[int | None, typer.Option(help="Ask only the first questions; the others do not count.", **WHOLE)]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; chosen for the device if left out.")]
 Device = Annotated[str | None, typer.Option(help="For example cpu or cuda; chosen if left out.")]
 ConvMode = Annotated[
     str | None,
     typer.Option(help="Prompt template: vicuna_v1, llava_v1, or chat for the processor's own; chat if there is one."),
 ]
-MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens; the benchmark's own if left out.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens; the benchmark's own if left out.", **WHOLE)]
 AspectRatio = Annotated[
     str | None,
     typer.Option("--image-aspect-ratio", help="pad to a square, square: leave it to the processor, or anyres: cut into crops."),
@@ -49,7 +50,8 @@ EngineName = Annotated[
     typer.Option("--engine", help="Answer in this process, or in workers by Ray: several GPUs, a cluster."),
 ]
 Workers = Annotated[
-    int | None, typer.Option(help="With --engine ray: how many; if left out one for each GPU, or each machine without GPUs.")
+    int | None,
+    typer.Option(help="With --engine ray: how many; if left out one for each GPU, or each machine without GPUs.", **WHOLE),
 ]
 Address = Annotated[
     str | None, typer.Option(help="With --engine ray: the cluster to join, auto for this machine's; started here if left out.")
@@ -109,21 +111,6 @@ def engine_of(name: str, workers: int | None, address: str | None) -> Engine | N
     return None
 
 
-def budgets_of(text: str) -> list[int | float]:
-    """Token budgets as typed, separated by commas."""
-    return [number(part) for part in text.split(",")]
-
-
-def number(text: str) -> int | float:
-    """A token budget as typed."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    raise UserError(f"--visual-token-num is {text!r}; give a count such as 58 or a fraction such as 0.1.")
-
-
 def check_method(method: str, kept: object) -> None:
     """Refuse a method where nothing is pruned."""
     if kept is None and method != "cls":
@@ -133,17 +120,6 @@ def check_method(method: str, kept: object) -> None:
 def names_of(text: str) -> list[str]:
     """Names as typed, separated by commas."""
     return [name.strip() for name in text.split(",")]
-
-
-def whole_numbers(option: str, text: str) -> list[int]:
-    """The values of an option as typed, separated by commas; they must be at least 1."""
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = [0]
-    if min(found) < 1:
-        raise UserError(f"--{option} is {text!r}; give whole numbers of at least 1 separated by commas, such as 1,8.")
-    return found
 
 
 def check_json(out: Path | None) -> None:

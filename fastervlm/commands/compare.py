@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encoders.errors import UserError
 from fastervlm.commands.common import (
     AnyresMode,
     AspectRatio,
@@ -24,12 +23,12 @@ from fastervlm.commands.common import (
     OptionalImageFolder,
     OptionalModel,
     OptionalQuestionFile,
-    budgets_of,
     model_and_data,
     names_of,
     report_failures,
     resumable,
 )
+from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
 
 if TYPE_CHECKING:
     from fastervlm.eval.table import Comparison
@@ -50,7 +49,7 @@ def compare(
     layers: Annotated[
         str | None, typer.Option(help="Layers at which methods such as fastv prune, separated by commas; its own if left out.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Runs of a random method.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Runs of a random method.", **WHOLE)] = 3,
     blind: Annotated[bool, typer.Option("--blind", help="Add the floor: every picture replaced by grey.")] = False,
     batch_size: BatchSize = 16,
     limit: Limit = None,
@@ -92,7 +91,7 @@ def compare(
         exif=exif,
         **data,
     )
-    pruned_at = [] if layers is None else [_layer(text) for text in layers.split(",")]
+    pruned_at = [] if layers is None else whole_numbers("layers", layers, least=0)
     choice = {"budgets": budgets_of(visual_token_num), "methods": names_of(methods), "seeds": seeds, "blind": blind}
     with resumable():
         comparison = run(subject, settings, out_dir=folder, layers=pruned_at, **choice)
@@ -110,10 +109,3 @@ def show(comparison: Comparison, folder: Path) -> None:
         print(f"Of the first {first} questions only (--limit)")
     print(f"Table, numbers and plot: {folder}/compare.md, compare.json, compare.png")
     report_failures(comparison.failed, comparison.failures)
-
-
-def _layer(text: str) -> int:
-    """A layer as typed."""
-    if not text.strip().isdecimal():
-        raise UserError(f"--layers is {text!r}; give layers counted from 0, such as 1,2,3,5.")
-    return int(text)

@@ -9,6 +9,7 @@ import typer
 
 from encoders.errors import UserError
 from fastervlm.commands.common import Device, Dtype, OptionalModel, clips
+from fastervlm.commands.numbers import WHOLE
 
 
 def demo(
@@ -18,7 +19,8 @@ def demo(
     device: Device = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets the whole network in.")] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(help="Port to listen at, 0 for any free one; the first free one from 7860 on if left out.")
+        int | None,
+        typer.Option(help="Port to listen at, 0 for any free one; the first free one from 7860 on if left out.", **WHOLE),
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="Also make a public address, through Gradio's servers.")] = False,
 ) -> None:

@@ -29,11 +29,11 @@ from fastervlm.commands.common import (
     Workers,
     check_method,
     engine_of,
-    number,
     report_failures,
     resumable,
     write_submission,
 )
+from fastervlm.commands.numbers import DECIMAL, WHOLE, number
 
 if TYPE_CHECKING:
     from fastervlm.eval import Score, Task
@@ -60,13 +60,13 @@ def evaluate(
     ] = None,
     visual_token_num: Kept = None,
     method: Annotated[str, typer.Option(help="A pruning method, such as cls, cls-lowest, random or grid.")] = "cls",
-    seed: Annotated[int, typer.Option(help="Of a random method and of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of a random method and of sampling.", **WHOLE)] = 0,
     batch_size: BatchSize = 16,
     limit: Limit = None,
     dtype: Dtype = None,
     device: Device = None,
     conv_mode: ConvMode = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", **DECIMAL)] = 0.0,
     max_new_tokens: MaxNewTokens = None,
     image_aspect_ratio: AspectRatio = None,
     exif: ExifTurn = "ignore",

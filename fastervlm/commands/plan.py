@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from encoders.errors import UserError
-from fastervlm.commands.common import Dtype, budgets_of, check_json, names_of, whole_numbers
+from fastervlm.commands.common import Dtype, check_json, names_of
+from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
 
 ShapeName = Annotated[str, typer.Option("--shape", help="The model's shape, such as llava-1.5-7b.")]
 SpecName = Annotated[
@@ -20,8 +21,8 @@ Budgets = Annotated[
 ]
 Methods = Annotated[str, typer.Option(help="none, cls, fastv, reference-route, separated by commas.")]
 Batches = Annotated[str, typer.Option("--batch", help="Prompts at a time, separated by commas.")]
-TextTokens = Annotated[int, typer.Option(help="Words of a prompt.")]
-Layer = Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.")]
+TextTokens = Annotated[int, typer.Option(help="Words of a prompt.", **WHOLE)]
+Layer = Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.", **WHOLE)]
 Calibrate = Annotated[
     Path | None,
     typer.Option(help="What `fastervlm bench --shape` wrote on such a device; fits the prediction to it and tells its errors."),

@@ -110,7 +110,7 @@ class Events:
 
 def _whole(value: Any, least: int, most: int, sentence: str) -> int:
     """A number from a field, which may be empty and take any."""
-    if isinstance(value, int | float) and least <= value <= most:
+    if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most and value == int(value):
         return int(value)
     raise UserError(sentence.format(least, most))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.questions import read_jsonl
-from fastervlm.eval.task import Answer, Question, Task
+from fastervlm.eval.task import Answer, Question, Task, is_name
 from fastervlm.reporting.files import hash_files, write_json, write_text
 
 # What a run did of which the files of older versions say nothing, if its questions are about pictures.
@@ -207,7 +207,7 @@ def read_answers(path: Path) -> list[Answer]:
     answers = []
     for line, record in read_jsonl(path):
         texts = (record.get("prompt"), record.get("text"))
-        if not all(isinstance(text, str) for text in texts) or not isinstance(record.get("question_id"), str | int):
+        if not all(isinstance(text, str) for text in texts) or not is_name(record.get("question_id")):
             raise UserError(
                 f"{path}, line {line}: an answer needs 'question_id', 'prompt' and 'text', texts all three; "
                 "only the first may be a number."

@@ -9,7 +9,7 @@ from pathlib import Path
 import fastervlm
 from encoders.errors import UserError
 from fastervlm.eval.answerer import pruned
-from fastervlm.eval.runner import checked_questions, evaluate
+from fastervlm.eval.runner import checked_questions, evaluate, tell_above
 from fastervlm.eval.score import Score, mean_of
 from fastervlm.eval.settings import Settings, seeded
 from fastervlm.eval.subject import Subject
@@ -51,6 +51,8 @@ def compare(
         raise UserError("A comparison needs scores; give --annotation-file.")
     checked_questions(replace(settings, answers_file=out_dir / "all.jsonl", keep=None))
     total = subject.num_visual_tokens
+    for budget in kept:
+        tell_above(budget.keep, total)
     counts = sorted({budget.resolve(total) for budget in kept} - {total}, reverse=True)
     _refuse_what_cannot_be_pruned(subject, settings, columns)
 

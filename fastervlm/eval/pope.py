@@ -15,7 +15,7 @@ from encoders.errors import UserError
 from fastervlm.eval.layout import COCO, LLAVA, Layout
 from fastervlm.eval.questions import read_jsonl, read_questions
 from fastervlm.eval.score import Score, Statistic, strayed
-from fastervlm.eval.task import Answer, Task, only_asked
+from fastervlm.eval.task import Answer, Task, is_name, only_asked
 
 PREFIX = "coco_pope_"
 _TYPO = "imange"  # in some questions of the release, mended in some copies
@@ -136,7 +136,7 @@ def _places(question_file: Path, labels: dict[str, list[Label]]) -> tuple[dict[s
     others: set[str | int] = set()
     for line, record in read_jsonl(question_file):
         category, name = record.get("category"), record.get("question_id")
-        if not isinstance(name, str | int) or not isinstance(category, str):
+        if not is_name(name) or not isinstance(category, str):
             raise UserError(
                 f"{question_file}, line {line}: 'question_id' and 'category' are needed; give the file as released."
             )

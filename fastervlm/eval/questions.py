@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
-from fastervlm.eval.task import Question
+from fastervlm.eval.task import Question, is_name
 
 IMAGE_TOKEN = "<image>"
 
@@ -61,8 +61,8 @@ def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
 
 def _question(record: dict[str, Any], line: int, path: Path, folder: Path) -> Question:
     question_id, text = record.get("question_id"), record.get("text")
-    if not isinstance(question_id, str | int):
-        raise UserError(f"{path}, line {line}: 'question_id' must be a text or a number.")
+    if not is_name(question_id):
+        raise UserError(f"{path}, line {line}: 'question_id' must be a text or a whole number.")
     if not isinstance(text, str):
         raise UserError(f"{path}, line {line}: 'text' with the question is missing.")
     image = record.get("image")

@@ -41,6 +41,7 @@ def evaluate(subject: Subject, settings: Settings, engine: Engine | None = None)
     """
     questions = checked_questions(settings)
     with (engine or Local()).running(subject, settings) as running:
+        tell_above(settings.keep, running.identity["visual_token_num"])
         protocol = finished_protocol(settings.answers_file, running.identity)
         if protocol is None:
             protocol = _run(subject, settings, questions, running)
@@ -58,6 +59,14 @@ def _tell_ignored_turns(protocol: dict[str, Any]) -> None:
     if count:
         marked = f"{count} pictures are marked" if count > 1 else "1 picture is marked"
         console.print(f"{marked} as turned by a camera and read as stored; --exif upright turns such pictures.")
+
+
+def tell_above(keep: int | float | None, total: object) -> None:
+    """Say that a count is above the `total` of visual tokens, so that nothing is pruned."""
+    if isinstance(keep, int) and isinstance(total, int) and keep > total:
+        console.print(
+            f"--visual-token-num {keep} is above the {total} visual tokens of a picture, crop or frame; all of them are kept."
+        )
 
 
 def checked_questions(settings: Settings) -> list[Question]:

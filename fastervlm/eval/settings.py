@@ -92,6 +92,8 @@ class Settings:
         _ = self.budget, self.pruner  # what is wrong with them is said here, before a model is loaded
         for name, least in LEAST.items():
             value = getattr(self, name)
+            if value is not None and name != "temperature" and (not isinstance(value, int) or isinstance(value, bool)):
+                raise UserError(f"--{name.replace('_', '-')} is {value!r}, which is no whole number; give one.")
             if value is not None and not value >= least:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
         _choice("image aspect ratio", self.image_aspect_ratio, ASPECT_RATIOS)

@@ -11,7 +11,7 @@ from encoders.errors import UserError
 from fastervlm.eval.layout import LLAVA, Layout
 from fastervlm.eval.normalize import normalize
 from fastervlm.eval.questions import read_jsonl, read_questions
-from fastervlm.eval.task import Answer, Submission, Task
+from fastervlm.eval.task import Answer, Submission, Task, is_name
 from fastervlm.reporting.files import write_text
 
 VQAV2_TEST = "llava_vqav2_mscoco_test2015.jsonl"
@@ -67,7 +67,7 @@ def _asked(path: Path, *more: str) -> list[dict[str, Any]]:
     records = read_jsonl(path)
     for line, record in records:
         for name in ("question_id", *more):
-            if not isinstance(record.get(name), str | int):
+            if not is_name(record.get(name)):
                 raise UserError(f"{path}, line {line}: {name!r} is missing; give the question file as it was released.")
     return [record for _, record in records]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypedDict, TypeVar
+from typing import Any, BinaryIO, Protocol, TypedDict, TypeGuard, TypeVar
 
 from encoders.errors import UserError
 from fastervlm.eval.layout import Layout
@@ -13,6 +13,11 @@ from fastervlm.eval.score import Score
 
 Name = TypeVar("Name")
 Right = TypeVar("Right")
+
+
+def is_name(value: object) -> TypeGuard[str | int]:
+    """Whether it can be the `question_id` of a question: a text or a whole number, and not true or false."""
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 class Answer(TypedDict):

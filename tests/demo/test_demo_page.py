@@ -74,7 +74,7 @@ def test_one_turn_fills_the_page(events, picture):
     [
         ({"path": None}, "Choose a picture first."),
         ({"question": " "}, "Type a question first."),
-        *(({"keep": keep}, "Choose 1 to 16 tokens.") for keep in (0, -5, 9999, None, float("nan"), "4")),
+        *(({"keep": keep}, "Choose 1 to 16 tokens.") for keep in (0, -5, 9999, None, float("nan"), "4", 12.7, True)),
         *(({"longest": longest}, "Choose 1 to 256 tokens for the longest answer.") for longest in (0, 257, None)),
         ({"method": "best"}, "no method named"),
         *(({"method": "fastv", "layer": layer}, "Choose a layer from 0 to 1.") for layer in (-1, 2, 99, None)),

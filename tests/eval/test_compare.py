@@ -119,8 +119,9 @@ def test_score_of_seeds_is_the_mean_that_report_shows(subject, shared, tmp_path,
         assert part(cell.score, f"popular {name}").value == pytest.approx(expected), name
 
 
-def test_budgets_of_all_tokens_and_more_are_the_unpruned_run(subject, shared, tmp_path):
+def test_budgets_of_all_tokens_and_more_are_the_unpruned_run(subject, shared, tmp_path, capsys):
     result = compare(subject, shared, budgets=[1.0, 16, 576], methods=["cls", "grid"], out_dir=tmp_path)
+    assert capsys.readouterr().err.count("--visual-token-num 576 is above the 16 visual tokens") == 1
     assert result.cells == []
     assert result.budgets == [16]
     assert result.methods == ["cls", "grid"]

@@ -208,8 +208,8 @@ def test_command_prints_both_tables(run, model, bench, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": "1,two", "methods": "fastv"}, "--layers is 'two'; give layers counted from 0"),
-        ({"layers": "-1", "methods": "fastv"}, "--layers is '-1'; give layers counted from 0"),
+        ({"layers": "1,two", "methods": "fastv"}, "--layers is '1,two'; give whole numbers of at least 0"),
+        ({"layers": "-1", "methods": "fastv"}, "--layers is '-1'; give whole numbers of at least 0"),
         ({"layers": "1"}, "--layers is for methods that prune inside the language model"),
     ],
 )

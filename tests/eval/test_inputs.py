@@ -42,6 +42,8 @@ BAD_LINES = [
     ("null", "line 2: this is not a JSON object"),
     ({"image": "p.png", "text": "x"}, "line 2: 'question_id'"),
     (GOOD | {"question_id": [1]}, "line 2: 'question_id'"),
+    (GOOD | {"question_id": True}, "line 2: 'question_id'"),
+    (GOOD | {"question_id": 1.5}, "line 2: 'question_id'"),
     ({"question_id": 1, "image": "p.png"}, "line 2: 'text'"),
     (GOOD | {"text": "<image> what"}, "line 2: the question holds <image>"),
     ({"question_id": 1, "text": "x"}, "line 2: the question has no image"),
@@ -202,6 +204,9 @@ BAD_SETTINGS = [
     ({"method": "best", "keep": None}, "no method named 'best'"),
     ({"batch_size": 0}, "--batch-size is 0"),
     ({"limit": 0}, "--limit is 0"),
+    ({"limit": True}, "--limit is True, which is no whole number"),
+    ({"batch_size": 2.5}, "--batch-size is 2.5, which is no whole number"),
+    ({"max_new_tokens": "9"}, "--max-new-tokens is '9', which is no whole number"),
     ({"max_new_tokens": 0}, "--max-new-tokens is 0"),
     ({"temperature": -0.1}, "--temperature is -0.1"),
     ({"temperature": float("nan")}, "--temperature is nan"),
@@ -215,3 +220,11 @@ BAD_SETTINGS = [
 def test_bad_setting_is_refused(settings, changes, message):
     with pytest.raises(UserError, match=message):
         settings(**changes)
+
+
+@pytest.mark.parametrize(("keep", "is_told"), [(17, True), (576, True), (16, False), (15, False), (1.0, False), (None, False)])
+def test_a_count_above_all_tokens_is_told(subject, settings, capsys, keep, is_told):
+    protocol, _ = evaluate(subject, settings(keep=keep, limit=1))
+    assert protocol["visual_token_num"] == (keep if keep == 15 else 16)
+    told = f"--visual-token-num {keep} is above the 16 visual tokens of a picture, crop or frame; all of them are kept."
+    assert (told in capsys.readouterr().err) is is_told

@@ -102,7 +102,7 @@ def test_submission_of_no_answer_is_refused(score, tmp_path):
     assert (code, "There is no answer to submit" in err) == (2, True)
 
 
-@pytest.mark.parametrize("name", [[1], None, 1.5, {}])
+@pytest.mark.parametrize("name", [[1], None, 1.5, {}, True])
 def test_answer_to_a_question_without_a_name_is_refused(score, tmp_path, name):
     options = gqa(tmp_path)
     lines(tmp_path / "a.jsonl", [answer(name, "red")])
