@@ -9,17 +9,14 @@ from typing import Any, NoReturn
 from encoders.errors import UserError
 from fastervlm.eval.questions import IMAGE_TOKEN, existing_folder, inside, read_json, read_jsonl
 from fastervlm.eval.task import Question, Task
+from fastervlm.reporting.files import read_file
 
 _HEAD = 1 << 16
 
 
 def is_conversations(path: Path) -> bool:
     """Whether a file holds LLaVA conversations, by its first records."""
-    try:
-        with path.open("rb") as file:
-            return re.search(rb'"conversations"\s*:', file.read(_HEAD)) is not None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    return re.search(rb'"conversations"\s*:', read_file(path, _HEAD)) is not None
 
 
 def read_conversations(path: Path, image_folder: Path | None) -> list[Question]:
@@ -32,8 +29,7 @@ def read_conversations(path: Path, image_folder: Path | None) -> list[Question]:
 
 
 def _records(path: Path) -> list[tuple[int, Any]]:
-    with path.open("rb") as file:
-        listed = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    listed = read_file(path, _HEAD).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     return list(enumerate(read_json(path), start=1)) if listed else read_jsonl(path)
 
 

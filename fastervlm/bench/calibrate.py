@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +17,7 @@ from fastervlm.bench.devices import BYTES, SPECS
 from fastervlm.bench.flops import STAGES, Job, work
 from fastervlm.bench.plan import kind_of, predict, rows_of
 from fastervlm.bench.shapes import SHAPES, Shape
+from fastervlm.reporting.files import parse_json, read_file
 from fastervlm.reporting.provenance import machine
 
 _BETWEEN = ("selection", "splice")
@@ -59,16 +59,15 @@ def read_bench(path: Path) -> Measured:
     Raises:
         UserError: the file is none of it.
     """
+    content = read_file(path)
     try:
-        told = json.loads(path.read_bytes())
+        told = parse_json(content)
         shape = SHAPES[told["shape"]]
         rows = [_row(shape, told, row) for row in told["rows"] if row["job"]]
         if not rows:
             raise KeyError("rows")
         where = {name: told[name] for name in ("processor", "threads") if name in told}
         return Measured(shape, told["dtype"], str(told["device"]), rows, where)
-    except OSError as error:
-        raise UserError(f"The file {path} cannot be read; give what fastervlm bench --shape wrote.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"The file {path} holds no benchmark of a shape; give what fastervlm bench --shape wrote.") from error
 

@@ -14,6 +14,7 @@ from fastervlm.bench.cases import Case
 from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TOTAL_TIME, Bench, Row
 from fastervlm.bench.workload import check_numbers
 from fastervlm.eval.answerer import preparation, pruned
+from fastervlm.eval.preparation import careful
 from fastervlm.eval.protocol import circumstances
 from fastervlm.eval.runner import checked_questions, evaluate
 from fastervlm.eval.score import Score
@@ -70,7 +71,7 @@ def _ready(subject: Subject, case: Case, questions: Sequence[Question], samples:
     """The inputs of the first questions with a picture, each alone."""
     prepare, ready = preparation(subject, case.settings), []
     for question in questions:
-        inputs = prepare([question], subject.processor).inputs if question.image else None
+        inputs = careful(prepare, [question], subject.processor).inputs if question.image else None
         if inputs is not None:
             ready.append(inputs)
         if len(ready) == samples:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from encoders import UserError
 from fastervlm.checkpoints.errors import reason
 from fastervlm.checkpoints.parts import refuse_parts
+from fastervlm.reporting.files import parse_json, read_file
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -34,7 +34,7 @@ def read_config(name: str) -> dict[str, Any]:
             f"There is no checkpoint {name!r}: neither a folder with one nor a model of the hub in reach."
         ) from error
     try:
-        told = json.loads(file.read_bytes())
+        told = parse_json(read_file(file))
         if not isinstance(told, dict):
             raise ValueError(f"it holds a {type(told).__name__}")
     except (OSError, ValueError) as error:

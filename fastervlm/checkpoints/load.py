@@ -13,6 +13,7 @@ from fastervlm.checkpoints.errors import reading_weights, reason, refuse_missing
 from fastervlm.checkpoints.models import model_class
 from fastervlm.checkpoints.original import is_original, read
 from fastervlm.checkpoints.parts import ADAPTER, how_to_merge
+from fastervlm.checkpoints.processors import check_processor
 from fastervlm.checkpoints.quantize import check_quantize, quantization
 from fastervlm.families.registry import family_of_type
 
@@ -70,6 +71,7 @@ def load(
     else:
         model, processor = _read(name, kind, target, quantize)
     processor = family_of_type(model.config.model_type).complete(processor, model.config, anyres)
+    check_processor(name, processor)
     return (model if quantize else model.to(target)).eval(), processor
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.questions import read_jsonl
 from fastervlm.eval.task import Answer, Question, Task, is_name
-from fastervlm.reporting.files import hash_files, write_json, write_text
+from fastervlm.reporting.files import cannot_write, hash_files, is_special, parse_json, read_file, write_json, write_text
 
 # What a run did of which the files of older versions say nothing, if its questions are about pictures.
 BEFORE = {"exif": "ignore"}
@@ -53,7 +53,12 @@ class Journal:
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
         self.entries: dict[int, Entry] = {}
-        self._file = path.open("a+b")
+        if is_special(path):
+            raise UserError(f"{path} is a pipe or a device; remove it, or write the answers elsewhere.")
+        try:
+            self._file = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -89,8 +94,13 @@ class Journal:
         self.entries.update((entry.line, entry) for entry in entries)
 
     def _write(self, *records: dict[str, Any]) -> None:
-        self._file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
-        self._file.flush()
+        """Lines at the end of the file, past every buffer; what is left of them after a failure is cut off by the next run."""
+        left = memoryview(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
 
     def _resume(self, identity: dict[str, Any]) -> None:
         self._file.seek(0)
@@ -104,7 +114,7 @@ class Journal:
         end = len(head) + 1
         for line in lines:
             try:
-                entry = Entry(**json.loads(line))
+                entry = Entry(**parse_json(line))
             except (ValueError, TypeError):
                 break
             self.entries[entry.line] = entry
@@ -114,7 +124,7 @@ class Journal:
 
 def _identity_in(head: bytes, path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(head)["identity"])
+        return dict(parse_json(head)["identity"])
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{path} is not the journal of an evaluation; move it away or write the answers elsewhere.") from None
 
@@ -143,8 +153,11 @@ def writable_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The output folder {folder} cannot be made: {error.strerror}.") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"The output folder {folder} is not writable; choose another one.")
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        raise UserError(f"The output folder {folder} is not writable; choose another one.") from None
 
 
 def protocol_file(answers_file: Path) -> Path:
@@ -185,7 +198,7 @@ def check_answers(answers_file: Path, protocol: dict[str, Any]) -> None:
     """A `UserError` if the answers are not those that the run of the protocol wrote."""
     if not answers_file.is_file():
         raise UserError(f"The answers {answers_file} are not there; run the evaluation again.")
-    count = sum(bool(line.strip()) for line in answers_file.read_bytes().split(b"\n"))
+    count = sum(bool(line.strip()) for line in read_file(answers_file).split(b"\n"))
     digest = protocol.get("answers_sha256")  # protocols of before it was written down are held to the count
     if count != protocol.get("answered") or digest not in (None, hash_files([answers_file])):
         raise UserError(
@@ -197,8 +210,8 @@ def check_answers(answers_file: Path, protocol: dict[str, Any]) -> None:
 def read_protocol(path: Path) -> dict[str, Any]:
     """The protocol at `path`."""
     try:
-        return completed(dict(json.loads(path.read_bytes())))
-    except (OSError, ValueError, TypeError):
+        return completed(dict(parse_json(read_file(path))))
+    except (ValueError, TypeError):
         raise UserError(f"{path} is not a protocol of an evaluation; remove it and its answers file, and run again.") from None
 
 

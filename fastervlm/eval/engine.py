@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastervlm.eval.answerer import Answerer, preparation, pruned
 from fastervlm.eval.answers import Entry
-from fastervlm.eval.preparation import Batch, prepared
+from fastervlm.eval.preparation import Batch, fingerprinted, prepared, unaskable
 from fastervlm.eval.protocol import device_name
 from fastervlm.eval.settings import Settings, identity_of
 from fastervlm.eval.subject import Subject
@@ -73,18 +73,36 @@ class _Here:
     def answers(self, batches: Sequence[list[Question]]) -> Generator[list[Entry], None, None]:
         """What came of each batch, in order."""
         subject, settings = self.subject, self.settings
+        prepare = preparation(subject, settings)
         with (
             pruned(subject, settings) as handle,
-            closing(prepared(batches, preparation(subject, settings), subject.processor, subject.model.device)) as ready,
+            closing(prepared(batches, prepare, subject.processor, subject.model.device)) as ready,
         ):
             generator = Answerer(subject, settings, handle)
             watch = Stopwatch(generator.device)
             for batch in ready:
-                yield answered(batch, generator, watch)
+                yield answered(batch, generator, watch, lambda each: fingerprinted(prepare, each, subject.processor))
 
 
-def answered(batch: Batch, generator: Answerer, watch: Stopwatch) -> list[Entry]:
-    """Answer a batch: an entry for each of its questions, which share the time since the last batch."""
+def answered(
+    batch: Batch, generator: Answerer, watch: Stopwatch, prepare: Callable[[Sequence[Question]], Batch]
+) -> list[Entry]:
+    """Answer a batch: an entry for each of its questions, which share the time since the last batch.
+
+    If the model fails, its questions are prepared and asked anew one by one; who fails alone is an entry that says so.
+    """
+    try:
+        return _answered(batch, generator, watch)
+    except Exception as error:  # a model may raise anything
+        failed = [Entry(line, failure=reason) for line, reason in batch.failures.items()]
+        if len(batch.questions) == 1:
+            return [*failed, Entry(batch.questions[0].line, failure=unaskable(batch.questions[0], error))]
+    watch.lap()
+    alone = [entry for each in batch.questions for entry in answered(prepare([each]), generator, watch, prepare)]
+    return failed + alone
+
+
+def _answered(batch: Batch, generator: Answerer, watch: Stopwatch) -> list[Entry]:
     if generator.cold and batch.inputs is not None:
         generator.warm_up(batch)
         watch.lap()

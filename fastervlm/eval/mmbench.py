@@ -21,7 +21,7 @@ from fastervlm.eval.layout import Layout
 from fastervlm.eval.questions import without_image_token
 from fastervlm.eval.score import Score
 from fastervlm.eval.task import Answer, Question, Submission, Task, only_asked
-from fastervlm.reporting.files import write_bytes
+from fastervlm.reporting.files import read_file, write_bytes
 
 LETTERS = "ABCD"
 ASK = {"en": "Answer with the option's letter from the given choices directly.", "cn": "请直接回答选项字母。"}
@@ -101,13 +101,12 @@ def _rows(table: Path) -> Any:
     """The table, texts as they stand but for empty cells and those that say nan, NA or null."""
     import pandas as pd
 
+    content = read_file(table)
     try:
-        rows = pd.read_table(table, dtype=dict.fromkeys((*LETTERS, "question", "hint", "answer"), "object"))
+        rows = pd.read_table(io.BytesIO(content), dtype=dict.fromkeys((*LETTERS, "question", "hint", "answer"), "object"))
         rows = rows.astype({"index": "int64"})
         if {"question", "image"} <= set(rows.columns) and len(rows):
             return rows
-    except OSError as error:
-        raise UserError(f"{table} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, OverflowError):
         pass
     raise UserError(f"{table} is no table of MMBench; give a .tsv with index, question, image and the options, as released.")

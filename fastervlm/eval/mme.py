@@ -13,6 +13,7 @@ from fastervlm.eval.layout import LLAVA, Layout
 from fastervlm.eval.questions import read_questions
 from fastervlm.eval.score import Score, Statistic
 from fastervlm.eval.task import Answer, Task, only_asked
+from fastervlm.reporting.files import read_file
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
@@ -118,11 +119,9 @@ def _truth(release: Path) -> Truth:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()
+        return read_file(file).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{file} is not in UTF-8; give the release folder of MME as it was released.") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}.") from None
 
 
 def _keys(asked: Answer, truth: Truth, release: Path) -> list[tuple[str, str, str]]:

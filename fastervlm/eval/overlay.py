@@ -11,7 +11,7 @@ from PIL import Image
 import fastervlm
 from encoders.errors import UserError
 from fastervlm.eval.answerer import Answerer, preparation, pruned
-from fastervlm.eval.pictures import BadPicture
+from fastervlm.eval.preparation import careful
 from fastervlm.eval.runner import checked_questions
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
@@ -19,6 +19,7 @@ from fastervlm.families.llava_next.crops import NEWLINE, cut
 from fastervlm.families.llava_next.trace import CropsTrace
 from fastervlm.inllm.trace import TokenTrace
 from fastervlm.overlays import Trace
+from fastervlm.reporting.files import whole
 from fastervlm.selection.trace import ImageTrace
 
 
@@ -26,15 +27,16 @@ def save_overlay(subject: Subject, settings: Settings, path: Path) -> None:
     """Ask the first question with a sound picture once more, for one token, and save the picture with the kept patches."""
     prepare = preparation(subject, settings)
     for question in checked_questions(settings):
-        try:
-            picture = prepare.picture(question, subject.processor)
-        except BadPicture:
+        batch = careful(prepare, [question], subject.processor)
+        if question.image is None or batch.inputs is None:
             continue
+        picture = prepare.picture(question, subject.processor)
         with pruned(subject, settings) as handle:
-            Answerer(subject, settings, handle).warm_up(prepare([question], subject.processor))
+            Answerer(subject, settings, handle).warm_up(batch)
             trace = handle.trace[0]
         shown = patches_of(trace, picture, subject) if settings.in_llm else trace
-        fastervlm.overlay(picture, shown).save(path)
+        with whole(path) as file:
+            fastervlm.overlay(picture, shown).save(file, "PNG")
         return
     raise UserError("There is no picture to draw on: none of them can be read.")
 

@@ -98,6 +98,42 @@ class Preparation:
         return Image.new("RGB", picture.size, GREY) if self.blind else picture
 
 
+UNASKABLE = "cannot be asked about"
+
+
+def unaskable(question: Question, error: Exception) -> str:
+    """Why a question has no answer though its picture is good, in words that follow the picture's name."""
+    try:
+        question.text.encode()
+    except UnicodeEncodeError:
+        return f"{UNASKABLE}: the question holds half a character (a lone surrogate)"
+    lines = str(error).strip().splitlines() or [""]
+    return f"{UNASKABLE} ({type(error).__name__}: {lines[0][:200]})"
+
+
+def careful(preparation: Callable[[Sequence[Question], Any], Batch], questions: Sequence[Question], processor: Any) -> Batch:
+    """The batch of these questions without those that cannot be prepared, whose reasons are kept: one takes no other along."""
+    try:
+        return preparation(questions, processor)
+    except Exception as error:  # a tokenizer or a processor may raise anything
+        if len(questions) == 1:
+            return Batch([], None, {questions[0].line: unaskable(questions[0], error)})
+        caught = error
+    failures = {line: why for each in questions for line, why in careful(preparation, [each], processor).failures.items()}
+    if not failures:
+        raise caught
+    rest = careful(preparation, [each for each in questions if each.line not in failures], processor)
+    return replace(rest, failures=failures | rest.failures)
+
+
+def fingerprinted(
+    preparation: Callable[[Sequence[Question], Any], Batch], questions: Sequence[Question], processor: Any
+) -> Batch:
+    """`careful`, with what the files held."""
+    batch = careful(preparation, questions, processor)
+    return replace(batch, prints=file_prints(batch.questions))
+
+
 class Preparer:
     """Threads that prepare batches, each with its own copy of the processor: fast tokenizers are not safe to share.
 
@@ -123,10 +159,10 @@ class Preparer:
         torch.set_num_threads(self._cores)
 
     def _prepare(self, questions: Sequence[Question]) -> Batch:
-        batch = self._preparation(questions, self._own.processor)
+        batch = fingerprinted(self._preparation, questions, self._own.processor)
         if self._pins and batch.inputs is not None:
             batch.inputs.update({name: x.pin_memory() for name, x in batch.inputs.items() if isinstance(x, torch.Tensor)})
-        return replace(batch, prints=file_prints(batch.questions))
+        return batch
 
     def _set_up(self) -> None:
         self._own.processor = copy.deepcopy(self._processor)

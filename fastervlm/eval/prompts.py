@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.checkpoints.errors import reason
 from fastervlm.checkpoints.templates import LLAVA_V1, VICUNA_V1
 
 TEMPLATES = {"vicuna_v1": VICUNA_V1, "llava_v1": LLAVA_V1}
@@ -33,7 +34,12 @@ def _fill(template: str, shown: str, text: str, with_picture: bool = True) -> st
 
 def _chat(processor: Any, kind: str, text: str, with_picture: bool = True) -> str:
     content = [*([{"type": kind}] if with_picture else []), {"type": "text", "text": text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    try:
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    except Exception as error:  # a template may raise anything
+        raise UserError(
+            f"The chat template of the model's processor cannot be used ({reason(error)}); use --conv-mode vicuna_v1."
+        ) from error
     if with_picture and getattr(processor, f"{kind}_token") not in prompt:
         raise UserError(f"The chat template of the model's processor places no <{kind}>; use --conv-mode vicuna_v1.")
     return prompt

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.task import Question, is_name
+from fastervlm.reporting.files import parse_json, read_file
 
 IMAGE_TOKEN = "<image>"
 
@@ -32,26 +32,22 @@ def existing_folder(image_folder: Path | None) -> Path:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
+    content = read_file(path)
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        return parse_json(content)
     except ValueError:
         raise UserError(f"{path} is not valid JSON; give the file as it was released.") from None
 
 
 def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The objects of a JSON Lines file with their line numbers, from 1; empty lines are skipped."""
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    lines = read_file(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     return [(number, _parse(line, path, number)) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         raise UserError(f"{path}, line {number}: this is not valid JSON; each line must be one JSON object.") from None
     if not isinstance(record, dict):
@@ -83,6 +79,8 @@ def inside(folder: Path, image: str, where: str) -> Path:
     """The picture's path; refused if it leaves the image folder by an absolute path, `..` or a link."""
     try:
         inside = not Path(image).is_absolute() and (folder / image).resolve().is_relative_to(folder)
+    except UnicodeError:
+        return folder / image  # no file is called so, which is said of this question alone
     except (ValueError, OSError, RuntimeError):
         inside = False
     if not inside:

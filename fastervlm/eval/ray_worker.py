@@ -67,4 +67,4 @@ class Worker:
         """Answer a batch: an entry for each question."""
         batch = self.preparer.submit(questions).result()
         with self._turn:
-            return answered(batch, self.generator, self.watch)
+            return answered(batch, self.generator, self.watch, lambda each: self.preparer.submit(each).result())

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from encoders.errors import UserError
 from fastervlm.eval.answers import (
     Journal,
     answer_to,
@@ -22,6 +23,7 @@ from fastervlm.eval.answers import (
 from fastervlm.eval.batches import batched
 from fastervlm.eval.engine import Engine, Local, Running
 from fastervlm.eval.media import media_sha256, refuse_other_media
+from fastervlm.eval.preparation import UNASKABLE
 from fastervlm.eval.protocol import circumstances, results
 from fastervlm.eval.score import Score
 from fastervlm.eval.settings import Settings
@@ -29,6 +31,8 @@ from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
 from fastervlm.reporting.files import hash_files
 from fastervlm.reporting.progress import console, progress
+
+HOPELESS = 32  # failures before the first answer
 
 
 def evaluate(subject: Subject, settings: Settings, engine: Engine | None = None) -> tuple[dict[str, Any], Score | None]:
@@ -111,6 +115,19 @@ def _answer_all(settings: Settings, questions: list[Question], running: Running,
         for entries in answers:
             journal.add(entries)
             advance(len(entries), sum(entry.failure is not None for entry in entries))
+            _refuse_hopeless(journal)
+
+
+def _refuse_hopeless(journal: Journal) -> None:
+    """End a run that has no answer at all after so many failures which are not their pictures' fault."""
+    if any(entry.text is not None for entry in journal.entries.values()):
+        return
+    failures = [entry.failure for entry in journal.entries.values() if entry.failure and UNASKABLE in entry.failure]
+    if len(failures) >= HOPELESS:
+        raise UserError(
+            f"None of the first {len(journal.entries)} questions has an answer: they {failures[-1]}; mend what they have in "
+            "common and give the same command again."
+        )
 
 
 def _scored(settings: Settings, questions: list[Question], protocol: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:

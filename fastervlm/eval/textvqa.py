@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from fastervlm.eval.normalize import normalize
 from fastervlm.eval.questions import read_questions
 from fastervlm.eval.score import Score
 from fastervlm.eval.task import Answer, Task, keys_of
+from fastervlm.reporting.files import parse_json, read_file
 
 PEOPLE = 10
 
@@ -56,11 +56,10 @@ def answer_values(answers: Sequence[str]) -> dict[str, float]:
 
 def read_annotations(path: Path) -> dict[tuple[Any, str], dict[str, Any]]:
     """Annotations by (image id, lower-cased question); of equal keys the last one counts."""
+    content = read_file(path)
     try:
-        records = json.loads(path.read_bytes())["data"]
+        records = parse_json(content)["data"]
         return {(record["image_id"], record["question"].lower()): record for record in records}
-    except OSError as error:
-        raise UserError(f"The annotation file {path} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"{path} is no TextVQA annotation file; it must be a JSON object whose 'data' lists image_id, question, answers."

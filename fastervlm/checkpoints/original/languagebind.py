@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from encoders import UserError, UserTypeError
 from fastervlm.checkpoints.errors import reason
 from fastervlm.checkpoints.original.tower import Tower, find_place
 from fastervlm.checkpoints.original.weights import Shards, find_folder
+from fastervlm.reporting.files import parse_json, read_file
 
 _WORDS = {"mm_image_tower": "image tower", "mm_video_tower": "video tower"}
 # The towers that Video-LLaVA was published with: ViT-L/14, GELU, and whether they attend over time.
@@ -112,7 +112,7 @@ def _read_config(where: str, absent: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(absent) from error
     try:
-        vision = json.loads(file.read_bytes()).get("vision_config")
+        vision = parse_json(read_file(file)).get("vision_config")
         if isinstance(vision, dict):
             return _config(vision)
     except (ArithmeticError, AttributeError, OSError, TypeError, ValueError, StrictDataclassError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from encoders import UserError
 from fastervlm.checkpoints.errors import reading_weights, reason, refuse_missing
+from fastervlm.reporting.files import parse_json, read_file
 
 _KINDS = ("model.safetensors", "pytorch_model.bin")
 # Tables that are computed, not learned, which older versions of transformers stored all the same.
@@ -91,7 +91,7 @@ class _Safetensors:
 
 def _listed(folder: Path, index: Path) -> tuple[Path, ...]:
     try:
-        names = list(dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values()))
+        names = list(dict.fromkeys(parse_json(read_file(index))["weight_map"].values()))
         if not names or any(Path(name).name != name for name in names):
             raise ValueError("no names of files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
