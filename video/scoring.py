@@ -70,6 +70,7 @@ VIDEO_QA = Task(
     name="video-qa",
     questions=read_questions,
     score=score_answers,
+    reads_prompt=True,
     max_new_tokens=MAX_NEW_TOKENS,
     score_flags=("annotation_file", "question_file"),
 )

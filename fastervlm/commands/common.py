@@ -143,13 +143,23 @@ def resumable() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def write_submission(submission: Submission, answers: Path, question_file: Path, out: Path) -> None:
-    """Write what a benchmark's server takes and tell where it goes, and how many questions have no answer in it."""
-    from fastervlm.eval.answers import read_answers
+def refusal_of(forgiven: Sequence[str]) -> str:
+    """What was forgiven, as a refusal."""
+    return f"{forgiven[0].rstrip('.')}; mend the answers, or leave --strict out to have it passed over with a warning."
 
-    given = read_answers(answers)
-    if not given:
+
+def write_submission(submission: Submission, answers: Path, question_file: Path, out: Path, strict: bool = False) -> None:
+    """Write what a benchmark's server takes and tell where it goes, what was passed over and what has no answer."""
+    from fastervlm.eval.answers import read_other_answers
+
+    every, forgiven = read_other_answers(answers, reads_prompt=False)
+    if not every:
         raise UserError(f"There is no answer to submit; {answers} is empty.")
+    given, strays = submission.known(every, question_file)
+    if strict and (forgiven or strays):
+        raise UserError(refusal_of(forgiven + strays))
+    for fault in forgiven + strays:
+        print(f"fastervlm: {fault}", file=sys.stderr)
     answered, asked = submission.write(given, question_file, out)
     print(f"For {submission.address}: {out}, with answers to {answered} of {asked} questions")
     if answered < asked:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from encoders.errors import UserError
-from fastervlm.commands.common import TaskName, write_submission
+from fastervlm.commands.common import TaskName, refusal_of, write_submission
 
 if TYPE_CHECKING:
     from fastervlm.eval import Answer, Score, Task
@@ -33,10 +34,13 @@ def score(
     json: Annotated[Path | None, typer.Option(help="Write the score to this file as well.")] = None,
     against: Annotated[Path | None, typer.Option(help="Other answers (.jsonl) to the same questions, to compare with.")] = None,
     submission: Annotated[Path | None, typer.Option(help="Write the file that the benchmark's server takes here.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse what is otherwise passed over with a warning, such as stray answers.")
+    ] = False,
 ) -> None:
     """Score answers that are on disk, compare them with other answers, or write what the benchmark's server takes."""
     from fastervlm.eval import get_task
-    from fastervlm.eval.answers import read_answers, writable_folder
+    from fastervlm.eval.answers import read_other_answers, writable_folder
     from fastervlm.eval.score import difference
     from fastervlm.reporting.files import write_json
 
@@ -49,13 +53,17 @@ def score(
     others = {"annotation_file": annotation_file, "annotation_dir": annotation_dir, "base_dir": base_dir}
     if submission:
         _refuse_given({**others, "split": split, "json": json, "against": against})
-        _submit(benchmark, result_file, question_file, submission)
+        _submit(benchmark, result_file, question_file, submission, strict)
         return
     right = _right_answers(benchmark, {**others, "question_file": question_file})
 
     def scored(path: Path) -> Score:
-        answers = read_answers(path)
-        return benchmark.scored(answers, right, question_file, split, _asked(path, answers))
+        answers, forgiven = read_other_answers(path, benchmark.reads_prompt)
+        found = benchmark.scored(answers, right, question_file, split, _asked(path, answers))
+        forgiven += found.forgiven
+        if strict and forgiven:
+            raise UserError(refusal_of(forgiven))
+        return replace(found, forgiven=forgiven)
 
     result = scored(result_file)
     lines, summary = result.lines(), result.summary()
@@ -95,9 +103,9 @@ def _refuse_given(options: dict[str, object]) -> None:
         raise UserError(f"--submission writes a file and scores nothing; leave {' and '.join(given)} out.")
 
 
-def _submit(task: Task, answers: Path, question_file: Path | None, out: Path) -> None:
+def _submit(task: Task, answers: Path, question_file: Path | None, out: Path, strict: bool) -> None:
     if task.submission is None:
         raise UserError(f"The right answers of {task.name} are public, nothing is submitted; leave --submission out.")
     if question_file is None or out.suffix != task.submission.suffix:
         raise UserError(f"{task.name} needs --question-file, and --submission must end in {task.submission.suffix}.")
-    write_submission(task.submission, answers, question_file, out)
+    write_submission(task.submission, answers, question_file, out, strict)

@@ -17,7 +17,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from encoders.errors import UserError
-from fastervlm.eval.questions import read_jsonl
+from fastervlm.eval.questions import read_jsonl, read_jsonl_cut
 from fastervlm.eval.task import Answer, Question, Task, is_name
 from fastervlm.reporting.files import cannot_write, hash_files, is_special, parse_json, read_file, write_json, write_text
 
@@ -217,16 +217,32 @@ def read_protocol(path: Path) -> dict[str, Any]:
 
 def read_answers(path: Path) -> list[Answer]:
     """The answers of a file in the schema of the LLaVA scripts."""
-    answers = []
-    for line, record in read_jsonl(path):
-        texts = (record.get("prompt"), record.get("text"))
-        if not all(isinstance(text, str) for text in texts) or not is_name(record.get("question_id")):
-            raise UserError(
-                f"{path}, line {line}: an answer needs 'question_id', 'prompt' and 'text', texts all three; "
-                "only the first may be a number."
-            )
-        answers.append(record)
-    return answers
+    return [_answer(record, path, line) for line, record in read_jsonl(path)]
+
+
+def read_other_answers(path: Path, reads_prompt: bool) -> tuple[list[Answer], tuple[str, ...]]:
+    """The answers of a file that another tool may have written, and what was forgiven of it, in sentences.
+
+    A last line that was cut off is passed over, and so is a missing prompt, unless it `reads_prompt`.
+    """
+    records, cut = read_jsonl_cut(path)
+    forgiven = [f"{path} ends in line {cut} with half an answer, which is left out."] if cut else []
+    without = sum("prompt" not in record for _, record in records)
+    if without and not reads_prompt:
+        forgiven.append(f"{without} answers of {path} have no prompt.")
+        records = [(line, {"prompt": "", **record}) for line, record in records]
+    return [_answer(record, path, line) for line, record in records], tuple(forgiven)
+
+
+def _answer(record: dict[str, Any], path: Path, line: int) -> Answer:
+    """One line of an answers file, checked."""
+    texts = (record.get("prompt"), record.get("text"))
+    if not all(isinstance(text, str) for text in texts) or not is_name(record.get("question_id")):
+        raise UserError(
+            f"{path}, line {line}: an answer needs 'question_id', 'prompt' and 'text', texts all three; "
+            "only the first may be a number."
+        )
+    return record  # type: ignore[return-value]
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:

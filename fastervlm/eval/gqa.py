@@ -9,7 +9,7 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.eval.layout import LLAVA, Layout
 from fastervlm.eval.questions import read_json, read_questions
-from fastervlm.eval.score import Score, strayed
+from fastervlm.eval.score import Score, strays_of
 from fastervlm.eval.task import Answer, Task, only_asked
 
 
@@ -24,8 +24,8 @@ def score(answers: Sequence[Answer], questions_json: Path, asked: Sequence[Answe
     right = only_asked(balanced, None if asked is None else [str(each["question_id"]) for each in asked])
     every = {str(answer["question_id"]): answer["text"].rstrip(".").lower() for answer in answers}
     given = {name: text for name, text in every.items() if name in right}
-    if (name := strayed(every, right, others)) is not None:
-        raise UserError(f"{questions_json} has no balanced question {name!r}; use the questions of the same split.")
+    refusal = f"{questions_json} has no balanced question {{}}; use the questions of the same split."
+    forgiven = strays_of(every, right, others, questions_json, refusal)
     values = {name: float(given.get(name) == record["answer"]) for name, record in right.items()}
     groups: dict[str, list[float]] = {}
     for name, record in right.items():
@@ -33,6 +33,7 @@ def score(answers: Sequence[Answer], questions_json: Path, asked: Sequence[Answe
             groups.setdefault(group, []).append(values[name])
     parts = [Score.of(group, found) for group, found in sorted(groups.items())]
     left_out = len(every) - len(given)
+    unbalanced = sum(name in others for name in every) - len(given)
     return Score.of(
         "Accuracy",
         list(values.values()),
@@ -40,8 +41,9 @@ def score(answers: Sequence[Answer], questions_json: Path, asked: Sequence[Answe
         len(right) - len(given),
         keys=list(right),
         answered=[name in given for name in right],
-        notes=[f"Answers to questions that are not balanced, left out: {left_out}"] if left_out else (),
+        notes=[f"Answers to questions that are not balanced, left out: {unbalanced}"] if unbalanced else (),
         left_out=left_out,
+        forgiven=forgiven,
     )
 
 

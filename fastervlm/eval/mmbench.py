@@ -19,7 +19,7 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.eval.layout import Layout
 from fastervlm.eval.questions import without_image_token
-from fastervlm.eval.score import Score
+from fastervlm.eval.score import Score, strays_of
 from fastervlm.eval.task import Answer, Question, Submission, Task, only_asked
 from fastervlm.reporting.files import read_file, write_bytes
 
@@ -127,8 +127,9 @@ def score(answers: Sequence[Answer], table: Path, asked: Sequence[Answer] | None
     if "answer" not in rows.columns:
         raise UserError(f"{table} has no column of right answers, the server keeps them; run without --annotation-file.")
     every = dict(zip(rows["index"].tolist(), rows["answer"].tolist(), strict=True))
-    given = {answer["question_id"]: answer["text"] for answer in answers}
-    _refuse_others(given, every, table)
+    told = {answer["question_id"]: answer["text"] for answer in answers}
+    forgiven = strays_of(told, every, (), table, f"{table} has no question {{}}; use the table that the answers are to.")
+    given = {name: text for name, text in told.items() if name in every}
     right = only_asked(every, None if asked is None else [each["question_id"] for each in asked])
     values = {index: float(letter(given.get(index, ""), len(LETTERS)) == right[index]) for index in right}
     turned: dict[int, list[int]] = {}
@@ -141,7 +142,14 @@ def score(answers: Sequence[Answer], table: Path, asked: Sequence[Answer] | None
         len(right) - len(given),
         keys=list(turned),
         answered=[given.keys() >= set(turns) for turns in turned.values()],
+        left_out=len(told) - len(given),
+        forgiven=forgiven,
     )
+
+
+def indices(table: Path) -> set[Any]:
+    """What names the questions of a table."""
+    return set(_rows(table)["index"].tolist())
 
 
 def submission(answers: Sequence[Answer], table: Path, out: Path) -> tuple[int, int]:
@@ -190,7 +198,7 @@ def _task(name: str, language: str, table: str, released: int) -> Task:
         counts_missing=True,
         prompt=lambda question: f"{question.text}\n{ASK[language]}",
         max_new_tokens=1024,
-        submission=Submission(submission, ".xlsx", SERVER),
+        submission=Submission(submission, ".xlsx", SERVER, indices),
         layout=Layout.of(name, table, None, table, page, released=released),
     )
 

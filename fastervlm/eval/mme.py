@@ -155,6 +155,7 @@ MME = Task(
     name="mme",
     questions=read_questions,
     score=score,
+    reads_prompt=True,
     counts_missing=True,
     score_flags=("annotation_dir",),
     layout=_LAYOUT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fastervlm.eval.task import Answer, Task, is_name, only_asked
 
 PREFIX = "coco_pope_"
 _TYPO = "imange"  # in some questions of the release, mended in some copies
+_OBJECT = re.compile(r"Is there an? (.+) in the image\?", re.IGNORECASE)
 _COLUMNS = 4  # true positive, false positive, true negative, false negative; positive is yes
 
 
@@ -50,7 +51,7 @@ def score(answers: Sequence[Answer], annotation_dir: Path, question_file: Path, 
     A note tells how many answers say neither yes nor no.
     """
     labels = _labels(annotation_dir)
-    every_place, others = _places(question_file, labels)
+    every_place, others, reworded = _places(question_file, labels)
     places = only_asked(every_place, None if asked is None else [each["question_id"] for each in asked])
     every = {answer["question_id"]: answer for answer in answers}
     given = {name: answer for name, answer in every.items() if name in places}
@@ -65,7 +66,9 @@ def score(answers: Sequence[Answer], annotation_dir: Path, question_file: Path, 
     notes = [f"Answers of categories without labels, left out: {left_out}"] if left_out else []
     if unclear := sum(is_unclear(answer["text"]) for answer in given.values()):
         notes.append(f"Answers without a plain yes or no, read as yes as in the reference: {unclear}")
-    return _score(list(labels), rows, list(given), len(places) - len(given), notes, left_out)
+    found = _score(list(labels), rows, list(given), len(places) - len(given), notes, left_out)
+    words = f"{reworded} of the {len(every_place)} questions of {question_file} are asked in other words than their labels."
+    return replace(found, forgiven=(words,)) if reworded else found
 
 
 def _score(
@@ -129,8 +132,11 @@ def _labels(folder: Path) -> dict[str, list[Label]]:
     return found
 
 
-def _places(question_file: Path, labels: dict[str, list[Label]]) -> tuple[dict[str | int, tuple[str, int]], set[str | int]]:
-    """Category and place within it of each question, and the questions of categories without labels."""
+def _places(
+    question_file: Path, labels: dict[str, list[Label]]
+) -> tuple[dict[str | int, tuple[str, int]], set[str | int], int]:
+    """Category and place within it of each question, those of categories without labels, and how many have other words."""
+    reworded = 0
     counts: Counter[str] = Counter()
     places: dict[str | int, tuple[str, int]] = {}
     others: set[str | int] = set()
@@ -147,7 +153,7 @@ def _places(question_file: Path, labels: dict[str, list[Label]]) -> tuple[dict[s
             continue
         places[name] = category, counts[category]
         if counts[category] < len(labels[category]):
-            _refuse_shifted(record, labels[category][counts[category]], f"{question_file}, line {line}")
+            reworded += _is_reworded(record, labels[category][counts[category]], f"{question_file}, line {line}")
         counts[category] += 1
     for category, right in labels.items():
         if counts[category] != len(right):
@@ -155,18 +161,25 @@ def _places(question_file: Path, labels: dict[str, list[Label]]) -> tuple[dict[s
                 f"{question_file} has {counts[category]} {category} questions and {PREFIX}{category}.json has {len(right)} "
                 "labels; get the files that fastervlm data pope names."
             )
-    return places, others
+    return places, others, reworded
 
 
-def _refuse_shifted(record: dict[str, Any], label: Label, where: str) -> None:
-    """A `UserError` if a label tells its picture or its question, and these are not the ones asked about."""
+def _is_reworded(record: dict[str, Any], label: Label, where: str) -> bool:
+    """Whether a question has other words than its label, which names the same object or is a part of it.
+
+    Raises:
+        UserError: the label tells its picture or its question, and these are not the ones asked about.
+    """
     asked = str(record.get("text")).replace(_TYPO, "image").split("\n")[0].strip()
-    same_text = label.text is None or str(label.text).replace(_TYPO, "image").strip() == asked
-    if not same_text or label.image not in (None, record.get("image")):
+    told = asked if label.text is None else str(label.text).replace(_TYPO, "image").strip()
+    thing = _OBJECT.fullmatch(told)
+    same_thing = told in asked or (thing and re.search(rf"\b{re.escape(thing[1])}\b", asked, re.IGNORECASE))
+    if not same_thing or label.image not in (None, record.get("image")):
         raise UserError(
             f"{where}: the question {asked!r} about {record.get('image')} has a label for {label.text!r} about {label.image}; "
             "get the files that fastervlm data pope names."
         )
+    return told != asked
 
 
 _LABELS = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"

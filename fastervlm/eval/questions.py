@@ -45,6 +45,20 @@ def read_jsonl(path: Path) -> list[tuple[int, dict[str, Any]]]:
     return [(number, _parse(line, path, number)) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
+def read_jsonl_cut(path: Path) -> tuple[list[tuple[int, dict[str, Any]]], int | None]:
+    """As `read_jsonl`, without a last line that was cut off as it was written, and that line's number."""
+    lines = read_file(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records += [(number, _parse(line, path, number))] if line.strip() else []
+        except UserError:
+            if number < len(lines):
+                raise
+            return records, number
+    return records, None
+
+
 def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         record = parse_json(line)

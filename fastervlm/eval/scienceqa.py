@@ -10,7 +10,7 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.eval.layout import Layout
 from fastervlm.eval.questions import IMAGE_TOKEN, existing_folder, inside, read_json
-from fastervlm.eval.score import Score, strayed
+from fastervlm.eval.score import Score, strays_of
 from fastervlm.eval.task import Answer, Question, Task, only_asked
 
 LETTERS = "ABCDE"
@@ -121,8 +121,8 @@ def score(
     problems = only_asked(whole, None if asked is None else [str(each["question_id"]) for each in asked])
     every = {answer["question_id"]: answer for answer in answers}
     given = {name: answer for name, answer in every.items() if name in problems}
-    if (name := strayed(every, problems, others)) is not None:
-        raise UserError(f"Question {name!r} is not in the {split} split of {annotation_file}; score that of the questions.")
+    refusal = f"Question {{}} is not in the {split} split of {annotation_file}; score that of the questions."
+    forgiven = strays_of(every, problems, others, annotation_file, refusal)
     pictured = [IMAGE_TOKEN in given[name]["prompt"] if name in given else False for name in problems]
     by_llava, by_simignore = (
         [_value(problem, given.get(name), parser) for name, problem in problems.items()] for parser in (strict, lenient)
@@ -138,6 +138,7 @@ def score(
         *with_picture("IMG-Accuracy, lenient parser", by_simignore),
     ]
     left_out = len(every) - len(given)
+    elsewhere = sum(name in others for name in every) - len(given)
     return Score.of(
         "Accuracy",
         by_llava,
@@ -145,8 +146,9 @@ def score(
         len(problems) - len(given),
         keys=list(problems),
         answered=[name in given for name in problems],
-        notes=[f"Answers to other splits, left out: {left_out}"] if left_out else (),
+        notes=[f"Answers to other splits, left out: {elsewhere}"] if elsewhere else (),
         left_out=left_out,
+        forgiven=forgiven,
     )
 
 

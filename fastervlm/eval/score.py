@@ -35,7 +35,7 @@ class Score:
     `parts` are further numbers of the same answers, such as that of the questions with a picture; `missing` of the questions
     have no answer, and `missing_is` says what that means. `left_out` answers are to questions of the same files that have no
     right answer here. `unit` stands behind the value, and `notes` are further lines. `first` says that only so many questions,
-    the first ones, were asked.
+    the first ones, were asked. `forgiven` are the faults of the answers that were passed over, a sentence with a count each.
     """
 
     metric: str
@@ -53,6 +53,7 @@ class Score:
     notes: tuple[str, ...] = ()
     left_out: int = 0
     first: int | None = None
+    forgiven: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -69,6 +70,7 @@ class Score:
         answered: Sequence[bool] = (),
         notes: Sequence[str] = (),
         left_out: int = 0,
+        forgiven: Sequence[str] = (),
     ) -> Score:
         """The score of questions that earned `rows`, for an accuracy a number from 0 to 1 each."""
         if not len(rows):
@@ -76,7 +78,7 @@ class Score:
         table = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
         value, (low, high) = float(statistic(_mean(table))), _interval(statistic(_resampled(table)))
         more = tuple(parts), missing, missing_is, unit, tuple(answered), tuple(notes), left_out
-        return cls(metric, value, low, high, table, tuple(keys), statistic, *more)
+        return cls(metric, value, low, high, table, tuple(keys), statistic, *more, forgiven=tuple(forgiven))
 
     @property
     def samples(self) -> int:
@@ -90,7 +92,7 @@ class Score:
         missing = [f"Without an answer, {self.missing_is}: {self.missing}"] if self.missing else []
         first = f"Samples: {self.samples}", f"{self.metric}: {self.value:.2f}{self.unit}"
         some = [f"Of the first {self.first} questions only (--limit)"] if self.first else []
-        return [*first, interval, *some, *parts, *missing, *self.notes]
+        return [*first, interval, *some, *parts, *missing, *self.notes, *(f"Warning: {fault}" for fault in self.forgiven)]
 
     def summary(self) -> dict[str, Any]:
         """The score for a JSON file."""
@@ -98,6 +100,7 @@ class Score:
         unit = {} if self.unit == "%" else {"unit": self.unit.strip()}
         parts = [part.summary() for part in self.parts]
         more = {"first": self.first, "parts": parts, "missing": self.missing, "notes": list(self.notes)}
+        more["forgiven"] = list(self.forgiven)
         return same | unit | {key: value for key, value in more.items() if value}
 
 
@@ -190,13 +193,31 @@ def mean_of(scores: Sequence[Score]) -> Score:
     same = {name: getattr(first, name) for name in ("keys", "unit", "missing_is")}
     same["answered"] = [all(each) for each in zip(*(score.answered for score in scores), strict=True)]
     rows, missing = np.hstack([score.rows for score in scores]), max(score.missing for score in scores)
-    return replace(Score.of(first.metric, rows, parts, missing, statistic=mean, **same), first=first.first)
+    return replace(
+        Score.of(first.metric, rows, parts, missing, statistic=mean, **same), first=first.first, forgiven=first.forgiven
+    )
 
 
 def strayed(answered: Collection[Hashable], asked: Container[object], others: Container[object]) -> Hashable | None:
     """The first answered question that is neither `asked` nor, where anything asked is answered, one of the `others`."""
     known = others if any(name in asked for name in answered) else ()
     return next((name for name in answered if name not in asked and name not in known), None)
+
+
+def strays_of(
+    answered: Collection[Hashable], asked: Container[object], others: Container[object], path: object, refusal: str
+) -> tuple[str, ...]:
+    """What is forgiven of answers to questions that are neither `asked` nor among the `others`: nothing, or one sentence.
+
+    Raises:
+        UserError: nothing that was asked is answered; `refusal` says so of the first answer, `{}`.
+    """
+    if answered and not any(name in asked for name in answered):
+        raise UserError(refusal.format(repr(next(iter(answered)))))
+    strays = [name for name in answered if name not in asked and name not in others]
+    if not strays:
+        return ()
+    return (f"{path} does not have the questions of {len(strays)} answers, which are left out; the first is {strays[0]!r}.",)
 
 
 def _numbered(score: Score) -> dict[Hashable, int]:

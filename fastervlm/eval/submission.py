@@ -57,6 +57,16 @@ def mmvet(answers: Sequence[Answer], question_file: Path, out: Path) -> tuple[in
     return len(given), len(asked)
 
 
+def names_of(question_file: Path) -> set[str]:
+    """What names the questions of a file."""
+    return {str(record["question_id"]) for record in _asked(question_file)}
+
+
+def _whole_test(question_file: Path) -> set[str]:
+    """What names the questions of VQAv2's whole test set."""
+    return names_of(question_file.with_name(VQAV2_TEST))
+
+
 def _texts(answers: Sequence[Answer]) -> dict[str, str]:
     """The answers by question; the last one of each counts."""
     return {str(answer["question_id"]): answer["text"] for answer in answers}
@@ -84,7 +94,7 @@ _VQA_DEV, _VQA_TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_msco
 VQAV2 = Task(
     "vqav2",
     read_questions,
-    submission=Submission(vqav2, ".json", f"{_EVALAI}/830"),
+    submission=Submission(vqav2, ".json", f"{_EVALAI}/830", _whole_test),
     layout=Layout(
         *("vqav2", _VQA_DEV, "test2015", None),
         origins={_VQA_DEV: LLAVA, "test2015": _VQA, _VQA_TEST: LLAVA},
@@ -95,7 +105,7 @@ VQAV2 = Task(
 VIZWIZ = Task(
     "vizwiz",
     read_questions,
-    submission=Submission(vizwiz, ".json", f"{_EVALAI}/2185"),
+    submission=Submission(vizwiz, ".json", f"{_EVALAI}/2185", names_of),
     layout=Layout.of(
         *("vizwiz", "llava_test.jsonl", "test", None),
         *(LLAVA, "https://vizwiz.org/tasks-and-datasets/vqa/"),
@@ -105,7 +115,7 @@ VIZWIZ = Task(
 MMVET = Task(
     "mmvet",
     read_questions,
-    submission=Submission(mmvet, ".json", "https://huggingface.co/spaces/whyu/MM-Vet_Evaluator"),
+    submission=Submission(mmvet, ".json", "https://huggingface.co/spaces/whyu/MM-Vet_Evaluator", names_of),
     max_new_tokens=1024,
     layout=Layout.of(
         *("mm-vet", "llava-mm-vet.jsonl", "images", None), *(LLAVA, "https://github.com/yuweihao/MM-Vet"), released=218

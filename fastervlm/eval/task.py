@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypedDict, TypeGuard, TypeVar
 
 from encoders.errors import UserError
 from fastervlm.eval.layout import Layout
-from fastervlm.eval.score import Score
+from fastervlm.eval.score import Score, strays_of
 
 Name = TypeVar("Name")
 Right = TypeVar("Right")
@@ -61,12 +61,25 @@ class Submission:
     """What a benchmark's server or judge takes.
 
     `write(answers, question_file, out)` writes it and gives how many of the questions have an answer, and how many there are;
-    `suffix` is that of its file, and `address` where it goes.
+    `suffix` is that of its file, `address` where it goes, and `names(question_file)` what names its questions.
     """
 
     write: Callable[[Sequence[Answer], Path, Path], tuple[int, int]]
     suffix: str
     address: str
+    names: Callable[[Path], Collection[Any]]
+
+    def known(self, answers: Sequence[Answer], question_file: Path) -> tuple[list[Answer], tuple[str, ...]]:
+        """The answers to its questions, and what is forgiven of the others.
+
+        Raises:
+            UserError: there is no answer to any of its questions.
+        """
+        names = set(map(str, self.names(question_file)))
+        given = [str(answer["question_id"]) for answer in answers]
+        refusal = f"{question_file} has no question {{}}; use the question file that the answers are to."
+        forgiven = strays_of(given, names, (), question_file, refusal)
+        return [answer for answer, name in zip(answers, given, strict=True) if name in names], forgiven
 
 
 def _not_public(answers: Sequence[Answer], annotations: Path) -> Score:
@@ -83,7 +96,8 @@ class Task:
     `fastervlm score` asks for, the place of the annotations first; with `question_file` behind it `score` is given that too,
     and with `splits`, of which the first is the usual one, `split`. `submission` is what the server takes. `selector` is the
     text by which a method that compares pictures with text chooses; `max_new_tokens` the longest answer unless told; with
-    `answers_inside` the question file holds the right answers and is its own annotation file. With `counts_missing` questions
+    `answers_inside` the question file holds the right answers and is its own annotation file; with `reads_prompt` an answer
+    belongs to its question by its prompt too. With `counts_missing` questions
     without an answer count, and `score` is given `asked` where not all were asked. `layout` says how its folder is laid out, by
     which `fastervlm data` and `eval --data` go.
     """
@@ -96,6 +110,7 @@ class Task:
     selector: Callable[[Question], str] = lambda question: " ".join(question.options) or question.text
     max_new_tokens: int = 128
     answers_inside: bool = False
+    reads_prompt: bool = False
     counts_missing: bool = False
     submission: Submission | None = None
     score_flags: tuple[str, ...] = ("annotation_file",)

@@ -92,6 +92,7 @@ TEXTVQA = Task(
     name="textvqa",
     questions=read_questions,
     score=score,
+    reads_prompt=True,
     selector=lambda asked: question_of(asked.text),
     layout=Layout.of(
         *("textvqa", "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"),

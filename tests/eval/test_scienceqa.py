@@ -190,8 +190,11 @@ def test_answers_to_other_splits_are_left_out(tmp_path):
     score = SCIENCEQA.scored(given, path, split="minitest")
     assert (score.value, score.samples, score.missing) == (100, 1, 0)
     assert score.lines()[-1] == "Answers to other splits, left out: 2"
+    stray = SCIENCEQA.scored([*given, answer("7", "A")], path, split="minitest")
+    assert (stray.value, stray.samples) == (100, 1)
+    assert stray.forgiven[0].endswith("does not have the questions of 1 answers, which are left out; the first is '7'.")
     with pytest.raises(UserError, match="Question '7' is not in the minitest split"):
-        SCIENCEQA.scored([*given, answer("7", "A")], path, split="minitest")
+        SCIENCEQA.scored([answer("7", "A")], path, split="minitest")
     found = difference(SCIENCEQA.scored(given, path), SCIENCEQA.scored(given[:1], path))
     assert (found.value, found.samples, found.left_out) == (0.0, 1, 2)
 
