@@ -9,6 +9,7 @@ import torch
 
 from encoders import UserError
 from fastervlm.checkpoints.errors import reason
+from fastervlm.checkpoints.hub import refuse_out_of_reach
 from fastervlm.checkpoints.parts import refuse_parts
 from fastervlm.reporting.files import parse_json, read_file
 
@@ -27,6 +28,7 @@ def read_config(name: str) -> dict[str, Any]:
         refuse_parts(Path(name))
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise UserError(f"The folder {name} holds no config.json; give the folder of a checkpoint.")
+    refuse_out_of_reach(name)
     try:
         file = Path(str(cached_file(name, "config.json")))
     except (OSError, ValueError) as error:

@@ -21,11 +21,11 @@ from fastervlm.commands.common import (
     report_failures,
     resumable,
 )
-from fastervlm.commands.numbers import WHOLE
+from fastervlm.commands.numbers import WHOLE, whole
 
 Questions = Annotated[Path | None, typer.Option(help="Questions of a benchmark, or LLaVA conversations (.json or .jsonl).")]
 TaskOption = Annotated[str, typer.Option(help="The benchmark whose questions these are, if they are no conversations.")]
-First = Annotated[int, typer.Option(help="Take only the first questions.", **WHOLE)]
+First = Annotated[int, typer.Option(help="Take only the first questions.", **whole(1))]
 AttentionFolder = Annotated[
     Path | None, typer.Option(help="Where the results go; analysis/attention/MODEL beside the question file if left out.")
 ]

@@ -135,12 +135,14 @@ def _scored(
     """The benchmark with a score."""
     from fastervlm.bench import PRESETS
     from fastervlm.bench import bench as run
+    from fastervlm.bench.workload import check_numbers
     from fastervlm.eval import get_task
     from fastervlm.eval.medium import Pictures
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
     from fastervlm.reporting.tables import print_table
 
+    check_numbers(samples=samples, **shared)
     benchmark, (dtype, device, quantize) = get_task(task), placed
     files["annotation_file"] = benchmark.annotations(files["question_file"], files["annotation_file"])
     model, data = model_and_data(model, **files)

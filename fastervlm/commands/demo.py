@@ -9,7 +9,7 @@ import typer
 
 from encoders.errors import UserError
 from fastervlm.commands.common import Device, Dtype, OptionalModel, clips
-from fastervlm.commands.numbers import WHOLE
+from fastervlm.commands.numbers import whole
 
 
 def demo(
@@ -20,7 +20,7 @@ def demo(
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets the whole network in.")] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option(help="Port to listen at, 0 for any free one; the first free one from 7860 on if left out.", **WHOLE),
+        typer.Option(help="Port to listen at, 0 for any free one; the first free from 7860 on if left out.", **whole(0, 65535)),
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="Also make a public address, through Gradio's servers.")] = False,
 ) -> None:
@@ -34,11 +34,12 @@ def demo(
     except ImportError:
         raise UserError("The demo needs Gradio; install it with: pip install 'fastervlm[demo]'.") from None
     from fastervlm.demo.engine import Engine
-    from fastervlm.demo.serve import examples_for, serve
+    from fastervlm.demo.serve import examples_for, port_at, serve
     from fastervlm.demo.uploads import CLIP_LIMITS
     from fastervlm.embedded import embedded_model
     from fastervlm.eval.subject import Subject
 
+    port = port_at(host, port)  # before the model is loaded
     subject = Subject(model or str(embedded_model()), dtype, device)
     engine = Engine(subject, clips(**CLIP_LIMITS) if subject.takes_clips else None)
     serve(engine, examples_for(engine), host=host, port=port, share=share)

@@ -38,7 +38,7 @@ def serve(
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such pictures are refused in a sentence
     warnings.filterwarnings("ignore", message="decord cannot read")  # the other reader does
-    port = _port_at(host, port)
+    port = port_at(host, port)
     page = build(engine, examples)
     try:
         app, address, public = page.launch(
@@ -75,7 +75,7 @@ class _Turns(dict[str, Any]):
         self.pop(name, None)
 
 
-def _port_at(host: str, port: int | None) -> int | None:
+def port_at(host: str, port: int | None) -> int | None:
     """The port, any free one for 0; an address at which nothing can listen is refused before Gradio tries."""
     if ":" in host:
         raise UserError(f"--host is {host}, but the page needs an address of IPv4, such as 127.0.0.1 or 0.0.0.0.")

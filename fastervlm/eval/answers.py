@@ -176,6 +176,7 @@ def finished_protocol(answers_file: Path, identity: dict[str, Any]) -> dict[str,
     Raises:
         UserError: The answers are not this run's, or not as it left them.
     """
+    refuse_ownerless(answers_file)
     if not answers_file.exists():
         return None
     protocol = protocol_file(answers_file)
@@ -187,11 +188,15 @@ def finished_protocol(answers_file: Path, identity: dict[str, Any]) -> dict[str,
             return None
         check_answers(answers_file, found)
         return found
-    if in_progress:
-        return None
-    raise UserError(
-        f"{answers_file} exists and no protocol beside it says whose it is; write the answers elsewhere or remove it."
-    )
+    return None
+
+
+def refuse_ownerless(answers_file: Path) -> None:
+    """A `UserError` if there are answers of which neither a protocol nor a journal beside them says whose they are."""
+    if answers_file.exists() and not protocol_file(answers_file).exists() and not journal_file(answers_file).exists():
+        raise UserError(
+            f"{answers_file} exists and no protocol beside it says whose it is; write the answers elsewhere or remove it."
+        )
 
 
 def check_answers(answers_file: Path, protocol: dict[str, Any]) -> None:
@@ -212,7 +217,9 @@ def read_protocol(path: Path) -> dict[str, Any]:
     try:
         return completed(dict(parse_json(read_file(path))))
     except (ValueError, TypeError):
-        raise UserError(f"{path} is not a protocol of an evaluation; remove it and its answers file, and run again.") from None
+        raise UserError(
+            f"{path} is not a protocol of an evaluation; bring it back as its run wrote it, or write the answers elsewhere."
+        ) from None
 
 
 def read_answers(path: Path) -> list[Answer]:

@@ -97,10 +97,12 @@ def reproduce(protocol: Path, out: Path | None = None, *, device: str | None = N
         UserError: the file is no protocol, or what it names (model, questions, method) is not there or not the same any more,
             or there is something else at `out`.
     """
+    if not protocol.name.endswith(SUFFIX):
+        raise UserError(f"{protocol} is not the protocol of a run; give the *{SUFFIX} beside its answers.")
     first = read_protocol(protocol)
     missing = [key for key in _NEEDED if key not in first]
-    if missing or not protocol.name.endswith(SUFFIX):
-        raise UserError(f"{protocol} is not the protocol of a run (*{SUFFIX}) or lacks {', '.join(missing)}; run it anew.")
+    if missing:
+        raise UserError(f"{protocol} is not the protocol of a run, for it lacks {', '.join(missing)}; run it anew.")
     answers = protocol.with_name(protocol.name.removesuffix(SUFFIX) + ".jsonl")
     check_answers(answers, first)
     if out is not None and out.exists():

@@ -16,6 +16,7 @@ from fastervlm.eval.answers import (
     journal_file,
     protocol_file,
     read_answers,
+    refuse_ownerless,
     writable_folder,
     write_answers,
     write_protocol,
@@ -79,6 +80,7 @@ def checked_questions(settings: Settings) -> list[Question]:
     if settings.annotation_file is not None:
         check_annotations(settings.task, questions, settings.annotation_file, settings.question_file)
     writable_folder(settings.answers_file.parent)
+    refuse_ownerless(settings.answers_file)
     return questions
 
 
