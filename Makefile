@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format slow gpu
+.PHONY: demo test check format slow mistakes long-ray gpu
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,12 @@ format: $(VENV)/.installed
 
 slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+mistakes: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow tests/commands/test_mistakes.py
+
+long-ray: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow tests/eval/test_long_ray_run.py
 
 gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu
