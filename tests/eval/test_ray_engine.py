@@ -1,5 +1,6 @@
 """`--engine ray`: the same answers as in one process, whatever dies."""
 
+import json
 import os
 import subprocess
 import sys
@@ -82,8 +83,10 @@ def test_question_that_kills_every_worker_is_set_aside(pool, subject, model, set
     protocol, _ = evaluate(Subject(str(model)), chosen, RayEngine(1, worker=Poisoned))
     picture = str(bench["image_folder"] / "p2.png")
     assert (protocol["answered"], protocol["failed"]) == (9, 1)
+    prompt = json.loads(bench["question_file"].read_text().splitlines()[5])["text"]
+    named = {"line": 6, "question_id": "p2", "prompt": prompt, "image": picture}
     assert protocol["failures"] == [
-        {"line": 6, "question_id": "p2", "image": picture, "reason": "kills every worker that is asked about it"}
+        named | {"reason": "kills every worker that is asked about it"},
     ]
     asked = [lines for _, lines in Notes(chosen.answers_file).read()]
     assert asked.count([6]) == 2

@@ -1,9 +1,11 @@
 """Files are written whole or not at all."""
 
+import errno
 import os
 
 import pytest
 
+from encoders import UserError
 from fastervlm.reporting.files import whole, write_text
 
 
@@ -16,8 +18,15 @@ def test_a_file_is_put_in_place_by_its_name(tmp_path):
     assert (path.read_text(), other.read_text()) == ("new", "old")
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, error):
+FAILURES = [
+    (OSError(errno.ENOSPC, "disk full"), r"a\.txt cannot be written: disk full; make room and give the same command again"),
+    (OSError(errno.EACCES, "not yours"), r"a\.txt cannot be written: not yours\.$"),
+    (KeyboardInterrupt(), ""),
+]
+
+
+@pytest.mark.parametrize(("error", "sentence"), FAILURES)
+def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, error, sentence):
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -26,7 +35,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, error):
             file.write(b"half")
             raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(UserError if sentence else type(error), match=sentence or None):
         fail()
     assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
