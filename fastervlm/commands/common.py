@@ -16,7 +16,7 @@ from fastervlm.commands.numbers import WHOLE
 
 if TYPE_CHECKING:
     from fastervlm.eval.engine import Engine
-    from fastervlm.eval.task import Submission
+    from fastervlm.eval.task import Submission, Task
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The benchmark, for example textvqa.")]
 ModelPath = Annotated[str, typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub.")]
@@ -60,6 +60,9 @@ OptionalModel = Annotated[
     str | None,
     typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub; the tiny model if left out."),
 ]
+DataFolder = Annotated[
+    Path | None, typer.Option(help="The benchmark's folder, its files under their usual names; see fastervlm data.")
+]
 OptionalImageFolder = Annotated[Path | None, typer.Option(help="Folder of the pictures named in the question file.")]
 OptionalQuestionFile = Annotated[Path | None, typer.Option(help="Questions, in the benchmark's own layout.")]
 OptionalAnnotationFile = Annotated[
@@ -86,6 +89,15 @@ def model_and_data(model: str | None, **files: Path | None) -> tuple[str, dict[s
     names = ("question_file", "image_folder", "annotation_file")
     found: dict[str, Path] = dict(zip(names, embedded_benchmark(tiny), strict=True))
     return str(tiny), settings_of({name: found[name] for name in files})
+
+
+def files_in(task: Task, data: Path, *others: Path | None) -> dict[str, Any]:
+    """The files of a benchmark in its folder, by the names of `Settings`; refused if `others` are given as well."""
+    from fastervlm.eval.data import files_of
+
+    if any(path is not None for path in others):
+        raise UserError("--data stands for the question file, the image folder and the annotation file; leave those out.")
+    return files_of(task, data)
 
 
 def settings_of(files: Mapping[str, Path | None]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from fastervlm.commands.common import (
     BatchSize,
     Budget,
     ConvMode,
+    DataFolder,
     Device,
     Dtype,
     ExifTurn,
@@ -23,6 +24,7 @@ from fastervlm.commands.common import (
     OptionalImageFolder,
     OptionalModel,
     OptionalQuestionFile,
+    files_in,
     model_and_data,
     names_of,
     report_failures,
@@ -32,18 +34,22 @@ from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
 
 if TYPE_CHECKING:
     from fastervlm.eval.table import Comparison
+    from fastervlm.eval.task import Task
+
+OWN_TASK = "textvqa"  # whose mini benchmark a checkout draws for its tiny models
 
 
 def compare(
     *,
     model: OptionalModel = None,
+    data: DataFolder = None,
     question_file: OptionalQuestionFile = None,
     image_folder: OptionalImageFolder = None,
     annotation_file: OptionalAnnotationFile = None,
     out_dir: Annotated[
         Path | None, typer.Option(help="Where answers, table and plot go; compare/MODEL beside the question file if left out.")
     ] = None,
-    task: Annotated[str, typer.Option(help="The benchmark.")] = "textvqa",
+    task: Annotated[str, typer.Option(help="The benchmark.")] = OWN_TASK,
     visual_token_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "576,288,144,58,29",
     methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "cls,random,grid",
     layers: Annotated[
@@ -65,7 +71,8 @@ def compare(
 ) -> None:
     """Table and plot of accuracy and time to first token over visual tokens and methods.
 
-    Without a model and data it compares the tiny model of this checkout on the mini benchmark; without data a tiny model.
+    The data are a benchmark's folder, or its files one by one. Without a model and data it compares the tiny model of this
+    checkout on the mini benchmark; without data a tiny model.
     """
     from fastervlm.eval import get_task
     from fastervlm.eval.compare import compare as run
@@ -75,10 +82,9 @@ def compare(
     from fastervlm.families.llava_next.settings import Anyres
 
     benchmark = get_task(task)
-    right = benchmark.annotations(question_file, annotation_file)
-    model, data = model_and_data(model, question_file=question_file, image_folder=image_folder, annotation_file=right)
+    model, files = _model_and_files(benchmark, model, data, question_file, image_folder, annotation_file)
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
-    folder = out_dir or data["question_file"].parent / "compare" / subject.name
+    folder = out_dir or files["question_file"].parent / "compare" / subject.name
     settings = Settings(
         task=benchmark,
         answers_file=folder / "all.jsonl",
@@ -89,13 +95,27 @@ def compare(
         max_new_tokens=max_new_tokens,
         image_aspect_ratio=image_aspect_ratio,
         exif=exif,
-        **data,
+        **files,
     )
     pruned_at = [] if layers is None else whole_numbers("layers", layers, least=0)
     choice = {"budgets": budgets_of(visual_token_num), "methods": names_of(methods), "seeds": seeds, "blind": blind}
     with resumable():
         comparison = run(subject, settings, out_dir=folder, layers=pruned_at, **choice)
     show(comparison, folder)
+
+
+def _model_and_files(
+    task: Task, model: str | None, data: Path | None, questions: Path | None, images: Path | None, right: Path | None
+) -> tuple[str, dict[str, Any]]:
+    """The model, and the benchmark's files by its folder or one by one; the tiny ones where they are left out."""
+    from fastervlm.embedded import embedded_model
+
+    if data is not None:
+        return model or str(embedded_model()), files_in(task, data, questions, images, right)
+    if task.name != OWN_TASK and questions is None:
+        raise UserError(f"The mini benchmark is {OWN_TASK}'s; give --data with the folder of {task.name}, or its files.")
+    right = task.annotations(questions, right)
+    return model_and_data(model, question_file=questions, image_folder=images, annotation_file=right)
 
 
 def show(comparison: Comparison, folder: Path) -> None:

@@ -15,6 +15,7 @@ from fastervlm.commands.common import (
     BatchSize,
     Budget,
     ConvMode,
+    DataFolder,
     Device,
     Dtype,
     EngineName,
@@ -29,6 +30,7 @@ from fastervlm.commands.common import (
     Workers,
     check_method,
     engine_of,
+    files_in,
     report_failures,
     resumable,
     write_submission,
@@ -49,9 +51,7 @@ def evaluate(
     task: TaskName,
     *,
     model: ModelPath,
-    data: Annotated[
-        Path | None, typer.Option(help="The benchmark's folder, its files under their usual names; see fastervlm data.")
-    ] = None,
+    data: DataFolder = None,
     question_file: OptionalQuestionFile = None,
     image_folder: OptionalImageFolder = None,
     answers_file: Annotated[Path, typer.Option(help="Where the answers go (.jsonl).")],
@@ -125,12 +125,8 @@ def _tell(subject: Subject, settings: Settings, protocol: dict[str, Any], score:
 
 def _files(task: Task, data: Path | None, questions: Path | None, images: Path | None, right: Path | None) -> dict[str, Any]:
     """Where the benchmark's files are, by its folder or one by one."""
-    from fastervlm.eval.data import files_of
-
     if data is not None:
-        if questions or images or right:
-            raise UserError("--data stands for the question file, the image folder and the annotation file; leave those out.")
-        return files_of(task, data)
+        return files_in(task, data, questions, images, right)
     if questions is None:
         raise UserError("Give --data with the benchmark's folder, or --question-file and --image-folder.")
     return {"question_file": questions, "media_folder": images, "annotation_file": task.annotations(questions, right)}

@@ -13,6 +13,7 @@ from encoders import UserError
 from fastervlm.analysis import KINDS, attn_dispersion, attn_shift, examples, reading
 from fastervlm.analysis.figures import COLOURS, EVEN, NAMES
 from fastervlm.analysis.questions import CONVERSATIONS
+from fastervlm.reporting import progress
 from tests.support.analysis_runs import asked
 
 
@@ -115,10 +116,12 @@ def test_progress_ends_at_all_questions_after_a_resume(subject, settings, tmp_pa
         reading.read_questions(subject, chosen, out)
     monkeypatch.setattr(reading, "receive", receive)
     stream = io.StringIO()
-    monkeypatch.setattr(reading, "console", Console(file=stream, force_terminal=True, color_system=None, highlight=False))
+    console = Console(file=stream, force_terminal=True, color_system=None, highlight=False)
+    monkeypatch.setattr(reading, "console", console)
+    monkeypatch.setattr(progress, "console", console)
     reading.read_questions(subject, chosen, out)
     assert "Reading 2 questions" in stream.getvalue()
-    assert "100%" in stream.getvalue().splitlines()[-2:][0]
+    assert "4/4" in stream.getvalue().splitlines()[-2:][0]
 
 
 def test_sentences_where_there_is_nothing_to_read_or_another_run(subject, settings, tmp_path, capsys):

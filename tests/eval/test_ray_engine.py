@@ -168,7 +168,7 @@ def test_command_starts_a_ray_of_its_own_and_ends_it(model, settings, bench, who
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "Samples: 10"
     told = [line.split()[0] for line in done.stderr.splitlines() if line]
-    assert told == ["2", "Answers", "questions"], "Ray is quiet"
+    assert told == ["2", "Answers", "questions:"], "Ray is quiet"
     assert chosen.answers_file.read_bytes() == whole()[1]
 
 

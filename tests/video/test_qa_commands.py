@@ -73,7 +73,7 @@ def test_a_benchmark_is_answered_scored_and_drawn(command, model, bench, tmp_pat
         f"For the reference's evaluation: {tmp_path}/out/n_3.pred.jsonl",
         f"Contact sheet of the first video: {tmp_path}/sheet.png",
     ]
-    assert "8/8" in err
+    assert "questions: 8 of 8 (100 %)" in err
     assert json.loads((tmp_path / "out" / "n_3.protocol.json").read_text())["command"].startswith("fastervlm video-qa --model ")
     code, scored, _ = command("video-score", "--result-file", tmp_path / "out" / "n_3.pred.jsonl", "--json", "score.json")
     assert code == 0
