@@ -59,11 +59,11 @@ def _shares(similar: Tensor, temperature: float) -> Tensor:
 
 def _greedy(shares: Tensor, k: int) -> Tensor:
     """(k,) int64: the columns of shares (N, N), one by one, that add most to the sum over rows of their largest share."""
-    covered, chosen, gains = torch.zeros_like(shares[0]), [], torch.empty_like(shares)
+    covered, chosen, larger = torch.zeros_like(shares[0]), [], torch.empty_like(shares)
     taken = torch.zeros_like(covered)
     for _ in range(k):
-        torch.sub(shares, covered[:, None], out=gains)
-        best = (gains.clamp_(min=0).sum(dim=0) + taken).argmax(dim=0, keepdim=True)
+        torch.maximum(shares, covered[:, None], out=larger)
+        best = (larger.sum(dim=0) + taken).argmax(dim=0, keepdim=True)
         chosen.append(best)
         taken.index_fill_(0, best, -torch.inf)
         covered = covered.maximum(shares.index_select(1, best)[:, 0])
