@@ -74,15 +74,19 @@ def layers(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "cr
         raise UserTypeError(f"overlay draws on a PIL picture, not on a {type(image).__name__}; open it with PIL.Image.open.")
     if fit not in get_args(Fit):
         raise UserError(f"fit={fit!r} is not known; choose one of {', '.join(get_args(Fit))}.")
-    if isinstance(trace, ClipTrace):
-        raise UserError("overlay draws one picture; of a clip, pass one frame with its own trace, such as trace.frames[0].")
-    if not isinstance(trace, (ImageTrace, CropsTrace)):
-        if not isinstance(trace, Sequence):
-            raise UserError(f"overlay cannot draw a {type(trace).__name__} yet; pass one of its parts that is an ImageTrace.")
+    if isinstance(trace, Sequence):
         if len(trace) != 1:
             raise UserError(f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0].")
         trace = trace[0]
-    return _of_crops(image, trace, side) if isinstance(trace, CropsTrace) else _of_square(image, trace, fit, side)
+    if isinstance(trace, ClipTrace):
+        raise UserError("overlay draws one picture; of a clip, pass one frame with its own trace, such as trace.frames[0].")
+    if not isinstance(trace, (ImageTrace, CropsTrace)):
+        raise UserError(f"overlay cannot draw a {type(trace).__name__} yet; pass one of its parts that is an ImageTrace.")
+    if isinstance(trace, CropsTrace):
+        return _of_crops(image, trace, side)
+    if trace.shows == "part":
+        raise UserError("overlay cannot draw this trace: nothing tells which part of the picture its patches lie in.")
+    return _of_whole(image, trace, side) if trace.shows == "whole" else _of_square(image, trace, fit, side)
 
 
 def _of_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> Layers:
@@ -91,6 +95,19 @@ def _of_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> La
     mask = _enlarge(trace.mask.numpy().astype(np.float32), side)
     scores = _stretch(trace.scores.float().cpu().numpy()).reshape(trace.grid)
     return Layers(square, (mask,), _enlarge(scores, side), (trace.num_tokens,))
+
+
+def _of_whole(image: Image.Image, trace: ImageTrace, side: int) -> Layers:
+    """Those of a picture that the model saw whole, whatever its shape."""
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    picture = np.asarray(image.convert("RGB").resize(size, Image.Resampling.NEAREST), dtype=np.float32)
+    scores = _stretch(trace.scores.float().cpu().numpy()).reshape(trace.grid)
+    maps = [
+        np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.NEAREST))
+        for values in (trace.mask.numpy(), scores)
+    ]
+    return Layers(picture, (maps[0],), maps[1], (trace.num_tokens,))
 
 
 def _of_crops(image: Image.Image, trace: CropsTrace, side: int) -> Layers:
@@ -106,7 +123,7 @@ def _of_crops(image: Image.Image, trace: CropsTrace, side: int) -> Layers:
     boxes = (trace.cut.regions() * scale).round().int().tolist()
     kept = trace.mask.float().cpu().numpy()
     scores = _stretch(trace.scores.float().cpu().numpy())
-    overview, crops = slice(0, 1), slice(1, None)
+    overview, crops = slice(0, 1), slice(1, None) if trace.cut.cut else slice(0, 1)
     masks = tuple(_mosaic(kept[part], boxes[part], size) for part in (overview, crops))
     tokens = int((trace.crop == 0).sum()), int((trace.crop > 0).sum())
     return Layers(picture, masks, _mosaic(scores[crops], boxes[crops], size), tokens)

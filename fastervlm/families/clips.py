@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ def encode_frames(
     project: Callable[[Choice], Tensor],
     questions: Sequence[str] | None,
     behind: Tensor | None = None,
+    shows: Literal["square", "whole", "part"] = "square",
 ) -> Encoded:
     """Choose among the tokens of all frames (S, N), and only then finish and project the kept ones.
 
@@ -51,6 +52,7 @@ def encode_frames(
         frames: F.
         project: gives the tokens (R, D) of a choice, row after row.
         questions: what is asked about each clip.
+        shows: what of a frame its grid covers, as in `ImageTrace`.
         behind: (D,) a token that ends each clip and always stays, if there is one.
     """
     groups = [frames] * (len(patches.scores) // frames)
@@ -61,7 +63,7 @@ def encode_frames(
     each = torch.tensor(choice.counts).view(-1, frames).sum(dim=1).tolist()
     mask, scores = (x.unflatten(0, (-1, frames)) for x in (choice.mask, patches.scores.detach()))
     more = int(behind is not None)
-    trace = [ClipTrace(*of, patches.grid, False, newlines=more) for of in zip(scores, mask, strict=True)]
+    trace = [ClipTrace(*of, patches.grid, False, newlines=more, shows=shows) for of in zip(scores, mask, strict=True)]
     features = list(tokens.split(each))
     if behind is not None:
         features = [torch.cat((of, behind[None].to(of))) for of in features]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,12 +35,14 @@ def check_about_pictures(call: Mapping[str, Any]) -> None:
         check_questions(call["questions"], len(call["pixel_values"]))
 
 
-def flat(choice: Choice, projector: Callable[[Tensor], Tensor]) -> Encoded:
-    """Each row of a choice as a picture whose kept tokens stand in raster order, nothing between."""
+def flat(
+    choice: Choice, projector: Callable[[Tensor], Tensor], shows: Literal["square", "whole", "part"] = "square"
+) -> Encoded:
+    """Each row of a choice as a picture whose kept tokens stand in raster order, nothing between; `shows`: see `ImageTrace`."""
     tokens, _ = choice.project(projector)
     # What left inside the tower is below all others there.
     kept = zip(choice.patches.scores.detach().clamp(min=0), choice.index, choice.counts, strict=True)
-    trace = [ImageTrace(scores, index[:count], choice.patches.grid) for scores, index, count in kept]
+    trace = [ImageTrace(scores, index[:count], choice.patches.grid, shows=shows) for scores, index, count in kept]
     return Encoded(list(tokens.split(choice.counts)), list(choice.mask), trace)
 
 

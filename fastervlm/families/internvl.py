@@ -64,7 +64,7 @@ class InternVL(Family):
             groups = _tiles(model, call, *patches.scores.shape)
         patches = asked(patches, call.get("questions"), groups)
         counts = counts_for(pruning.budget, patches.scores, groups=groups, pool=pruning.settings)
-        return {"image": flat(choose(patches, counts, pruning.method), model.model.multi_modal_projector)}
+        return {"image": flat(choose(patches, counts, pruning.method), model.model.multi_modal_projector, "part")}
 
     def outputs(self, features: list[Tensor], kind: str) -> Tensor:
         """One tensor, see `in_groups`."""

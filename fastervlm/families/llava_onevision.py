@@ -79,7 +79,7 @@ class LlavaOnevision(Family):
                 return _tokens_of_frames(model, blend, patches, choice)
 
             tokens, newline = blend.tokens(patches), newline_of(model.model)
-            encoded["video"] = encode_frames(pruning, tokens, videos.shape[1], project, about_clips, newline)
+            encoded["video"] = encode_frames(pruning, tokens, videos.shape[1], project, about_clips, newline, "whole")
         return encoded
 
     def outputs(self, features: list[Tensor], kind: str) -> Any:

@@ -79,7 +79,7 @@ def encode_packed(
     for each, own in zip(found, rows, strict=True):
         for row, frame in enumerate(each.part.frames):
             mask, scores = each.choice.mask[row], each.choice.patches.scores[row].detach()
-            trace = ImageTrace(scores, mask.nonzero()[:, 0], each.choice.patches.grid)
+            trace = ImageTrace(scores, mask.nonzero()[:, 0], each.choice.patches.grid, shows="whole")
             frames[frame] = own[row], mask, trace
     return _by_clip(frames, lengths, clips)
 
@@ -148,7 +148,7 @@ def _by_clip(frames: Mapping[int, tuple[Tensor, Tensor, ImageTrace]], lengths: l
         keep.append(torch.cat([part[1] for part in own]))
         if clips:
             scores, mask = torch.stack([part[2].scores for part in own]), torch.stack([part[1] for part in own])
-            traces.append(ClipTrace(scores, mask, own[0][2].grid, False))
+            traces.append(ClipTrace(scores, mask, own[0][2].grid, False, shows="whole"))
         else:
             traces.append(own[0][2])
     return Encoded(features, keep, traces)

@@ -98,7 +98,8 @@ def encode_resized(
         number = ((~ends).long().cumsum(0) - 1).clamp(min=0)
         features = torch.where(ends[:, None], newline.to(tokens), tokens[number])
     kept = [
-        ImageTrace(part.patches.scores[0].detach(), part.mask[0].nonzero()[:, 0], part.patches.grid) for part in (first, second)
+        ImageTrace(part.patches.scores[0].detach(), part.mask[0].nonzero()[:, 0], part.patches.grid, shows=shows)
+        for part, shows in ((first, "whole"), (second, "part"))
     ]
     return Encoded(
         [features], [keep], [ResizedTrace(kept[0], kept[1], len(features) - kept[0].num_tokens - kept[1].num_tokens)]

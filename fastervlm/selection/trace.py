@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +18,15 @@ class ImageTrace:
         index: (K,) int64, the kept patches, ascending.
         grid: rows and columns of the patches; rows * columns == N.
         layout: how the kept tokens stand before the language model; "flat": in raster order, nothing between.
+        shows: what the grid covers: the "square" that a processor cut or padded the picture to, the "whole" picture, stretched
+            to it, or a "part" of it that nothing here tells.
     """
 
     scores: Tensor
     index: Tensor
     grid: tuple[int, int]
     layout: str = "flat"
+    shows: Literal["square", "whole", "part"] = field(default="square", kw_only=True)
 
     @property
     def num_tokens(self) -> int:

@@ -15,6 +15,10 @@ from transformers import (
     InternVLForConditionalGeneration,
     InternVLVisionConfig,
     LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
@@ -97,6 +101,15 @@ def vipllava():
 
 def flat_picture(seed):
     return Picture("image", {"pixel_values": noise(seed, 1, 3, 32, 32)})
+
+
+def siglip():
+    return of(SiglipVisionConfig, **SMALL, num_hidden_layers=3, image_size=32, patch_size=8, vision_use_head=True)
+
+
+def llava_with_siglip(model, config, **more):
+    parts = {"vision_config": siglip(), "text_config": LlamaConfig(**TEXT), "vision_feature_select_strategy": "full"}
+    return model(of(config, **parts, image_token_id=IMAGE_ID, **more))
 
 
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
@@ -225,6 +238,14 @@ def either(first, second):
 
 
 CASES: dict[str, Case] = {
+    "llava with siglip": Case(
+        lambda: llava_with_siglip(LlavaForConditionalGeneration, LlavaConfig, vision_feature_layer=-1), flat_picture
+    ),
+    "llava-next with siglip, by its probe": Case(
+        lambda: llava_with_siglip(LlavaNextForConditionalGeneration, LlavaNextConfig, image_grid_pinpoints=PINPOINTS),
+        lambda seed: cropped(seed),
+        {"method": "cls", "score": "pool"},
+    ),
     "vipllava": Case(vipllava, flat_picture),
     "next-video pictures": Case(lambda: next_video("average"), cropped),
     "next-video clips": Case(lambda: next_video("average"), clip),

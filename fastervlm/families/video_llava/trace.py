@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ class ClipTrace:
         mask: (F, N) bool, true where a patch was kept.
         grid: rows and columns of the patches of a frame; rows * columns == N.
         keep_cls: whether the [CLS] token of each frame was kept too, in front of its patches.
+        shows: what of a frame its grid covers, as in `ImageTrace`.
         newlines: how many newline tokens end the clip.
         layout: how the kept tokens stand before the language model; "flat": frame after frame, each in raster order.
     """
@@ -27,6 +29,7 @@ class ClipTrace:
     grid: tuple[int, int]
     keep_cls: bool
     newlines: int = field(default=0, kw_only=True)
+    shows: Literal["square", "whole", "part"] = field(default="square", kw_only=True)
     layout: str = "flat"
 
     @property
@@ -38,4 +41,5 @@ class ClipTrace:
     def frames(self) -> list[ImageTrace]:
         """The patches of each frame on its own."""
         kept = [mask.nonzero().flatten() for mask in self.mask]
-        return [ImageTrace(scores, index, self.grid, self.layout) for scores, index in zip(self.scores, kept, strict=True)]
+        told: dict[str, Any] = {"grid": self.grid, "layout": self.layout, "shows": self.shows}
+        return [ImageTrace(scores, index, **told) for scores, index in zip(self.scores, kept, strict=True)]
