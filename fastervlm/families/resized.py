@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.families.pruning import Pruning
 from fastervlm.selection.blends import Blend, remembered
 from fastervlm.selection.budget import TokenBudget
-from fastervlm.selection.choice import asked, choose, window_of
+from fastervlm.selection.choice import Choice, asked, choose, window_of
 from fastervlm.selection.trace import ImageTrace
 
 
@@ -97,13 +97,14 @@ def encode_resized(
         ends = (source[keep] == NEWLINE).to(tokens.device)
         number = ((~ends).long().cumsum(0) - 1).clamp(min=0)
         features = torch.where(ends[:, None], newline.to(tokens), tokens[number])
-    kept = [
-        ImageTrace(part.patches.scores[0].detach(), part.mask[0].nonzero()[:, 0], part.patches.grid, shows=shows)
-        for part, shows in ((first, "whole"), (second, "part"))
-    ]
-    return Encoded(
-        [features], [keep], [ResizedTrace(kept[0], kept[1], len(features) - kept[0].num_tokens - kept[1].num_tokens)]
-    )
+    of_overview, of_rest = _trace(first, "whole"), _trace(second, "part")
+    newlines = len(features) - of_overview.num_tokens - of_rest.num_tokens
+    return Encoded([features], [keep], [ResizedTrace(of_overview, of_rest, newlines)])
+
+
+def _trace(choice: Choice, shows: Literal["whole", "part"]) -> ImageTrace:
+    patches = choice.patches
+    return ImageTrace(patches.scores[0].detach(), choice.mask[0].nonzero()[:, 0], patches.grid, shows=shows)
 
 
 def _shape(cut: CropLayout) -> Size:

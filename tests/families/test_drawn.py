@@ -47,7 +47,7 @@ def test_pictures_beside_others_and_resized_maps():
     model = family_cases.random(case.make)
     with fastervlm.prune(model, 5) as handle:
         model(**prompt(case, model, [[0, 2]]))
-    assert fastervlm.overlay(Image.new("RGB", (60, 40)), handle.trace[0], side=64).size
+    assert fastervlm.overlay(Image.new("RGB", (60, 40)), handle.trace[0], side=64).width >= 64
     resized = CASES["onevision pictures resized"]
     model = family_cases.random(resized.make)
     with fastervlm.prune(model, 5) as handle:
