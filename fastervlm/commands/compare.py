@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from encoders.errors import UserError
 from fastervlm.commands.common import (
     AnyresMode,
     AspectRatio,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encoders import UserError
+from encoders.errors import UserError, UserNote
 from fastervlm.families.base import Encoded
 from fastervlm.families.pruning import Pruning
 from fastervlm.generation.host import Host
@@ -133,6 +133,7 @@ def tell_of_context(host: Host, splice: Splice) -> None:
             if fits
             else f"This prompt has {whole} tokens, {splice.kept} of them after pruning, but the model's context is {context}; "
             "answers may be poor, so keep fewer tokens, shorten the prompt, or number compactly (positions='compact').",
+            UserNote,
             stacklevel=4,
         )
 

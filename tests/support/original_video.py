@@ -41,7 +41,7 @@ def stock(timed=True, seed=0, **changes) -> Any:
             num_hidden_layers=2,
             num_key_value_heads=1,
             vocab_size=original.VOCABULARY + 2,
-            max_position_embeddings=512,
+            max_position_embeddings=4096,
             rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
             rms_norm_eps=1e-5,
             pad_token_id=0,

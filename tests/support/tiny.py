@@ -117,7 +117,7 @@ def _random(model_class, config_class, seed, crop=IMAGE, patch=PATCH, *, words=2
             **small,
             num_hidden_layers=2,
             vocab_size=words,
-            max_position_embeddings=512,
+            max_position_embeddings=4096,
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,

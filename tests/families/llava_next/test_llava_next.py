@@ -8,6 +8,7 @@ import torch
 import fastervlm
 from fastervlm import KeptTokens, RandomTokens, TokenBudget
 from fastervlm.methods.baselines import lattice
+from fastervlm.selection.method import Traits
 from tests.support import plain_next, tiny
 from tests.support.checks import close
 from tests.support.llava_next_cases import ONE, N, agree, each_mode, windows
@@ -219,5 +220,6 @@ def test_a_method_may_keep_more_or_less_than_asked(model, anyres, more):
     def another(patches, k):
         return KeptTokens.top(patches.scores, min(k + more, patches.scores.shape[1]))
 
+    another.traits = Traits(other_counts=True)
     with fastervlm.prune(model, 3, anyres=anyres, method=another):
         close(model(**batch).logits, expected)
