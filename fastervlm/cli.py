@@ -83,6 +83,9 @@ def main() -> None:
     except UserError as error:
         print(f"fastervlm: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a name too long, a disk that fails: where no command says it better
+        print(f"fastervlm: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ def test_bad_rows_are_named_and_the_others_get_the_answers_they_get_alone(subjec
     assert (protocol["answered"], protocol["failed"]) == (5, 5)
     assert [(failure["line"], failure["reason"]) for failure in protocol["failures"]] == [
         (2, "cannot be asked about: the question holds half a character (a lone surrogate)"),
-        (4, "is no possible name of a file (OSError)"),
-        (6, "is a pipe or a device, and no file"),
+        (4, "has a name that is too long"),
+        (6, "is no file"),
         (8, "cannot be read as a picture (UnicodeEncodeError)"),
         (9, "is missing"),
     ]
