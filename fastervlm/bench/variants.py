@@ -86,14 +86,19 @@ def variants(
         UserError: a name, a number of tokens or a batch size cannot be used with this model.
     """
     counts = check_counts(budgets, workload.num_visual_tokens)
-    names = list(dict.fromkeys(_SAME.get(name, name) for name in methods))
-    pruners = {name: _pruner(name, layer) for name in names if name != NONE}
+    pruners = pruners_of(methods, layer)
     total = workload.num_visual_tokens
     found = []
     for batch in dict.fromkeys(batches):
         found.append(Variant(NONE, total, batch))
         found += [Variant(name, kept, batch, pruner) for kept in counts if kept < total for name, pruner in pruners.items()]
     return found
+
+
+def pruners_of(methods: Sequence[str], layer: int) -> dict[str, Method | None]:
+    """The methods by name, None for the reference's route; a `UserError`, for which no model is needed, if one is not known."""
+    names = dict.fromkeys(_SAME.get(name, name) for name in methods)
+    return {name: _pruner(name, layer) for name in names if name != NONE}
 
 
 def _pruner(name: str, layer: int) -> Method | None:

@@ -169,13 +169,14 @@ def _speed(
     """The benchmark of speed alone."""
     from fastervlm.bench.shapes import get_shape
     from fastervlm.bench.speed import speed
-    from fastervlm.bench.variants import variants
+    from fastervlm.bench.variants import pruners_of, variants
     from fastervlm.bench.workload import Workload, check_numbers
     from fastervlm.checkpoints.config import find_device, find_dtype
     from fastervlm.embedded import embedded_model
     from fastervlm.reporting.tables import print_table
 
     check_numbers(text_tokens=text_tokens, **shared)
+    pruners_of(compared["methods"], compared["layer"])  # what is wrong with them is said before weights are made
     dtype, device, quantize = placed
     check_json(out)
     if shape is None:

@@ -48,6 +48,12 @@ EARLY = [
 ]
 
 
+def test_a_method_is_refused_before_weights_are_made(call, monkeypatch):
+    monkeypatch.setattr("fastervlm.bench.workload.Workload.of_shape", None)
+    code, err = call("bench", "--shape", "llava-1.5-7b", "--methods", "CLS")
+    assert (code, "There is no method 'CLS'" in err) == (2, True), err
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), EARLY)
 def test_numbers_are_refused_first(call, files, tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.chdir(tmp_path)
