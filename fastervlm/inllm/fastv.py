@@ -23,6 +23,11 @@ class FastV(InLLM):
     The visual tokens of all pictures of a prompt are ranked together, ties go to the earlier one. Positions stay those of the
     whole prompt. A visual token that is the last token of its prompt always stays, as one of those kept.
 
+    Two differences from the reference implementation. With a KV cache the choice is made once, over the prompt, and holds while
+    the answer is written, where the reference's mask ranks anew at each step; without a cache each step chooses anew in both.
+    The caller's attention_mask is honoured in every layer: what it hides is neither ranked nor counted nor looked at, where the
+    reference ignores that mask from layer K on.
+
     Args:
         layer: K, the first layer without the others, counted from 0; 0 draws at random, as the paper's ablation does.
         mode: "drop" or "mask", see `InLLM`.

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
+from transformers import Cache
 
 from encoders import UserError, UserTypeError
 from fastervlm.families.registry import family_of, measured_family_of
@@ -25,6 +26,7 @@ from fastervlm.selection.budget import Budget, TokenBudget
 
 DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 _HOOKS = "_fastervlm_inllm"
+_MANY = 1 << 20  # visual tokens, more than any prompt has
 
 
 class InLLMHandle(Handle):
@@ -61,6 +63,11 @@ class InLLMHandle(Handle):
         """Whether the model is pruned by this handle still."""
         hooks = self.model.__dict__.get(_HOOKS)
         return hooks is not None and hooks.handles.get(self.method.layer) is self
+
+    @property
+    def drops(self) -> bool:
+        """Whether it may take tokens out of hidden states and KV cache: where it drops, unless it keeps all of any prompt."""
+        return self.method.mode == "drop" and self.budget.resolve(_MANY) < _MANY
 
     def remove(self) -> None:
         """Undo this pruning exactly; a second call does nothing."""
@@ -108,6 +115,8 @@ class _Hooks(Mounted):
         """Check a call of the model that merges pictures and text, and send a `Run` along with it."""
         inputs = _named(base, args, inputs)
         selector, cache, who = inputs.pop("selector_ids", None), cache_in(inputs), self.names
+        if cache is not None and not isinstance(cache, Cache):  # of continuous batching, which shows no pictures
+            return (), inputs
         flash = self._check_backend(inputs, who)
         prompt = None
         if cache is not None:
@@ -138,8 +147,7 @@ class _Hooks(Mounted):
             raise UserError(f"{who} cannot work with attn_implementation={backend!r}; load the model with 'sdpa'.")
         if flash and _slides(config):
             raise UserError(f"{who} needs masks, which flash attention has none of for a sliding window; use 'sdpa' attention.")
-        drops = any(handle.method.mode == "drop" for handle in self.handles.values())
-        if drops and inputs.get("output_attentions", config.output_attentions):
+        if any(handle.drops for handle in self.handles.values()) and inputs.get("output_attentions", config.output_attentions):
             raise UserError(f"Attention maps have unequal sizes where {who} drops tokens; use mode='mask' to look at them.")
         return flash
 
@@ -158,7 +166,7 @@ def _check_labels(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> 
     """Refuse labels that would be predicted from a visual token, which may be gone by then, and take off those behind a pad."""
     inputs = _named(model, args, inputs)
     labels, ids, mask = (inputs.get(name) for name in ("labels", "input_ids", "attention_mask"))
-    drops = any(handle.method.mode == "drop" for handle in model.__dict__[_HOOKS].handles.values())
+    drops = any(handle.drops for handle in model.__dict__[_HOOKS].handles.values())
     if labels is None or ids is None or not drops or labels.shape != ids.shape:
         return (), inputs
     if bool((visual(model, ids)[:, :-1] & (labels[:, 1:] != -100)).any()):

@@ -11,9 +11,11 @@ from torch import Tensor
 class TokenTrace:
     """One prompt of the last call that was pruned inside the language model. Dims: n visual tokens of all its pictures, K kept.
 
+    Visual tokens that the caller's attention_mask hides are none of the n: neither scores nor index count them.
+
     Attributes:
         scores: (n,) float32, what the method ranked by; 0 for tokens that were gone already.
-        index: (K,) int64, the kept tokens among the visual tokens of the prompt, ascending.
+        index: (K,) int64, the kept tokens among the n visual tokens of the prompt, ascending.
         layer: the first layer that sees these only.
     """
 
