@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import VideoLlavaConfig, VideoLlavaForConditionalGeneration, VideoLlavaModel, VideoLlavaPreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import PrefixChange
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
@@ -47,3 +49,14 @@ class TemporalVideoLlava(VideoLlavaForConditionalGeneration):
         self.model = TemporalVideoLlavaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)  # type: ignore[union-attr]
         self.post_init()
+
+
+def _register_names() -> None:
+    """Files may name weights as those of the stock class do; transformers looks them up for its own classes alone."""
+    inside = PrefixChange(prefix_to_remove="vision_model", model_prefix="model.video_tower")
+    for ours, stock, more in ((TemporalVideoLlava, "video_llava", [inside]), (TemporalVideoLlavaModel, "VideoLlavaModel", [])):
+        names = [*(get_checkpoint_conversion_mapping(stock) or ()), *more]
+        register_checkpoint_conversion_mapping(ours.__name__, names, overwrite=True)
+
+
+_register_names()
