@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn import functional as F
@@ -67,7 +67,7 @@ class InLLMHandle(Handle):
     @property
     def drops(self) -> bool:
         """Whether it may take tokens out of hidden states and KV cache: where it drops, unless it keeps all of any prompt."""
-        return self.method.mode == "drop" and self.budget.resolve(_MANY) < _MANY
+        return self.method.mode == "drop" and cast(TokenBudget, self.budget).resolve(_MANY) < _MANY
 
     def remove(self) -> None:
         """Undo this pruning exactly; a second call does nothing."""
