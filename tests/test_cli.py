@@ -134,7 +134,7 @@ MISTAKES = [
     ({"image_aspect_ratio": "round"}, "no image aspect ratio 'round'"),
     ({"question_file": "none.jsonl"}, "none.jsonl cannot be read: No such file"),
     ({"image_folder": "none"}, "image folder none does not exist"),
-    ({"annotation_file": "none.json"}, "annotation file none.json cannot be read"),
+    ({"annotation_file": "none.json"}, "none.json cannot be read: No such file"),
     ({"answers_file": "/proc/none/a.jsonl"}, "output folder /proc/none cannot be made"),
     ({"answers_file": "a.txt"}, "must end in .jsonl"),
     ({"model": "/none/model"}, "/none/model"),

@@ -108,7 +108,8 @@ def _of_columns(call: Call) -> dict[str, Tensor]:
     mask, logits = call.get("attention_mask"), call.get("logits_to_keep")
     ids = call.get("input_ids")
     found = {}
-    if isinstance(mask, Tensor) and ids is not None and mask.dim() == 4 and mask.shape[-2:] == (ids.shape[1],) * 2:
+    pairs = isinstance(mask, Tensor) and ids is not None and mask.dim() == 4 and mask.shape[-2:] == (ids.shape[1],) * 2
+    if pairs and (mask.dtype == torch.bool or mask.is_floating_point()):  # type: ignore[union-attr]
         found["attention_mask"] = call.pop("attention_mask")
     if isinstance(logits, Tensor) and logits.dim() == 1:
         found["logits_to_keep"] = call.pop("logits_to_keep")

@@ -123,7 +123,7 @@ def test_ready_features_are_taken_as_they_are(kind):
     whole: Any = fastervlm.prune(copy.deepcopy(model), **tested.whole)
     with whole:
         encoded = whole.host.encode(whole.model, whole.pruning, batch)
-        outputs = {name: whole.host.family.outputs(found.features) for name, found in encoded.items()}
+        outputs = {name: whole.host.family.outputs(found.features, name) for name, found in encoded.items()}
     ready = {name: BaseModelOutputWithPooling(pooler_output=output) for name, output in outputs.items()}
     bare = {name: value for name, value in batch.items() if name not in {x for names in PIXELS.values() for x in names}}
     with fastervlm.prune(model, 3):

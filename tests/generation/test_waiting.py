@@ -58,17 +58,22 @@ def on_a_device(watched=True):
         yield
 
 
+class Handed(BaseException):
+    """Ends a call where the stock method would begin, which itself waits at each token."""
+
+
 def handed(model, batch, what="forward"):
     """What the stock method of that name is handed by a pruned model."""
     calls = []
 
     def stock(**call):
         calls.append(call)
-        return {} if what == "forward" else call["input_ids"]
+        raise Handed
 
     host = model.__dict__["_fastervlm_host"]
     host.own[what] = stock
-    getattr(model, what)(**batch)
+    with pytest.raises(Handed):
+        getattr(model, what)(**batch)
     return calls[0]
 
 

@@ -220,6 +220,6 @@ def test_a_method_may_keep_more_or_less_than_asked(model, anyres, more):
     def another(patches, k):
         return KeptTokens.top(patches.scores, min(k + more, patches.scores.shape[1]))
 
-    another.traits = Traits(other_counts=True)
+    vars(another)["traits"] = Traits(other_counts=True)
     with fastervlm.prune(model, 3, anyres=anyres, method=another):
         close(model(**batch).logits, expected)
