@@ -9,6 +9,7 @@ import typer
 
 from encoders.errors import UserError
 
+_MOST = 2**31 - 1
 _WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
 _DECIMAL = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?\s*|[+-]?(nan|inf)", re.IGNORECASE)
 
@@ -17,6 +18,8 @@ def whole_number(typed: object) -> int:
     """The value of an option that is a whole number; for typer, which also hands over defaults."""
     if not _WHOLE.fullmatch(str(typed)):
         raise typer.BadParameter(f"{str(typed)!r} is no whole number; give digits alone, such as 10.")
+    if abs(int(str(typed))) > _MOST:
+        raise typer.BadParameter(f"{typed} is too large; give a number of at most {_MOST}.")
     return int(str(typed))
 
 
@@ -67,4 +70,6 @@ def whole_numbers(option: str, text: str, least: int = 1) -> list[int]:
         raise UserError(
             f"--{option} is {text!r}; give whole numbers of at least {least} separated by commas, such as {example}."
         )
+    if max(map(int, parts)) > _MOST:
+        raise UserError(f"--{option} is {text!r}; give numbers of at most {_MOST}.")
     return list(map(int, parts))

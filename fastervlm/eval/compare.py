@@ -9,6 +9,7 @@ from pathlib import Path
 import fastervlm
 from encoders.errors import UserError
 from fastervlm.eval.answerer import pruned
+from fastervlm.eval.answers import refuse_ownerless
 from fastervlm.eval.runner import checked_questions, evaluate, tell_above
 from fastervlm.eval.score import Score, mean_of
 from fastervlm.eval.settings import Settings, seeded
@@ -50,6 +51,9 @@ def compare(
     if settings.annotation_file is None:
         raise UserError("A comparison needs scores; give --annotation-file.")
     checked_questions(replace(settings, answers_file=out_dir / "all.jsonl", keep=None))
+    for folder in (folder for column in columns for folder in column.variants):
+        for count in budgets:  # fractions are of what only the model, loaded next, can tell
+            refuse_ownerless(out_dir / folder / f"n_{count}.jsonl")
     total = subject.num_visual_tokens
     for budget in kept:
         tell_above(budget.keep, total)

@@ -11,7 +11,7 @@ from fastervlm import cli
 from fastervlm.checkpoints import hub
 from fastervlm.checkpoints.config import read_config
 from fastervlm.eval.subject import Subject
-from tests.support.tiny import write_benchmark
+from tests.support.tiny import save_llava, write_benchmark
 
 
 @pytest.fixture
@@ -77,6 +77,17 @@ def test_answers_of_nobody_are_refused_first(call, files, tmp_path):
     (tmp_path / "a.jsonl").write_text("{}\n")
     code, err = call("eval", "textvqa", "--model", "m", "--answers-file", tmp_path / "a.jsonl", *files)
     assert (code, "no protocol beside it says whose it is" in err) == (2, True), err
+
+
+def test_answers_of_nobody_in_any_cell_of_a_comparison_are_refused_first(call, files, tmp_path):
+    last = tmp_path / "out" / "random-seed1" / "n_2.jsonl"
+    last.parent.mkdir(parents=True)
+    last.write_text("{}\n")
+    model = save_llava(tmp_path / "model")
+    choice = ["--visual-token-num", "5,2", "--methods", "grid,random", "--seeds", "2", "--out-dir", last.parent.parent]
+    code, err = call("compare", "--model", model, *choice, *files)
+    assert (code, "no protocol beside it says whose it is" in err) == (2, True), err
+    assert "random-seed1" in err
 
 
 def test_reproduce_does_not_advise_to_remove_a_question_file(call, tmp_path):

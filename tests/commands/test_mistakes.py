@@ -16,10 +16,20 @@ from tests.support.mistakes import mistakes, playing_field
 COUNT = int(os.environ.get("COUNT", "336"))
 SEED = int(os.environ.get("SEED", "20"))
 PATIENCE = 60  # seconds for one command
+# Where minutes of work begin, of a command in which nothing was found wrong; and where a server would wait for its visitors.
+WORK = ("bench.run.evaluate", "bench.run._measure", "bench.workload.random_model", "demo.serve.serve")
 
 
 class Hang(BaseException):
     """A command takes too long."""
+
+
+class Begun(BaseException):
+    """A command has found nothing wrong and begins its work."""
+
+
+def begin(*_, **__):
+    raise Begun
 
 
 def late(*_):
@@ -35,6 +45,8 @@ def outcome(arguments, capsys):
         code = 0
     except SystemExit as ended:
         code = ended.code
+    except Begun:
+        code = 0
     except Hang:
         return "hang", ""
     except BaseException as error:
@@ -51,7 +63,8 @@ def outcome(arguments, capsys):
 def test_mistakes_are_sentences(tmp_path, monkeypatch, capsys):
     there = playing_field(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastervlm.demo.serve.serve", lambda *_, **__: None)
+    for place in WORK:
+        monkeypatch.setattr(f"fastervlm.{place}", begin)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("fastervlm.cli.add_commands", _once(cli.add_commands))
     before, argv = signal.signal(signal.SIGALRM, late), sys.argv

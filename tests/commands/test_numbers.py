@@ -34,6 +34,14 @@ def test_whole_numbers_have_a_least(text, least):
     assert whole_numbers("batch", "8, 1", least) == [8, 1]
 
 
+def test_a_number_that_no_machine_counts_to_is_refused():
+    with pytest.raises(typer.BadParameter, match="too large; give a number of at most 2147483647"):
+        whole_number("99999999999999999999")
+    with pytest.raises(UserError, match="--batch is '8,2147483648'; give numbers of at most 2147483647"):
+        whole_numbers("batch", "8,2147483648")
+    assert whole_number("2147483647") == 2**31 - 1
+
+
 @pytest.mark.parametrize(("text", "is_good"), [("0", False), ("1", True), ("9", True), ("10", False)])
 def test_option_has_a_range(text, is_good):
     if is_good:
