@@ -62,7 +62,9 @@ class TowerEncoder(ABC):
         }
         if self.score in _BY_BLOCK:
             block = self._feature_block(deepest - 1, states[deepest - 1], extra)
-            parts[deepest] = partial(self._finish, block, deepest - 1, states[deepest - 1], extra)
+            parts[deepest] = block.finish
+            if self.own_attention:
+                parts[deepest] = partial(self._finish, block, deepest - 1, states[deepest - 1], extra)
             attention, keys = block.cls_attention() if self.score == "cls" else block.received(), block.keys
         else:
             attention, keys = None, None
@@ -74,10 +76,7 @@ class TowerEncoder(ABC):
     def _finish(
         self, half: HalfBlock, block: int, hidden: Tensor, extra: Any, index: Tensor | None, cls: bool = False
     ) -> Tensor:
-        """The rest of a block, numbered from 0, for the patches at an index (B, K); for all of them the stock block itself.
-
-        So features of all patches have its rounding whatever its attention is: eager, flash, a kernel of the user's.
-        """
+        """The rest of a block, numbered from 0, for the patches at an index (B, K); for all of them the stock block itself."""
         if index is not None and index.shape[1] < hidden.shape[1] - self.prefix:
             return half.finish(index, cls)
         return token_rows(self._run(self.blocks[block], hidden, self._extra(extra, block)), self.prefix, index, cls)
@@ -156,6 +155,11 @@ class TowerEncoder(ABC):
     def thins(self) -> bool:
         """Whether patches may leave inside this tower: [CLS] is its only other token, and blocks know no positions."""
         return False
+
+    @property
+    def own_attention(self) -> bool:
+        """Whether blocks attend otherwise than by torch's sdpa, so that only the block itself has its rounding."""
+        return getattr(getattr(self.tower, "config", None), "_attn_implementation", "sdpa") != "sdpa"
 
     @property
     def takes_clips(self) -> bool:

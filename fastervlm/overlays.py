@@ -101,7 +101,7 @@ def _of_whole(image: Image.Image, trace: ImageTrace, side: int) -> Layers:
     """Those of a picture that the model saw whole, whatever its shape."""
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    picture = np.asarray(image.convert("RGB").resize(size, Image.Resampling.NEAREST), dtype=np.float32)
+    picture = np.asarray(_rgb(image).resize(size, Image.Resampling.NEAREST), dtype=np.float32)
     scores = _stretch(trace.scores.float().cpu().numpy()).reshape(trace.grid)
     maps = [
         np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.NEAREST))

@@ -30,7 +30,7 @@ def report(
     write(found, place)
     for overview in found:
         headers, rows = overview.table()
-        print_table(headers, rows, title=overview.model, keys=headers.index(overview.tasks[0]))
+        print_table(headers, rows, title=overview.model, keys=len(headers) - len(overview.tasks) - 2)
         for doubt in overview.doubts:
             print(f"fastervlm: {doubt}", file=sys.stderr)
     print(f"Table and numbers: {place}/report.md, report.json, and a plot where there is something to draw, report.png")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from encoders import UserError
+from video import sample_frames
 from video.questions import Prediction, read_predictions, read_questions, read_right, write_predictions
 from video.scoring import contained, exact, score, score_answers, soft
 
@@ -101,7 +102,6 @@ WRONG_QUESTIONS = [
     ([asked(question="Is \ud83d it?")], "question 1: the question .* holds half a character"),
     ([asked(video_name=".")], "question 1: it needs"),
     ([asked(video_name="../a")], "leads out of"),
-    ([asked(video_name="\ud83d")], "leads out of"),
     ([asked(video_name="/etc/passwd")], "leads out of"),
 ]
 
@@ -110,6 +110,13 @@ WRONG_QUESTIONS = [
 def test_wrong_question_files_are_refused(files, tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         read_questions(files(content)[0], tmp_path)
+
+
+def test_a_name_that_no_file_can_have_is_a_missing_clip_of_that_question_alone(files, tmp_path):
+    (question,) = read_questions(files([asked(video_name="\ud83d")])[0], tmp_path)
+    clip: Any = question.image
+    with pytest.raises(UserError):
+        sample_frames(clip, num_frames=2)
 
 
 WRONG_ANSWERS = [
