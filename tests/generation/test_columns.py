@@ -5,6 +5,7 @@ import torch
 
 import fastervlm
 from fastervlm import UserError
+from fastervlm.generation.splice import Splice
 from tests.support import plain, tiny
 from tests.support.checks import close, one_sentence
 from tests.support.model_kinds import KINDS
@@ -98,3 +99,12 @@ def test_columns_that_are_gone_or_stand_apart_are_refused():
             with pytest.raises(UserError, match="logits_to_keep names columns that were dropped") as caught:
                 model(**batch, logits_to_keep=columns)
             one_sentence(caught.value)
+
+
+def test_a_column_that_fills_a_row_up_is_none_of_its_own():
+    """The second row lost its first column, in whose place something has to stand."""
+    ids, keep = torch.tensor([[5, 6, 7], [5, 6, 7]]), torch.tensor([[True, True, True], [False, True, True]])
+    splice = Splice.of(ids, None, keep, torch.arange(3).expand(2, -1))
+    assert splice.take_columns(torch.tensor([1, -1])).tolist() == [1, 2]
+    with pytest.raises(UserError, match="logits_to_keep names columns that were dropped"):
+        splice.take_columns(torch.tensor([0]))
