@@ -156,8 +156,12 @@ class Page:
 
     def answered(self):
         """Wait for both answers and their numbers; gives the two texts."""
-        self.until(lambda: [len(card) for card in self.numbers] == [4, 4])
-        return self.texts(".fv-pair .fv-answer")
+
+        def both():
+            answers = self.texts(".fv-pair .fv-answer")  # of a question asked anew they are not there yet, beside older numbers
+            return answers if "…" not in answers and [len(card) for card in self.numbers] == [4, 4] else None
+
+        return self.until(both)
 
     def titled(self, question):
         """Wait until the answers stand under this question."""
