@@ -58,16 +58,13 @@ def prune(
 ) -> PruneHandle | InLLMHandle:
     """Let only the best visual tokens of each picture reach the projector and the language model of `model`.
 
-    It acts at once and on this instance alone. `model.generate(**processor(...))` and `model(...)` then work as before, in
-    every mode of generation; sequences come back with the unpruned prompt in front. Logits, hidden states and KV cache have
-    the pruned length. Source: FasterVLM, arXiv 2412.01818.
+    It acts at once and on this instance alone. `generate` and `forward` work as before; sequences come back with the unpruned
+    prompt in front, logits, hidden states and KV cache have the pruned length. Source: FasterVLM, arXiv 2412.01818.
 
-    A method such as `FastV` prunes inside the language model: all visual tokens get there, the worse ones leave before one of
-    its layers. Sequences, logits and hidden states keep their length, and the KV cache shrinks in the layers behind. Both kinds
-    can be stacked, and several of the second kind at different layers.
+    A method such as `FastV` prunes inside the language model: lengths stay, and the KV cache shrinks in later layers.
+    Both kinds can be stacked, and several of the second kind at different layers.
 
-    Several prompts about one picture or clip need it once: `image_index=[0, 0, 1]` or `video_index` beside it says which one
-    each <image> or <video> of the prompts shows.
+    A picture or clip of several prompts is passed once: `image_index=[0, 0, 1]` or `video_index` says which one each shows.
 
     Args:
         model: of a class in `fastervlm.families.registry.FAMILIES`, such as `LlavaForConditionalGeneration`.
@@ -93,8 +90,7 @@ def prune(
         A handle; `handle.remove()` or leaving `with prune(...)` undoes it exactly.
 
     Raises:
-        UserError: a setting does not fit this model, its tower has no [CLS] token that the method needs, or it is pruned
-            already.
+        UserError: a setting does not fit this model, its tower lacks what the method needs, or it is pruned already.
         UserTypeError: the model is of a kind that is not supported.
     """
     tokens, options = Budget.of(keep), Options(positions, budget, anyres, newline, keep_cls, images)
@@ -105,6 +101,19 @@ def prune(
     family = family_of(model)
     if HOST in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
+    return PruneHandle(model, family, _checked(model, family, tokens, method, score, options, encoder_keep))
+
+
+def _checked(
+    model: nn.Module,
+    family: Family,
+    tokens: Budget,
+    method: str | Method | None,
+    score: Score | None,
+    options: Options,
+    encoder_keep: EncoderSchedule | None,
+) -> Pruning:
+    """The settings with the family's defaults where none are given, refused if they do not fit the model."""
     chosen = get_method(family.default_method(model) if method is None else method)
     told = score or ("cls" if family.has_cls(model) else "received")
     guessed = score is None and told == "received"
@@ -112,7 +121,7 @@ def prune(
     if guessed:
         options.refuse_shares()
     family.check(model, pruning)
-    return PruneHandle(model, family, pruning)
+    return pruning
 
 
 class PruneHandle(Handle):

@@ -100,12 +100,10 @@ def video_qa(
     else:
         model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file], engine, limit)
     kept = None if visual_token_num is None else number(visual_token_num)
-    pruning: dict[str, Any] = {"keep": kept, "method": seeded(method, seed)}
+    pruning: dict[str, Any] = {"keep": kept, "method": seeded(method, seed), "batch_size": batch_size, "limit": limit}
     asking = {"conv_mode": conv_mode, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     settings = Settings(
         VIDEO_QA,
-        batch_size=batch_size,
-        limit=limit,
         medium=Videos(num_frames, strategy, start, end, keep_cls, budget),
         **(files | pruning | asking),
     )

@@ -86,18 +86,9 @@ def compare(
     model, files = _model_and_files(benchmark, model, data, question_file, image_folder, annotation_file)
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     folder = out_dir or files["question_file"].parent / "compare" / subject.name
-    settings = Settings(
-        task=benchmark,
-        answers_file=folder / "all.jsonl",
-        medium=Pictures(),
-        batch_size=batch_size,
-        limit=limit,
-        conv_mode=conv_mode,
-        max_new_tokens=max_new_tokens,
-        image_aspect_ratio=image_aspect_ratio,
-        exif=exif,
-        **files,
-    )
+    asking = {"batch_size": batch_size, "limit": limit, "conv_mode": conv_mode, "max_new_tokens": max_new_tokens}
+    pictures: dict[str, Any] = {"medium": Pictures(), "image_aspect_ratio": image_aspect_ratio, "exif": exif}
+    settings = Settings(task=benchmark, answers_file=folder / "all.jsonl", **(asking | pictures | files))
     pruned_at = [] if layers is None else whole_numbers("layers", layers, least=0)
     choice = {"budgets": budgets_of(visual_token_num), "methods": names_of(methods), "seeds": seeds, "blind": blind}
     with resumable():

@@ -12,46 +12,24 @@ from typing import Any
 
 from torch import Tensor
 
-from encoders import ScoredPatches, UserError
-from fastervlm.families.base import Encoded, Family
+from encoders import ScoredPatches
+from fastervlm.families.base import Encoded
 from fastervlm.families.clips import check_clips, encode_frames, questions_of
-from fastervlm.families.encoding import INPUTS, check_tower, scored
+from fastervlm.families.crops_and_clips import CropsAndClips
+from fastervlm.families.encoding import INPUTS, scored
 from fastervlm.families.llava_next.encode import crops_of, cuts_of, encode_crops
-from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.families.processing import complete
-from fastervlm.families.pruning import Options, Pruning
+from fastervlm.families.pruning import Pruning
 from fastervlm.selection.groups import blocks, grouped
-from fastervlm.selection.schedule import refuse_schedule
 
 
-class LlavaNextVideo(Family):
+class LlavaNextVideo(CropsAndClips):
     """How a LLaVA-NeXT-Video model encodes pictures and clips under pruning."""
 
     class_name = "LlavaNextVideoForConditionalGeneration"
     model_type = "llava_next_video"
     measured = False
-    kinds = ("image", "video")
     inputs = (*INPUTS, "pixel_values_videos", "video_index")
-    budgets = ("crop", "image", "frame", "clip")
-    parts = "crops"
-    one_graph = False
-
-    def settings(self, options: Options) -> Anyres:
-        """How crops are laid out, and whether those of a picture, or the frames of a clip, share their tokens."""
-        super().settings(options)
-        options.refuse_clips()
-        if options.anyres != "native":
-            raise UserError(f"anyres={options.anyres!r} is for LLaVA-NeXT; leave it out.")
-        return Anyres("native", options.newline, "image" if options.budget in ("image", "clip") else "crop")
-
-    def check(self, model: Any, pruning: Pruning) -> None:
-        """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
-        check_tower(model, model.model.vision_tower, pruning)
-        refuse_schedule(pruning.encoder_keep)
-
-    def check_questions(self, call: Mapping[str, Any]) -> None:
-        """Refuse questions that are not one text for each picture of a call, then one for each clip."""
-        questions_of(call)
 
     def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """All pictures and clips of the call, by the kind of their placeholders."""

@@ -16,20 +16,19 @@ import torch
 from torch import Tensor
 
 from encoders import ScoredPatches, UserError
-from fastervlm.families.base import Encoded, Family
+from fastervlm.families.base import Encoded
 from fastervlm.families.clips import check_clips, encode_frames, questions_of
-from fastervlm.families.encoding import INPUTS, check_tower, in_groups, scored
+from fastervlm.families.crops_and_clips import CropsAndClips
+from fastervlm.families.encoding import INPUTS, in_groups, scored
 from fastervlm.families.llava_next.crops import CropLayout
 from fastervlm.families.llava_next.encode import crops_of, cuts_of, encode_crops, newline_of
-from fastervlm.families.llava_next.settings import Anyres
-from fastervlm.families.pruning import Options, Pruning
+from fastervlm.families.pruning import Pruning
 from fastervlm.families.resized import encode_resized, resized_to
 from fastervlm.selection.blends import Blend, remembered
 from fastervlm.selection.choice import Choice
-from fastervlm.selection.schedule import refuse_schedule
 
 
-class LlavaOnevision(Family):
+class LlavaOnevision(CropsAndClips):
     """How a LLaVA-OneVision model encodes pictures and clips under pruning."""
 
     class_name = "LlavaOnevisionForConditionalGeneration"
@@ -38,31 +37,10 @@ class LlavaOnevision(Family):
     tower_kind = "SigLIP"
     scores = ("received", "norm")
     usual_method = "coverage"
-    kinds = ("image", "video")
     inputs = (
         *(*INPUTS, "pixel_values_videos", "video_index"),
         *("batch_num_images", "vision_aspect_ratio", "image_sizes_videos"),
     )
-    budgets = ("crop", "image", "frame", "clip")
-    parts = "crops"
-    one_graph = False
-
-    def settings(self, options: Options) -> Anyres:
-        """How crops are laid out, and whether those of a picture, or the frames of a clip, share their tokens."""
-        super().settings(options)
-        options.refuse_clips()
-        if options.anyres != "native":
-            raise UserError(f"anyres={options.anyres!r} is for LLaVA-NeXT; leave it out.")
-        return Anyres("native", options.newline, "image" if options.budget in ("image", "clip") else "crop")
-
-    def check(self, model: Any, pruning: Pruning) -> None:
-        """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
-        check_tower(model, model.model.vision_tower, pruning)
-        refuse_schedule(pruning.encoder_keep)
-
-    def check_questions(self, call: Mapping[str, Any]) -> None:
-        """Refuse questions that are not one text for each picture of a call, then one for each clip."""
-        questions_of(call)
 
     def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """All pictures and clips of the call, by the kind of their placeholders."""

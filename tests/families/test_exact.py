@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 import fastervlm
 from fastervlm.generation.kv_cache import CACHE
-from tests.support import family_cases
 from tests.support.family_cases import CASES, IMAGE_ID, ROWS, START_ID, STOP_ID, VIDEO_ID, prompt
 
 KINDS = {IMAGE_ID: "image", VIDEO_ID: "video"}
@@ -18,19 +17,6 @@ KEEP = 0.3
 NEVER = [IMAGE_ID, VIDEO_ID, START_ID, STOP_ID]
 GREEDY = {"do_sample": False, "max_new_tokens": 5, "suppress_tokens": NEVER}
 each_case = pytest.mark.parametrize("name", CASES)
-
-
-@pytest.fixture(scope="module")
-def models():
-    """The model of each case, made once."""
-    made = {}
-
-    def make(name):
-        if name not in made:
-            made[name] = family_cases.random(CASES[name].make)
-        return made[name]
-
-    return make
 
 
 def close(ours, theirs):

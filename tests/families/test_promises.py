@@ -8,7 +8,6 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 import fastervlm
 from fastervlm import UserError
-from tests.support import family_cases
 from tests.support.checks import one_sentence
 from tests.support.family_cases import CASES, IMAGE_ID, ROWS, START_ID, STOP_ID, VIDEO_ID, prompt
 from tests.support.model_kinds import WatchedCriterion, WatchedProcessor
@@ -16,19 +15,6 @@ from tests.support.model_kinds import WatchedCriterion, WatchedProcessor
 GREEDY = {"do_sample": False, "max_new_tokens": 8, "suppress_tokens": [IMAGE_ID, VIDEO_ID, START_ID, STOP_ID]}
 KEEP = 0.3
 each_case = pytest.mark.parametrize("name", CASES)
-
-
-@pytest.fixture(scope="module")
-def models():
-    """The model of each case, made once."""
-    made = {}
-
-    def make(name):
-        if name not in made:
-            made[name] = family_cases.random(CASES[name].make)
-        return made[name]
-
-    return make
 
 
 def pruned(case, model, keep=KEEP):
