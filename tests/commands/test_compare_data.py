@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 
-from fastervlm import cli
+from tests.support.commands import run_command
 
 SHORT = ["--visual-token-num", "4", "--methods", "grid", "--max-new-tokens", "2"]
 
@@ -16,10 +15,8 @@ def compare(monkeypatch, capsys):
     """Run the command: exit code and what it says on standard error."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fastervlm", "compare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, capsys.readouterr().err
+        code, _, err = run_command(monkeypatch, capsys, "compare", *arguments)
+        return code, err
 
     return run
 

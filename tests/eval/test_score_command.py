@@ -1,26 +1,18 @@
 """`fastervlm score`: options, comparison with other answers, submissions, and what is refused."""
 
 import json
-import sys
 
 import pytest
 
-from fastervlm import cli
 from tests.support.answers import answer, lines
+from tests.support.commands import run_command
 
 
 @pytest.fixture
 def score(monkeypatch, capsys):
     """Run the command in this process; gives exit code, stdout and stderr."""
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fastervlm", "score", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return call
+    return lambda *arguments: run_command(monkeypatch, capsys, "score", *arguments)
 
 
 def gqa(folder, **given):

@@ -2,30 +2,22 @@
 
 import json
 import re
-import sys
 
 import pandas as pd
 import pytest
 
 from encoders import UserError
-from fastervlm import cli
 from fastervlm.eval.answers import check_annotations
 from fastervlm.eval.task import Question
 from tests.support.answers import answer, lines, task_of
+from tests.support.commands import run_command
 
 
 @pytest.fixture
 def score(monkeypatch, capsys):
     """Run the command in this process; gives exit code, stdout and stderr."""
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["fastervlm", "score", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return call
+    return lambda *arguments: run_command(monkeypatch, capsys, "score", *arguments)
 
 
 def gqa(folder):
