@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from encoders import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "playground" / "models" / "tiny-llava"
@@ -50,6 +55,26 @@ def embedded_video_benchmark() -> tuple[Path, Path, Path]:
         need_av()
     _make(folder / VIDEO_QUESTIONS, "playground.videobench")
     return folder / VIDEO_QUESTIONS, folder / VIDEO_ANSWERS, folder / VIDEOS
+
+
+def example(number: int = 0) -> tuple[Image, str]:
+    """A picture of the mini benchmark, and the prompt of a question about it, as the tiny LLaVA was trained on.
+
+    Args:
+        number: which question, counted from 0.
+
+    Raises:
+        UserError: there is no such question, or the tiny model is not here.
+    """
+    from PIL import Image
+
+    questions, images, _ = embedded_benchmark()
+    rows = questions.read_text(encoding="utf-8").splitlines()
+    if not 0 <= number < len(rows):
+        raise UserError(f"There is no question {number}; the mini benchmark has the numbers 0 to {len(rows) - 1}.")
+    row = json.loads(rows[number])
+    with Image.open(images / row["image"]) as picture:
+        return picture.convert("RGB"), f"USER: <image>\n{row['text']} ASSISTANT:"
 
 
 def need_av() -> None:
