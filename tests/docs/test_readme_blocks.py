@@ -10,6 +10,7 @@ import shlex
 import pytest
 
 from tests.support import readmes, shell_blocks, stand_ins
+from tests.support.clips import numbered_frames, write_clip
 from tests.support.commands import run_command
 
 SHOWN = {"", "text", "bibtex", "json"}  # the languages of blocks that nothing runs
@@ -21,6 +22,7 @@ def a_folder_of_the_readers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("playground", "scripts", "tests"):
         (tmp_path / name).symlink_to(readmes.ROOT / name)
+    write_clip(tmp_path / "clip.mp4", numbered_frames(16))
 
 
 @pytest.mark.parametrize("name", readmes.with_blocks("python"))

@@ -2,10 +2,12 @@
 
 import argparse
 import importlib
+import itertools
 import re
 import shlex
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 import typer
@@ -13,8 +15,10 @@ import typer
 from fastervlm import cli
 from tests.support.readmes import ROOT
 
-LIGHT = {"models", "towers", "data"}  # without a model: they run as they stand
-MOST = 32  # and so do commands that are limited to so many questions
+LIGHT = {"models", "towers", "data", "plan", "ask"}  # these run as they stand
+MOST = 32  # and so do commands that are limited to so many questions,
+LONG = {"video-qa", "video-compare"}  # but for those whose benchmark takes a minute to draw
+ABOUT = {"report", "reproduce"}  # these run where what they are about is there
 
 
 def commands(text):
@@ -34,10 +38,19 @@ def commands(text):
 
 def is_light(words):
     """Whether a command is run, rather than only read."""
-    if words[0] != "fastervlm" or any(word.isupper() for word in words):
+    if words[0] != "fastervlm" or words[1] in LONG or any(word.isupper() for word in words):
         return False
-    limit = int(words[words.index("--limit") + 1]) if "--limit" in words else MOST + 1
-    return words[1] in LIGHT or "--version" in words or "--help" in words or limit <= MOST
+    if words[1] in ABOUT:
+        return Path(words[2]).exists()
+    if any("/" in word and not Path(word).exists() for word in named(words, "--model")):
+        return False
+    limit = int(*named(words, "--limit") or [MOST + 1])
+    return words[1] in LIGHT or {"--version", "--help"} & set(words) or limit <= MOST
+
+
+def named(words, option):
+    """The values that an option is given."""
+    return [value for name, value in itertools.pairwise(words) if name == option]
 
 
 def check(variables, words, monkeypatch):

@@ -5,10 +5,13 @@ from fastervlm.embedded import MODEL, NEXT_MODEL, VIDEO_MODEL
 
 # By a part of the name.
 TINY = {"llava-1.5": MODEL, "llava-v1.5": MODEL, "llava-v1.6": NEXT_MODEL, "Video-LLaVA": VIDEO_MODEL}
+SHORT = {folder.name: folder for folder in TINY.values()}
 
 
 def tiny_for(name):
     """The folder that stands in for a checkpoint, or the name itself if it is none of the hub's."""
+    if name in SHORT:
+        return SHORT[name]
     if "/" not in str(name) or str(name).startswith((".", "/", "playground")):
         return name
     (folder,) = {tiny for part, tiny in TINY.items() if part in str(name)}
