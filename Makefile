@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format slow mistakes long-ray gpu
+.PHONY: demo test check format slow mistakes long-ray gpu docs
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -36,3 +36,6 @@ long-ray: $(VENV)/.installed
 
 gpu: $(VENV)/.installed
 	$(BIN)/python -m pytest -m gpu
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m scripts.docs

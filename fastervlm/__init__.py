@@ -1,8 +1,11 @@
-"""Rank the patch tokens of a CLIP image by the attention its [CLS] token pays them, and keep the best K.
+"""Prune the visual tokens of vision-language models: keep the patches that [CLS] attends to most, drop the rest.
 
+```python
 model, processor = fastervlm.load("llava-hf/llava-1.5-7b-hf")
+inputs = processor(images=image, text=prompt, return_tensors="pt").to(model.device, model.dtype)
 with fastervlm.prune(model, keep=58):
-    model.generate(**processor(images=image, text=prompt, return_tensors="pt").to(model.device))
+    model.generate(**inputs)
+```
 """
 
 from __future__ import annotations

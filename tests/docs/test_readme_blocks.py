@@ -1,8 +1,8 @@
-"""What READMEs show works: Python blocks run, in order and in one namespace a file; shell blocks run or are at least understood.
+"""What READMEs show works: Python blocks run, in order and in one namespace a file; shell blocks run or are understood.
 
 A command runs where it needs no model, or is limited to a few questions. Of any other the words are given to the program that
-it names, which parses them and stops there. Where a block loads a checkpoint of billions of parameters by its name on the hub, a
-tiny model stands in for it; a block of some other language is only shown.
+it names, which parses them and stops there. Where a block loads a checkpoint of billions of parameters by its name on the hub,
+a tiny model stands in for it; a block of some other language is only shown.
 """
 
 import shlex
@@ -22,6 +22,7 @@ def a_folder_of_the_readers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("playground", "scripts", "tests"):
         (tmp_path / name).symlink_to(readmes.ROOT / name)
+    stand_ins.link(tmp_path)
     write_clip(tmp_path / "clip.mp4", numbered_frames(16))
 
 

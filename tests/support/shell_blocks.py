@@ -9,7 +9,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import click
 import typer
 
 from fastervlm import cli
@@ -86,11 +85,10 @@ def _app():
 def _check_typer(command, words):
     """Parse the words as the command line does, without running anything."""
     given = [re.sub(r"^[A-Z]+$", "1", word) for word in words]  # a placeholder stands for a value of any kind
-    context = click.Context(command)
-    while isinstance(command, click.Group):
-        name, command, given = command.resolve_command(context, given)
-        context = click.Context(command, parent=context, info_name=name)
-    command.make_context(context.info_name, given, parent=context.parent, resilient_parsing=False)
+    context = command.make_context("fastervlm", given)
+    while hasattr(command, "resolve_command"):
+        name, command, given = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, given, parent=context)
 
 
 class _Parsed(Exception):

@@ -5,14 +5,11 @@ from fastervlm.embedded import MODEL, NEXT_MODEL, VIDEO_MODEL
 
 # By a part of the name.
 TINY = {"llava-1.5": MODEL, "llava-v1.5": MODEL, "llava-v1.6": NEXT_MODEL, "Video-LLaVA": VIDEO_MODEL}
-SHORT = {folder.name: folder for folder in TINY.values()}
 
 
 def tiny_for(name):
-    """The folder that stands in for a checkpoint, or the name itself if it is none of the hub's."""
-    if name in SHORT:
-        return SHORT[name]
-    if "/" not in str(name) or str(name).startswith((".", "/", "playground")):
+    """The folder that stands in for a checkpoint of the hub; other names as they are."""
+    if "/" not in str(name):
         return name
     (folder,) = {tiny for part, tiny in TINY.items() if part in str(name)}
     return folder
@@ -22,3 +19,9 @@ def put(monkeypatch):
     """Let `fastervlm.load` read a tiny model of the same kind."""
     load = fastervlm.load
     monkeypatch.setattr(fastervlm, "load", lambda name, **settings: load(tiny_for(name), **settings))
+
+
+def link(folder):
+    """Put the tiny models into a folder by their names."""
+    for tiny in {*TINY.values()}:
+        (folder / tiny.name).symlink_to(tiny)
