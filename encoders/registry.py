@@ -120,13 +120,13 @@ Score = Literal["cls", "pool", "received", "norm"]
 def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Score = "cls") -> VisionEncoder:
     """An encoder that stops inside the feature block of a vision tower; the tower is shared, not copied or changed.
 
-    Mind the activation of the weights: OpenAI's, MetaCLIP's and DFN's CLIP want QuickGELU, and under plain GELU all features
-    come out wrong though nothing fails. transformers' config says which; timm has a variant of its own, such as
-    `vit_large_patch14_clip_quickgelu_336`, and its note of the weights is checked here, with a warning; on an open_clip tower
-    nothing tells: create "ViT-L-14-336-quickgelu" for OpenAI's weights.
+    Take the activation that the weights were trained with. OpenAI's, MetaCLIP's and DFN's CLIP need QuickGELU; with plain GELU
+    all features are wrong, and nothing fails. The config of transformers says which it is. timm has models for it, such as
+    `vit_large_patch14_clip_quickgelu_336`; what timm notes about weights is checked here, with a warning. An open_clip tower
+    does not say: create "ViT-L-14-336-quickgelu" for OpenAI's weights.
 
-    A tower may have a [CLS] token that nothing trained to look at what matters, because it pools otherwise: CoCa and PE by
-    attention, CLIPA by the mean. It is scored by [CLS] all the same.
+    Some towers have a [CLS] token but pool in another way: CoCa and PE by attention, CLIPA by the mean. Nothing trained that
+    token to look at what matters. Such a tower is scored by [CLS] all the same.
 
     Args:
         tower: a tower of one of the classes in `encoders.TOWERS`, such as a `CLIPVisionModel` of transformers, an open_clip
@@ -137,8 +137,8 @@ def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Sco
             attention pooling head instead, for towers without [CLS] such as SigLIP. The probe looks at the finished
             patches, after all blocks and the final norm, so every block runs; the features are still those of `select_layer`.
             "received" takes the attention that each patch gets from all tokens in the feature block, a mean over the queries,
-            and "norm" the length of its features, as shares that sum to 1; every tower has these two. Neither is known to tell
-            what matters: on trained towers both have done worse than patches drawn at random.
+            and "norm" the length of its features, as shares that sum to 1; every tower has these two. Neither is known to show
+            what matters: on trained towers both have done worse than random patches.
 
     Raises:
         UserError: the tower has nothing to give that score, or its blocks compute what is not supported, or `select_layer`

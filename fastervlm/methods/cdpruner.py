@@ -25,10 +25,10 @@ class CDPruner:
     """Keep the patches that a determinantal point process, conditioned on relevance, finds likeliest (arXiv 2506.10967).
 
     Its kernel is the cosine similarity of two patches times the relevance of both; patches are added one at a time, each where
-    the determinant grows most. Relevance is brought to (0, 1] in each picture for itself. Without it the choice goes by
-    features alone. The authors compare features behind the projector; here the tower's are compared, so that only what is kept
-    is projected. Of patches that all leave the determinant at zero, as where more are kept than the features have
-    dimensions, the paper says nothing: the most relevant goes first, then the one with most [CLS] attention.
+    the determinant grows most. Relevance is scaled to (0, 1] within each picture. Without it the features alone
+    decide. The authors compare features behind the projector; here the tower's are compared, so that only what is kept
+    is projected. If more patches are kept than the features have dimensions, the determinant is zero whatever is added. The
+    paper says nothing about that; here the most relevant patch goes first, then the one with most [CLS] attention.
 
     Args:
         relevance: gives the relevance (B, N) of each patch of some pictures, in any unit; see `ClipRelevance`.

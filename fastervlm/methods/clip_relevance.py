@@ -17,9 +17,9 @@ class ClipRelevance:
 
     The questions come with the call: `model.generate(..., questions=["..."])`, one for each picture of `pixel_values`; of a
     Video-LLaVA one for each picture, then one for each clip, whose frames share it. As in the authors' code, patches go
-    through CLIP's last norm and projection, and relevance is the cosine to the text turned around: the patches that CLIP's
-    features show a thing in are those least similar to its name. Unlike there, a question is compared with its own picture
-    only, and what does not fit into the text tower is cut off.
+    through CLIP's last norm and projection, and relevance is the negative cosine to the text: where CLIP's patch features
+    show a thing, they are least similar to its name. Unlike there, a question is compared with its own picture only, and a
+    question that is too long for the text tower is cut off.
 
     Args:
         clip: a `CLIPModel` of transformers, with the same vision tower as the pruned model.

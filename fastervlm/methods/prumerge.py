@@ -19,8 +19,8 @@ from fastervlm.selection.method import Traits
 class PruMerge:
     """Keep the patches [CLS] attends to most, and add to each those with the most similar keys (arXiv 2403.15388).
 
-    A token is its own patch plus its nearest neighbours among all others, kept or not, each times the attention it gets. How
-    many tokens a picture keeps is up to the budget: with `keep=Outliers()` as many as stand out, as in the paper. Scores and
+    A token is its own patch plus its nearest neighbours among all others, kept or not, each times the attention it gets. The
+    budget says how many tokens a picture keeps; `keep=Outliers()` is the paper's: as many as stand out. Scores and
     keys are those of the feature block; the further token of the authors' code, a sum over all that were dropped, is left
     out. Where nothing is dropped, nothing is merged.
 

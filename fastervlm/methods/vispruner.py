@@ -22,12 +22,13 @@ _STEPS = 2.0**30
 
 @dataclass(frozen=True)
 class VisPruner:
-    """Keep part by [CLS] attention, and of the others those that are left when duplicates are removed (arXiv 2412.01818v2).
+    """Keep a part by [CLS] attention; remove duplicates among the others and keep what is left (arXiv 2412.01818v2).
 
-    As in the authors' code, each round deals the patches that are left, in the order of their attention at first, into two
-    halves, and up to eight of the first half leave that are most similar to one of the second. Each round deals in the order
-    the last one left, so a single exchange of two patches changes many of the choices after it: where features are all
-    much alike, what is kept hangs on the last bits of the similarities, there as here.
+    Duplicates are removed in rounds, as in the authors' code. A round deals the remaining patches into two halves. Up to eight
+    patches of the first half leave: those that are most similar to one of the second. The first round takes the patches in the
+    order of their attention, each later one in the order that the last round left. So if two patches change places, many later
+    choices change. Where all features are much alike, the result depends on the last bits of the similarities, in the authors'
+    code and here.
 
     Args:
         important: the share of the tokens kept by attention, rounded down; in [0, 1].

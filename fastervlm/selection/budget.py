@@ -18,10 +18,10 @@ from encoders import UserError, UserTypeError
 
 
 class Budget(abc.ABC):
-    """How many tokens each picture, crop or frame of a call keeps; which ones is the method's business.
+    """How many tokens each picture, crop or frame of a call keeps. The method decides which ones.
 
     Attributes:
-        at_most: never more tokens than this, nor where rows share theirs; None for no bound.
+        at_most: the most tokens of one row, also where rows share a total; None for no bound.
     """
 
     at_most: int | None = None
@@ -38,13 +38,13 @@ class Budget(abc.ABC):
 
     @staticmethod
     def of(keep: int | float | Budget) -> Budget:
-        """`keep` itself if it is a budget already, else the `TokenBudget` it spells."""
+        """A budget as it is; a count or a fraction as a `TokenBudget`."""
         return keep if isinstance(keep, Budget) else TokenBudget(keep)
 
 
 @dataclass(frozen=True)
 class TokenBudget(Budget):
-    """A number of visual tokens per picture, resolved once the number of patches N is known.
+    """The same number of visual tokens for every picture: a count, or a fraction of its N patches.
 
     | spelling                     | of 576 patches |
     |------------------------------|----------------|
@@ -96,12 +96,13 @@ class TokenBudget(Budget):
 class Mass(Budget):
     """The fewest tokens that hold a share of the [CLS] attention, in each picture, crop or frame for itself: at least one.
 
-    The share is of what all its patches get together, without [CLS] itself, and is held when a billionth of it is missing.
-    Pictures that are looked at here and there keep many tokens, those with one spot few: rows of a batch become unequal.
+    The share is of the attention that all its patches get together, without [CLS] itself; a billionth of it may be missing.
+    A picture whose attention is spread out keeps many tokens, one with a single bright spot keeps few. So the pictures of a
+    batch may keep unequal numbers.
 
     Args:
         share: in (0, 1].
-        at_most: never more tokens than this, nor where the crops or frames of a picture or clip share theirs.
+        at_most: the most tokens of a picture, crop or frame, also where crops or frames share a total.
     """
 
     share: float
@@ -124,7 +125,7 @@ class Mass(Budget):
 
 @dataclass(frozen=True)
 class Total(Budget):
-    """A number of tokens for a whole picture or clip, which its crops or frames share by score; to one crop a plain count.
+    """A number of tokens for a whole picture or clip. Its crops or frames share it by score; for a single crop it is a count.
 
     Args:
         tokens: at least one.
@@ -151,7 +152,7 @@ class Outliers(Budget):
     At least one. Source: LLaVA-PruMerge, arXiv 2403.15388, its adaptive number of tokens; `PruMerge` merges the rest into them.
 
     Args:
-        at_most: never more tokens than this.
+        at_most: the most tokens of a picture, crop or frame.
     """
 
     at_most: int | None = None

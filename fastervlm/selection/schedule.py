@@ -12,19 +12,19 @@ from fastervlm.selection.budget import TokenBudget
 
 @dataclass(frozen=True)
 class EncoderSchedule:
-    """How many patches are left behind which blocks of the tower, so that the tower gets cheaper too.
+    """How many patches stay after which blocks of the tower, so that the tower gets cheaper too.
 
-    In each of these blocks the patches that [CLS] attends to least there, a mean over heads, leave: they are still seen by the
-    others in that block, and by nobody after it. This is an approximation: what is kept in the end was computed without those
-    that left, and so differs from the whole tower's features; and a patch that only later blocks would look at is lost.
+    In each of these blocks, the patches that [CLS] attends to least leave (mean over heads). The other patches still see them in
+    that block, and no longer after it. This is an approximation: the features that are kept differ from the whole tower's,
+    because later blocks did not see the patches that left. A patch that only later blocks would attend to is lost.
 
-    For LLaVA-1.5 with a CLIP tower of transformers, method "cls" and a count or fraction to keep: all other methods are
+    It works for LLaVA-1.5 with a CLIP tower of transformers, method "cls", and a count or fraction to keep. Other methods are
     refused, since they look at patches that may have left.
 
     Args:
-        blocks: numbers of blocks, counted from 1, rising; all before the feature block.
-        keep: for each of them how many patches stay, falling: counts, or fractions of all N. Never fewer stay than are kept in
-            the end, and where that is all of them nothing leaves.
+        blocks: numbers of blocks, counted from 1 and ascending; all before the feature block.
+        keep: how many patches stay after each of them, descending: counts, or fractions of all N. At least as many stay as are
+            kept in the end; where all are kept, nothing leaves.
 
     Raises:
         UserError: the numbers do not fit together.
