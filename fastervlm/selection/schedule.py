@@ -14,8 +14,8 @@ from fastervlm.selection.budget import TokenBudget
 class EncoderSchedule:
     """How many patches stay after which blocks of the tower, so that the tower gets cheaper too.
 
-    In each of these blocks, the patches that [CLS] attends to least leave (mean over heads). The other patches still see them in
-    that block, and no longer after it. This is an approximation: the features that are kept differ from the whole tower's,
+    In each of these blocks, the patches that [CLS] attends to least leave (mean over heads). The other patches still see them
+    in that block, and no longer after it. This is an approximation: the features that are kept differ from the whole tower's,
     because later blocks did not see the patches that left. A patch that only later blocks would attend to is lost.
 
     It works for LLaVA-1.5 with a CLIP tower of transformers, method "cls", and a count or fraction to keep. Other methods are
