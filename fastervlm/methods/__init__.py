@@ -15,6 +15,7 @@ from fastervlm.methods.coverage import Coverage
 from fastervlm.methods.dart import DART
 from fastervlm.methods.divprune import DivPrune
 from fastervlm.methods.prumerge import PruMerge
+from fastervlm.methods.scope import Scope
 from fastervlm.methods.visionzip import VisionZip
 from fastervlm.methods.vispruner import VisPruner
 from fastervlm.selection.method import Method
@@ -32,6 +33,7 @@ __all__ = [
     "Method",
     "PruMerge",
     "RandomTokens",
+    "Scope",
     "Simignore",
     "UniformGrid",
     "VisPruner",
@@ -50,6 +52,7 @@ METHODS: dict[str, Method] = {
     "prumerge": PruMerge(),
     "dart": DART(),
     "coverage": Coverage(),
+    "scope": Scope(),
     "fastv": FastV(),
     "simignore": Simignore(),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 
 from encoders import UserError, UserTypeError
@@ -21,3 +22,11 @@ def check_count(name: str, count: object) -> None:
         raise UserTypeError(f"{name}={count!r} is no whole number; give a count of at least 1.")
     if count < 1:  # type: ignore[operator]
         raise UserError(f"{name}={count} is too small; give a count of at least 1.")
+
+
+def check_positive(name: str, number: object) -> None:
+    """Refuse what is no finite number above 0."""
+    if not isinstance(number, numbers.Real) or isinstance(number, bool):
+        raise UserTypeError(f"{name}={number!r} is no number; give one above 0, such as 1.0.")
+    if not 0 < number < math.inf:  # type: ignore[operator]
+        raise UserError(f"{name}={number} must be above 0, and finite.")

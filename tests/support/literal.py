@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastervlm import DART, CDPruner, ClipRelevance, Coverage, PruMerge, UserError, UserTypeError, VisionZip, VisPruner
+from fastervlm import DART, CDPruner, ClipRelevance, Coverage, PruMerge, Scope, UserError, UserTypeError, VisionZip, VisPruner
 from tests.support import tiny
 
 
@@ -102,20 +102,23 @@ def dart(picture, k, pivots=4):
     return sorted(kept)
 
 
+def decimal(x):
+    """A fraction as a decimal of the digits that are asked for."""
+    return Decimal(x.numerator) / Decimal(x.denominator)
+
+
+def cosine(a, b):
+    """As a decimal; a vector of zeros is like nothing."""
+    lengths = dot(a, a) * dot(b, b)
+    return decimal(dot(a, b)) / decimal(lengths).sqrt() if lengths else Decimal(0)
+
+
 def coverage(picture, k, temperature: float = 0.2):
     """In decimals of 60 digits; gains that agree to 11 digits are equal."""
     with localcontext() as context:
         context.prec = 60
-
-        def decimal(x):
-            return Decimal(x.numerator) / Decimal(x.denominator)
-
-        def closeness(a, b):
-            lengths = dot(a, a) * dot(b, b)
-            cosine = decimal(dot(a, b)) / decimal(lengths).sqrt() if lengths else Decimal(0)
-            return (cosine / decimal(Fraction(temperature))).exp()
-
-        close = [[closeness(a, b) for b in picture.features] for a in picture.features]
+        warmth = decimal(Fraction(temperature))
+        close = [[(cosine(a, b) / warmth).exp() for b in picture.features] for a in picture.features]
         shares = [[x / sum(row) for x in row] for row in close]
         covered, kept = [Decimal(0)] * picture.size, []
         for _ in range(k):
@@ -124,6 +127,27 @@ def coverage(picture, k, temperature: float = 0.2):
             kept.append(max(others, key=lambda i: gains[i]))
             covered = [max(row[kept[-1]], own) for row, own in zip(shares, covered, strict=True)]
     return sorted(kept)
+
+
+def scope(picture, k, alpha: float = 1.0):
+    """In decimals of 60 digits; gains that agree to 7 digits are equal, as products in float32 are."""
+    with localcontext() as context:
+        context.prec = 60
+        similar = [[max(cosine(a, b), Decimal(0)) for b in picture.features] for a in picture.features]
+        weights = [decimal(score) ** decimal(Fraction(alpha)) if score else Decimal(0) for score in picture.scores]
+        covered, kept = [Decimal(0)] * picture.size, []
+        for _ in range(k):
+            others = [i for i in range(picture.size) if i not in kept]
+            news = {i: sum(max(row[i] - own, 0) for row, own in zip(similar, covered, strict=True)) for i in others}
+            kept.append(largest({i: weights[i] * news[i] for i in others}))
+            covered = [max(row[kept[-1]], own) for row, own in zip(similar, covered, strict=True)]
+    return sorted(kept)
+
+
+def largest(values):
+    """The place of the largest of some decimals; of those that agree to 7 digits the first."""
+    most = max(values.values())
+    return next(place for place, value in values.items() if most - value <= Decimal("1e-7") * most)
 
 
 def visionzip(picture, k, contextual: int | Fraction = Fraction(10, 64)):
@@ -186,6 +210,7 @@ METHODS = {
     "cdpruner": lambda *args: sorted(cdpruner(*args)),
     "dart": dart,
     "coverage": coverage,
+    "scope": scope,
 }
 MERGING = {"visionzip": visionzip, "prumerge": prumerge}
 
@@ -196,6 +221,7 @@ SETTINGS = {
     "prumerge": {"neighbours": [1, 6, 21]},
     "dart": {"pivots": [1, 2, 7]},
     "coverage": {"temperature": [0.1, 1.0, 50]},
+    "scope": {"alpha": [0.5, 2, 0.01]},
 }
 # A class, a value of its first setting that is refused, and the kind of error.
 REFUSED: list[Any] = [
@@ -216,6 +242,9 @@ REFUSED: list[Any] = [
     (Coverage, float("inf"), UserError),
     (Coverage, "warm", UserTypeError),
     (Coverage, True, UserTypeError),
+    (Scope, 0, UserError),
+    (Scope, float("nan"), UserError),
+    (Scope, "much", UserTypeError),
     (CDPruner, "clip", UserTypeError),
     (CDPruner, 3, UserTypeError),
     (CDPruner, ClipRelevance, UserTypeError),
