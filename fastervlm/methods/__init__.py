@@ -14,7 +14,9 @@ from fastervlm.methods.cls_attention import ClsAttention
 from fastervlm.methods.coverage import Coverage
 from fastervlm.methods.dart import DART
 from fastervlm.methods.divprune import DivPrune
+from fastervlm.methods.holov import HoloV
 from fastervlm.methods.prumerge import PruMerge
+from fastervlm.methods.prumerge_plus import PruMergePlus
 from fastervlm.methods.scope import Scope
 from fastervlm.methods.visionzip import VisionZip
 from fastervlm.methods.vispruner import VisPruner
@@ -29,9 +31,11 @@ __all__ = [
     "Coverage",
     "DivPrune",
     "FastV",
+    "HoloV",
     "InLLM",
     "Method",
     "PruMerge",
+    "PruMergePlus",
     "RandomTokens",
     "Scope",
     "Simignore",
@@ -50,9 +54,11 @@ METHODS: dict[str, Method] = {
     "divprune": DivPrune(),
     "cdpruner": CDPruner(),
     "prumerge": PruMerge(),
+    "prumerge-plus": PruMergePlus(),
     "dart": DART(),
     "coverage": Coverage(),
     "scope": Scope(),
+    "holov": HoloV(),
     "fastv": FastV(),
     "simignore": Simignore(),
 }

@@ -37,16 +37,22 @@ class PruMerge:
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` tokens of each picture, all of them mixtures."""
-        scores = patches.scores.detach()
-        total = scores.shape[1]
-        kept = KeptTokens.top(scores, k)
-        if k >= total:
-            return kept
-        keys = patches.keys().transpose(1, 2).flatten(2)
-        similar = cosines(kept.gather(keys), keys).to(scores.device)
-        own = F.one_hot(kept.index, total)
-        similar.masked_fill_(own.bool(), -torch.inf)
-        nearest = similar.sort(dim=2, descending=True, stable=True).indices[..., : min(self.neighbours, total - 1)]
-        received = scores[:, None].expand_as(similar)
-        added = torch.zeros_like(received).scatter_(2, nearest, received.gather(2, nearest))
-        return KeptTokens(kept.index, total, weights=own + added)
+        return with_neighbours(patches, KeptTokens.top(patches.scores.detach(), k), self.neighbours)
+
+
+def with_neighbours(patches: ScoredPatches, kept: KeptTokens, neighbours: int) -> KeptTokens:
+    """The kept tokens, to each of which those with the most similar keys are added, each times its score.
+
+    Where nothing is dropped, nothing is added.
+    """
+    scores, total = patches.scores.detach(), kept.num_patches
+    if kept.index.shape[1] >= total:
+        return kept
+    keys = patches.keys().transpose(1, 2).flatten(2)
+    similar = cosines(kept.gather(keys), keys).to(scores.device)
+    own = F.one_hot(kept.index, total)
+    similar.masked_fill_(own.bool(), -torch.inf)
+    nearest = similar.sort(dim=2, descending=True, stable=True).indices[..., : min(neighbours, total - 1)]
+    received = scores[:, None].expand_as(similar)
+    added = torch.zeros_like(received).scatter_(2, nearest, received.gather(2, nearest))
+    return KeptTokens(kept.index, total, weights=own + added)

@@ -107,6 +107,16 @@ def test_duplicates_leave_in_many_rounds(seed):
         assert VisPruner()(patches, k).index.tolist() == [literal.vispruner(Picture(patches), k)]
 
 
+@pytest.mark.parametrize("method", ["holov", "scope"])
+def test_parts_of_several_patches(method):
+    """More patches than HoloV has runs; with few that stand out, a run may be full before K is reached."""
+    for power in (1, 12):
+        attention = torch.rand(1, 2, 53, generator=torch.Generator().manual_seed(power)) ** power
+        patches = patches_of(whole((1, 53, 4), 5, power), attention)
+        for k in (17, 40):
+            follows_its_definition(method, patches, Picture(patches), k)
+
+
 @each_picture
 @pytest.mark.parametrize("kind", ["some equal", "falling", "hardly any"])
 @pytest.mark.parametrize("unit", [1.0, 1e-9, -40.0])

@@ -10,7 +10,20 @@ from typing import Any
 
 import torch
 
-from fastervlm import DART, CDPruner, ClipRelevance, Coverage, PruMerge, Scope, UserError, UserTypeError, VisionZip, VisPruner
+from fastervlm import (
+    DART,
+    CDPruner,
+    ClipRelevance,
+    Coverage,
+    HoloV,
+    PruMerge,
+    PruMergePlus,
+    Scope,
+    UserError,
+    UserTypeError,
+    VisionZip,
+    VisPruner,
+)
 from tests.support import tiny
 
 
@@ -144,6 +157,39 @@ def scope(picture, k, alpha: float = 1.0):
     return sorted(kept)
 
 
+def holov(picture, k, runs=16, diversity: float = 0.09):
+    """Run by run, as a list of the patches that it still has to give, the best first."""
+    count, start, weights, waiting, kept = min(runs, picture.size), 0, [], [], []
+    for run in range(count):
+        end = start + picture.size // count + (1 if run < picture.size % count else 0)
+        own = range(start, end)
+        waiting.append(highest(picture.scores, own, len(own)))
+        attention = 1000 * sum((decimal(picture.scores[i]) for i in own), Decimal(0)) / len(own)
+        scale = attention / (variance(picture.features[start:end]) + Decimal("1e-6"))
+        weights.append(attention + decimal(Fraction(diversity)) * variance(picture.features[start:end]) * scale)
+        start = end
+    weights = [weight / (sum(weights) + Decimal("1e-6")) for weight in weights]
+    for run, weight in enumerate(weights):
+        share = int(weight * k)
+        kept, waiting[run] = kept + waiting[run][:share], waiting[run][share:]
+    order = sorted(range(count), key=lambda run: -round(weights[run] * 2**30))
+    while len(kept) < k:
+        for run in order:
+            if waiting[run] and len(kept) < k:
+                kept.append(waiting[run].pop(0))
+    return sorted(kept)
+
+
+def variance(features):
+    """Of the cosines of each to the others, its own being 0; the mean over all."""
+    found = []
+    for i, one in enumerate(features):
+        similar = [cosine(one, other) if i != j else Decimal(0) for j, other in enumerate(features)]
+        mean = sum(similar, Decimal(0)) / max(1, len(features) - 1)
+        found.append(sum(((x - mean) ** 2 for x in similar), Decimal(0)) / max(1, len(features) - 1))
+    return sum(found, Decimal(0)) / len(found)
+
+
 def largest(values):
     """The place of the largest of some decimals; of those that agree to 7 digits the first."""
     most = max(values.values())
@@ -175,7 +221,21 @@ def visionzip(picture, k, contextual: int | Fraction = Fraction(10, 64)):
 
 def prumerge(picture, k, neighbours=32):
     """Places, and for each the weights of all patches."""
-    kept, rows, keys = sorted(highest(picture.scores, range(picture.size), k)), [], picture.concatenated
+    return with_neighbours(picture, sorted(highest(picture.scores, range(picture.size), k)), neighbours)
+
+
+def prumerge_plus(picture, k, important: float = 0.25, neighbours=32):
+    """Places, and for each the weights of all patches."""
+    count = min(k, max(1, int(k * Fraction(important) + Fraction(1, 2))))
+    best = highest(picture.scores, range(picture.size), count)
+    left = [i for i in range(picture.size) if i not in best]
+    spread = [left[len(left) * step // (k - count)] for step in range(k - count)]
+    return with_neighbours(picture, sorted(best + spread), neighbours)
+
+
+def with_neighbours(picture, kept, neighbours):
+    """Places, and for each the weights of all patches."""
+    rows, keys, k = [], picture.concatenated, len(kept)
     for i in kept:
         row, others = one(i, picture.size), [j for j in range(picture.size) if j != i]
         alike = {j: likeness(keys[i], keys[j]) for j in others}
@@ -211,14 +271,17 @@ METHODS = {
     "dart": dart,
     "coverage": coverage,
     "scope": scope,
+    "holov": holov,
 }
-MERGING = {"visionzip": visionzip, "prumerge": prumerge}
+MERGING = {"visionzip": visionzip, "prumerge": prumerge, "prumerge-plus": prumerge_plus}
 
 # Settings otherwise than by default that are held to the definition too.
 SETTINGS = {
     "vispruner": {"important": [0.0, 0.25, 1.0]},
     "visionzip": {"contextual": [0.0, 0.25, 1.0, 0, 2, 10]},
     "prumerge": {"neighbours": [1, 6, 21]},
+    "prumerge-plus": {"important": [0.0, 0.5, 1.0], "neighbours": [1, 6]},
+    "holov": {"runs": [1, 3, 5], "diversity": [0.0, 1.0]},
     "dart": {"pivots": [1, 2, 7]},
     "coverage": {"temperature": [0.1, 1.0, 50]},
     "scope": {"alpha": [0.5, 2, 0.01]},
@@ -236,6 +299,8 @@ REFUSED: list[Any] = [
     (VisionZip, True, UserTypeError),
     (PruMerge, 0, UserError),
     (PruMerge, 2.5, UserTypeError),
+    (PruMergePlus, 1.5, UserError),
+    (HoloV, 0, UserError),
     (DART, 0, UserError),
     (DART, None, UserTypeError),
     (Coverage, 0, UserError),
