@@ -5,8 +5,9 @@ Dims: B batch, M heads, N patches, K kept patches, C tower width, d head width. 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -33,6 +34,8 @@ class ScoredPatches:
             argument asks for [CLS] too.
         block_keys: gives `keys()`; None where no block was stopped.
         questions: what is asked about each image, where that is known.
+        other_blocks: for each further block that was asked for, by the name it was asked for by, gives the same as
+            `cls_attention` there; see `encoders.wrap`.
     """
 
     cls_attention: Tensor
@@ -41,6 +44,7 @@ class ScoredPatches:
     finish: Callable[..., Tensor] = field(repr=False)
     block_keys: Callable[[], Tensor] | None = field(default=None, repr=False)
     questions: tuple[str, ...] | None = None
+    other_blocks: Mapping[int | float, Callable[[], Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def scores(self) -> Tensor:
@@ -72,12 +76,38 @@ class ScoredPatches:
             raise UserError("Patches with this score come without keys; choose a method that needs none.")
         return self.block_keys()
 
+    def scores_in(self, block: int | float) -> Tensor:
+        """(B, N) float32: what `scores` are, but in another block, one of those named by `also` in `encoders.wrap`.
+
+        It costs the keys of that block and one row of attention; the whole map where patches are scored by what they receive.
+
+        Raises:
+            UserError: that block was not asked for, or patches have left inside the tower.
+        """
+        if block not in self.other_blocks:
+            raise UserError(
+                f"Patches come without scores of block {block} here; name it by also=({block},) where the tower is wrapped, or "
+                "choose a method that needs no second block."
+            )
+        return self.other_blocks[block]().mean(dim=1)
+
     def _check(self, index: Tensor) -> None:
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
             raise UserTypeError(f"An index holds whole numbers, patch positions, but this one is {index.dtype}.")
         batch = len(self.cls_attention)
         if index.dim() != 2 or len(index) != batch:
             raise UserError(f"An index of shape ({batch}, K) is needed for {batch} images, not {tuple(index.shape)}.")
+
+
+def changed(
+    blocks: Mapping[int | float, Callable[[], Tensor]], change: Callable[[Tensor], Tensor]
+) -> dict[int | float, Callable[[], Tensor]]:
+    """`ScoredPatches.other_blocks` with a change of what each gives."""
+    return {name: partial(_changed, give, change) for name, give in blocks.items()}
+
+
+def _changed(give: Callable[[], Tensor], change: Callable[[Tensor], Tensor]) -> Tensor:
+    return change(give())
 
 
 class VisionEncoder(Protocol):

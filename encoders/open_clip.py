@@ -23,8 +23,8 @@ _ATTENTIONS = ("torch.MultiheadAttention", "open_clip.Attention")
 class OpenClipEncoder(TowerEncoder):
     """A `VisionTransformer` of open_clip, scored by [CLS]."""
 
-    def __init__(self, tower: nn.Module, select_layer: int | Sequence[int] = -2, score: str = "cls") -> None:
-        super().__init__(tower, select_layer, score)
+    def __init__(self, tower: nn.Module, *settings: Any) -> None:
+        super().__init__(tower, *settings)
         for block in self.blocks:
             _check_block(block)
 

@@ -9,9 +9,9 @@ Dims: S patches of all pictures of a call, C tower width, M heads, d head width;
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from encoders.base import ScoredPatches, image_key
 from encoders.block import kind
 from encoders.errors import UserError, UserTypeError
 from encoders.packed_block import PackedBlock
-from encoders.tower import SCORES, norms
+from encoders.tower import SCORES, block_of, norms
 
 _TOWERS = (
     "transformers.Qwen2VisionTransformerPretrainedModel",
@@ -68,13 +68,15 @@ class PackedEncoder:
         tower: the tower of transformers.
         score: "received" or "norm", see `encoders.wrap`. In a tower with windows "received" is taken from the last block whose
             attention sees whole frames.
+        also: the further blocks whose scores are wanted, as for `encoders.wrap`; in a tower with windows the next of those
+            whose attention sees whole frames.
 
     Raises:
         UserError: the tower has nothing to give that score.
         UserTypeError: it is no such tower.
     """
 
-    def __init__(self, tower: nn.Module, score: str = "received") -> None:
+    def __init__(self, tower: nn.Module, score: str = "received", also: Sequence[int | float] = ()) -> None:
         names = [kind(cls) for cls in type(tower).__mro__]
         if not set(_TOWERS) & set(names):
             raise UserTypeError(f"A {type(tower).__name__} packs no pictures; towers that do are {', '.join(_TOWERS)}.")
@@ -88,6 +90,7 @@ class PackedEncoder:
         home = next(cls for cls in type(tower).__mro__ if kind(cls) in _TOWERS)
         self.tower: Any = tower
         self.score = score
+        self.also = {name: block_of(name, len(self.tower.blocks), len(self.tower.blocks)) for name in also}
         self._library: Any = sys.modules[home.__module__]
 
     def __call__(self, pixel_values: Tensor, grid: Tensor, states: Sequence[int] = ()) -> Packed:
@@ -106,25 +109,36 @@ class PackedEncoder:
             raise UserError(
                 "Every block of this tower sees windows only, so that no patch is compared with all; use score='norm'."
             )
-        hidden, scored = walk.hidden, None
+        hidden, scored, others = walk.hidden, None, self._others(walk)
+        inputs: dict[int, Tensor] = {}
         for number in range(last):
             if number == from_block:
                 scored = PackedBlock(self.tower.blocks[number], hidden, **walk.turns)
+            if number in others.values():
+                inputs[number] = hidden
             hidden = walk.run(number, hidden)
             if number in states:
                 kept[number] = hidden
         half = PackedBlock(self.tower.blocks[last], hidden, **walk.turns)
+        inputs[last] = hidden
+        more = {name: PackedBlock(self.tower.blocks[number], inputs[number], **walk.turns) for name, number in others.items()}
         whole = _once(lambda: walk.run(last, hidden))
         by = None if self.score == "norm" else (half if scored is None else scored)
-        parts = [self._part(walk, frames, half, by, whole) for frames in walk.sizes]
+        parts = [self._part(walk, frames, half, by, whole, more) for frames in walk.sizes]
         if last in states:
             kept[last] = whole()
         return Packed(parts, whole, kept)
 
     def _part(
-        self, walk: _Walk, frames: list[int], half: PackedBlock, by: PackedBlock | None, whole: Callable[[], Tensor]
+        self,
+        walk: _Walk,
+        frames: list[int],
+        half: PackedBlock,
+        by: PackedBlock | None,
+        whole: Callable[[], Tensor],
+        more: Mapping[int | float, PackedBlock],
     ) -> Any:
-        """`PackedFrames` of some frames of one size, scored in block `by`, or by norm without one."""
+        """`PackedFrames` of some frames of one size, scored in block `by`, or by norm without one, and in `more` blocks."""
         places = torch.stack([walk.places[frame] for frame in frames])
         rows, columns = walk.shapes[frames[0]]
         seen = None if not walk.windowed(len(self.tower.blocks) - 1) else walk.windows[places]
@@ -139,7 +153,16 @@ class PackedEncoder:
         attention = norms(finish(None)) if by is None else by.received(places)
         keys = None if by is None else (lambda: half.keys(places))
         pictures = image_key(walk.pixels[places.to(walk.pixels.device)])
-        return PackedFrames(frames, places, ScoredPatches(attention, (rows, columns), pictures, finish, keys))
+        others = {name: partial(block.received, places) for name, block in more.items()}
+        patches = ScoredPatches(attention, (rows, columns), pictures, finish, keys, other_blocks=others)
+        return PackedFrames(frames, places, patches)
+
+    def _others(self, walk: _Walk) -> dict[int | float, int]:
+        """The blocks that `also` names, numbered from 0; each the next one that sees whole frames."""
+        seeing = [number for number in range(len(self.tower.blocks)) if not walk.windowed(number)]
+        if self.also and not seeing:
+            raise UserError("Every block of this tower sees windows only; use a method that needs no second block's scores.")
+        return {name: min((n for n in seeing if n >= block - 1), default=max(seeing)) for name, block in self.also.items()}
 
 
 class _Walk:

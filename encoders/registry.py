@@ -117,7 +117,13 @@ _REASONS: dict[str, str] = {
 Score = Literal["cls", "pool", "received", "norm"]
 
 
-def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Score = "cls") -> VisionEncoder:
+def wrap(
+    tower: nn.Module,
+    *,
+    select_layer: int | Sequence[int] = -2,
+    score: Score = "cls",
+    also: Sequence[int | float] = (),
+) -> VisionEncoder:
     """An encoder that stops inside the feature block of a vision tower; the tower is shared, not copied or changed.
 
     Take the activation that the weights were trained with. OpenAI's, MetaCLIP's and DFN's CLIP need QuickGELU; with plain GELU
@@ -139,6 +145,9 @@ def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Sco
             "received" takes the attention that each patch gets from all tokens in the feature block, a mean over the queries,
             and "norm" the length of its features, as shares that sum to 1; every tower has these two. Neither is known to show
             what matters: on trained towers both have done worse than random patches.
+        also: further blocks whose scores `ScoredPatches.scores_in` gives when asked: numbers from 1, or shares of the tower's
+            blocks below 1, rounded, so that 0.25 is block 6 of 24; none behind that of the features. By "cls" they are [CLS]
+            attention, else what each patch receives.
 
     Raises:
         UserError: the tower has nothing to give that score, or its blocks compute what is not supported, or `select_layer`
@@ -147,9 +156,9 @@ def wrap(tower: nn.Module, *, select_layer: int | Sequence[int] = -2, score: Sco
     """
     for name in map(kind, type(tower).__mro__):
         if name in _PARTS:
-            return wrap(getattr(tower, _PARTS[name]), select_layer=select_layer, score=score)
+            return wrap(getattr(tower, _PARTS[name]), select_layer=select_layer, score=score, also=also)
         if name in _ADAPTERS:
-            return _ADAPTERS[name](tower, select_layer, score)
+            return _ADAPTERS[name](tower, select_layer, score, also)
         if name in _REASONS:
             raise UserError(
                 f"A {type(tower).__name__} cannot be wrapped: {_REASONS[name]}; supported towers are {_supported()}."

@@ -68,4 +68,4 @@ def without_the_rest(patches: ScoredPatches, survivors: Survivors) -> ScoredPatc
         return finish(survivors.local(index), cls)
 
     every = every.scatter(2, places[:, None].expand(-1, attention.shape[1], -1), attention)
-    return replace(patches, cls_attention=every, finish=finished, block_keys=None)
+    return replace(patches, cls_attention=every, finish=finished, block_keys=None, other_blocks={})

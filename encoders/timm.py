@@ -18,8 +18,8 @@ from encoders.tower import TowerEncoder, check_loaded, check_pixels, check_size
 class TimmEncoder(TowerEncoder):
     """A `VisionTransformer` or `Eva` of timm, scored by [CLS] or by the latent query of its attention pooling."""
 
-    def __init__(self, tower: nn.Module, select_layer: int | Sequence[int] = -2, score: str = "cls") -> None:
-        super().__init__(tower, select_layer, score)
+    def __init__(self, tower: nn.Module, *settings: Any) -> None:
+        super().__init__(tower, *settings)
         for block in self.blocks:
             check_block(block)
         _warn_of_activation(self.tower)

@@ -35,13 +35,21 @@ class TowerEncoder(ABC):
         tower: the library's own tower.
         depths: number of blocks below each selected hidden state.
         score: one of `SCORES`, see `encoders.wrap`.
+        also: the further blocks whose scores are wanted, counted from 1, by the names they were asked for by.
     """
 
-    def __init__(self, tower: nn.Module, select_layer: int | Sequence[int] = -2, score: str = "cls") -> None:
+    def __init__(
+        self,
+        tower: nn.Module,
+        select_layer: int | Sequence[int] = -2,
+        score: str = "cls",
+        also: Sequence[int | float] = (),
+    ) -> None:
         self.tower: Any = tower
         self.score = score
         self._check_score()
         self.depths = depths(select_layer, len(self.blocks), scored=score in _BY_BLOCK)
+        self.also = {name: block_of(name, len(self.blocks), max(self.depths)) for name in also}
 
     def __call__(self, pixel_values: Tensor, *, interpolate_pos_encoding: bool = False) -> ScoredPatches:
         """Score the patches of pixel_values (B, 3, H, W); see `VisionEncoder`."""
@@ -49,11 +57,12 @@ class TowerEncoder(ABC):
         hidden, extra = self._embed(pixel_values, interpolate_pos_encoding)
         if hidden.shape[1] != self.prefix + rows * columns:
             raise UserError("This tower drops patches at random while it trains, so they have no grid; call its eval() first.")
-        attention, finish, keys = self._scored(hidden, extra)
-        return ScoredPatches(attention, (rows, columns), image_key(self._pictures(pixel_values)), finish, keys)
+        attention, finish, keys, others = self._scored(hidden, extra)
+        key = image_key(self._pictures(pixel_values))
+        return ScoredPatches(attention, (rows, columns), key, finish, keys, other_blocks=others)
 
-    def _scored(self, hidden: Tensor, extra: Any) -> tuple[Tensor, Callable[..., Tensor], Callable[[], Tensor] | None]:
-        """Attention, `finish` and keys of `ScoredPatches`, given what the first block reads (B, P + N, C)."""
+    def _scored(self, hidden: Tensor, extra: Any) -> tuple[Tensor, Callable[..., Tensor], Any, dict[int | float, Any]]:
+        """Attention, `finish`, keys and `other_blocks` of `ScoredPatches`, given what the first block reads (B, P + N, C)."""
         deepest = max(self.depths)
         last = {"pool": len(self.blocks), "norm": deepest}.get(self.score, deepest - 1)
         states = self._states(hidden, extra, last)
@@ -65,13 +74,22 @@ class TowerEncoder(ABC):
             parts[deepest] = block.finish
             if self.own_attention:
                 parts[deepest] = partial(self._finish, block, deepest - 1, states[deepest - 1], extra)
-            attention, keys = block.cls_attention() if self.score == "cls" else block.received(), block.keys
+            attention, keys = self._attention(block), block.keys
         else:
             attention, keys = None, None
         finish = partial(_join, [parts[depth] for depth in self.depths])
         if attention is None:
             attention = self._probe_attention(states[last]) if self.score == "pool" else norms(finish(None))
-        return attention, finish, keys
+        others = {name: partial(self._attention_in, block - 1, states[block - 1], extra) for name, block in self.also.items()}
+        return attention, finish, keys, others
+
+    def _attention_in(self, block: int, hidden: Tensor, extra: Any) -> Tensor:
+        """(B, M, N) float32: the attention that scores patches in a block, numbered from 0, given its input."""
+        return self._attention(self._feature_block(block, hidden, extra))
+
+    def _attention(self, block: HalfBlock) -> Tensor:
+        """(B, M, N) float32: that of [CLS] where it scores patches, else what each patch receives."""
+        return block.cls_attention() if self.score == "cls" else block.received()
 
     def _finish(
         self, half: HalfBlock, block: int, hidden: Tensor, extra: Any, index: Tensor | None, cls: bool = False
@@ -128,11 +146,11 @@ class TowerEncoder(ABC):
             )
 
     def _states(self, hidden: Tensor, extra: Any, last: int) -> dict[int, Tensor]:
-        """Hidden states (B, P + N, C) by their index: those selected, and that after `last` blocks."""
-        states = {0: hidden}
+        """Hidden states (B, P + N, C) by their index: those selected, that after `last` blocks, and what `also` reads."""
+        states, wanted = {0: hidden}, {*self.depths, last, *(block - 1 for block in self.also.values())}
         for depth, block in enumerate(self.blocks[:last], start=1):
             hidden = self._run(block, hidden, self._extra(extra, depth - 1))
-            if depth in self.depths or depth == last:
+            if depth in wanted:
                 states[depth] = hidden
         return states
 
@@ -237,6 +255,25 @@ def depths(select_layer: int | Sequence[int], layers: int, scored: bool = True) 
             f"choose one of the tower's {layers} layers, 1 to {layers} or {-layers} to -1."
         )
     return found
+
+
+def block_of(name: int | float, blocks: int, deepest: int) -> int:
+    """The block that a name means, counted from 1, of a tower of so many, features being taken from block `deepest`.
+
+    Raises:
+        UserError: there is no such block.
+        UserTypeError: it is no number.
+    """
+    if isinstance(name, bool) or not isinstance(name, (int, float)):
+        raise UserTypeError(f"also={name!r} names no block; give a number from 1, or a share of the blocks such as 0.25.")
+    if isinstance(name, float) and 0 < name < 1:
+        return max(1, min(deepest, int(name * blocks + 0.5)))
+    if isinstance(name, float) or not 1 <= name <= deepest:
+        raise UserError(
+            f"also={name} names no block in front of the features; they are taken from block {deepest} of {blocks}, so give 1 "
+            f"to {deepest}, or a share of the blocks between 0 and 1."
+        )
+    return name
 
 
 def norms(features: Tensor) -> Tensor:

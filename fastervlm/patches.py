@@ -14,7 +14,7 @@ from fastervlm.methods.lookup import get_method
 from fastervlm.selection.budget import Budget
 from fastervlm.selection.choice import choose, counts_for
 from fastervlm.selection.kept import KeptTokens
-from fastervlm.selection.method import Method
+from fastervlm.selection.method import Method, traits
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def prune_patches(
     *,
     method: str | Method = "cls",
     select_layer: int | Sequence[int] = -2,
-    score: Score = "cls",
+    score: Score | None = None,
     interpolate_pos_encoding: bool = False,
 ) -> tuple[Tensor, KeptPatches]:
     """Compute the best patches of each picture and no others; the tower is neither copied nor changed.
@@ -71,7 +71,7 @@ def prune_patches(
         method: which ones: a name in `fastervlm.methods.METHODS` or a method.
         select_layer: the hidden state to take features from, as `wrap` counts it.
         score: "cls", or for a tower without [CLS] "pool", the probe of a pooling head such as SigLIP's, "received" or "norm",
-            which every tower has; see `wrap`.
+            which every tower has; see `wrap`. None is what the method is defined by, nearly always "cls".
         interpolate_pos_encoding: stretch the position table for pictures of another size, where the tower can.
 
     Returns:
@@ -82,7 +82,8 @@ def prune_patches(
         UserTypeError: the tower is of a kind that is not supported.
     """
     budget, chosen = Budget.of(keep), get_method(method)
-    encoder = wrap(tower, select_layer=select_layer, score=score)
+    told = traits(chosen)
+    encoder = wrap(tower, select_layer=select_layer, score=score or told.score or "cls", also=told.also)
     patches = encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
     choice = choose(patches, counts_for(budget, patches.scores), chosen)
     kept = choice.kept()

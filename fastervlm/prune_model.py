@@ -74,7 +74,8 @@ def prune(
         method: which ones: a name in `fastervlm.methods.METHODS` or a method. None is the default of the kind of model: "cls",
             or "coverage" where the tower has no [CLS] token or its attention is known to mislead; `handle.method` says which.
         score: what scores the patches where a method or budget goes by scores: "cls", or, to be asked for in so many words,
-            "pool", "received" or "norm"; see `wrap`.
+            "pool", "received" or "norm"; see `wrap`. Without it a method that is defined by another one, such as "hiprune" by
+            "received", has that.
         anyres: how pictures cut into crops are laid out. "native" is the model's own way: patches that un-padding removes never
             compete, so that a crop that is mostly padding keeps what it has. "paper" is the reference implementation's,
             (1 + crops) * K tokens, padding and all; it needs the processor of `fastervlm.load(..., anyres="paper")`.
@@ -115,8 +116,9 @@ def _checked(
 ) -> Pruning:
     """The settings with the family's defaults where none are given, refused if they do not fit the model."""
     chosen = get_method(family.default_method(model) if method is None else method)
-    told = score or ("cls" if family.has_cls(model) else "received")
-    guessed = score is None and told == "received"
+    wanted = score or traits(chosen).score
+    told = wanted or ("cls" if family.has_cls(model) else "received")
+    guessed = wanted is None and told == "received"
     pruning = Pruning(tokens, chosen, family.settings(options), options.positions, encoder_keep, told, guessed)
     if guessed:
         options.refuse_shares()

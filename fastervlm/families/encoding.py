@@ -24,7 +24,7 @@ INPUTS = (
 
 def check_tower(model: Any, tower: Any, pruning: Pruning) -> VisionEncoder:
     """The encoder of a tower of a model; refuses one that cannot be scored, or whose [CLS] reaches the language model."""
-    encoder = wrap(tower, select_layer=model.config.vision_feature_layer, score=pruning.score)
+    encoder = wrap(tower, select_layer=model.config.vision_feature_layer, **pruning.tower)
     check_strategy(model.config.vision_feature_select_strategy, encoder)
     return encoder
 
@@ -63,7 +63,7 @@ def encoder_of(model: Any, pruning: Pruning, call: Mapping[str, Any], tower: Any
     """The encoder of one of the model's towers, at the layers the call asks for."""
     layer = call.get("vision_feature_layer")
     layer = model.config.vision_feature_layer if layer is None else layer
-    encoder = wrap(tower, select_layer=layer, score=pruning.score)
+    encoder = wrap(tower, select_layer=layer, **pruning.tower)
     check_strategy(call.get("vision_feature_select_strategy") or model.config.vision_feature_select_strategy, encoder)
     return encoder
 

@@ -66,7 +66,7 @@ def encode_packed(
         states: the blocks whose output is merged too, and stands behind the token's own features: (T_i, D * (1 + blocks)).
     """
     tower, side = model.model.visual, model.model.visual.spatial_merge_size
-    packed = PackedEncoder(tower, pruning.score)(pixels.type(tower.dtype), grid, states)
+    packed = PackedEncoder(tower, **pruning.tower)(pixels.type(tower.dtype), grid, states)
     lengths = grid[:, 0].tolist()
     owner = [number for number, length in enumerate(lengths) for _ in range(length)]
     found = [_choose(pruning, part, side, owner, questions) for part in packed.parts]

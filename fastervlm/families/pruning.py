@@ -84,6 +84,11 @@ class Pruning:
     score: Score = "cls"
     guessed: bool = False
 
+    @property
+    def tower(self) -> dict[str, Any]:
+        """What `encoders.wrap` is told of scores: what they are, and of which further blocks they are wanted."""
+        return {"score": self.score, "also": traits(self.method).also}
+
     def __post_init__(self) -> None:
         if self.guessed and not (traits(self.method).score_free and isinstance(self.budget, TokenBudget)):
             raise UserError(

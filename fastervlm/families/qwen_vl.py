@@ -59,7 +59,7 @@ class QwenVL(Family):
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
-        PackedEncoder(model.model.visual, pruning.score)
+        PackedEncoder(model.model.visual, **pruning.tower)
         refuse_schedule(pruning.encoder_keep)
 
     def check_questions(self, call: Mapping[str, Any]) -> None:

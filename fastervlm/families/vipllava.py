@@ -27,7 +27,7 @@ class VipLlava(Family):
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
-        encoder: Any = wrap(model.model.vision_tower, select_layer=model.config.vision_feature_layer, score=pruning.score)
+        encoder: Any = wrap(model.model.vision_tower, select_layer=model.config.vision_feature_layer, **pruning.tower)
         if not encoder.prefix:
             raise UserError(
                 "A ViP-LLaVA takes the first token off, which is a patch in a tower without [CLS]; use a CLIP tower."
@@ -42,7 +42,7 @@ class VipLlava(Family):
         """Score, choose, and only then finish and project the kept patches of `call["pixel_values"]` (B, 3, H, W)."""
         layer = call.get("vision_feature_layer")
         layer = model.config.vision_feature_layer if layer is None else layer
-        encoder = wrap(model.model.vision_tower, select_layer=layer, score=pruning.score)
+        encoder = wrap(model.model.vision_tower, select_layer=layer, **pruning.tower)
         patches = asked(encoder(call["pixel_values"]), call.get("questions"))
         choice = choose(patches, counts_for(pruning.budget, patches.scores), pruning.method)
         return {"image": flat(choice, model.model.multi_modal_projector)}

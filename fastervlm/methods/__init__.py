@@ -14,12 +14,14 @@ from fastervlm.methods.cls_attention import ClsAttention
 from fastervlm.methods.coverage import Coverage
 from fastervlm.methods.dart import DART
 from fastervlm.methods.divprune import DivPrune
+from fastervlm.methods.hiprune import HiPrune
 from fastervlm.methods.holov import HoloV
 from fastervlm.methods.prumerge import PruMerge
 from fastervlm.methods.prumerge_plus import PruMergePlus
 from fastervlm.methods.scope import Scope
 from fastervlm.methods.visionzip import VisionZip
 from fastervlm.methods.vispruner import VisPruner
+from fastervlm.methods.vscan import VScan
 from fastervlm.selection.method import Method
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "Coverage",
     "DivPrune",
     "FastV",
+    "HiPrune",
     "HoloV",
     "InLLM",
     "Method",
@@ -40,6 +43,7 @@ __all__ = [
     "Scope",
     "Simignore",
     "UniformGrid",
+    "VScan",
     "VisPruner",
     "VisionZip",
 ]
@@ -59,6 +63,8 @@ METHODS: dict[str, Method] = {
     "coverage": Coverage(),
     "scope": Scope(),
     "holov": HoloV(),
+    "hiprune": HiPrune(),
+    "vscan": VScan(),
     "fastv": FastV(),
     "simignore": Simignore(),
 }

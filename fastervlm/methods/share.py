@@ -30,3 +30,11 @@ def check_positive(name: str, number: object) -> None:
         raise UserTypeError(f"{name}={number!r} is no number; give one above 0, such as 1.0.")
     if not 0 < number < math.inf:  # type: ignore[operator]
         raise UserError(f"{name}={number} must be above 0, and finite.")
+
+
+def check_block(name: str, block: object) -> None:
+    """Refuse what names no block of a tower: neither a number from 1 nor a share between 0 and 1."""
+    if isinstance(block, bool) or not isinstance(block, (int, float)):
+        raise UserTypeError(f"{name}={block!r} names no block; give a number from 1, or a share of the blocks such as 0.25.")
+    if not (block >= 1 if isinstance(block, int) else 0 < block < 1):
+        raise UserError(f"{name}={block} names no block; give a number from 1, or a share of the blocks between 0 and 1.")

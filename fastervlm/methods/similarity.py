@@ -11,24 +11,33 @@ from torch import Tensor
 # Vectors are brought to this length, so that products rounded to whole numbers are cosines in steps of 2 ** -40: far above
 # what float64 rounds and far below what tells two patches apart.
 _LENGTH = 2.0**20
-_BLOCK = 48
+# So many rows are multiplied at a time, of few and of many.
+_BLOCKS, _MANY = (48, 192), 1024
 
 
 def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
     """Cosine similarity of each row of x (B, N, C) with each of y (B, M, C), or of x itself: (B, N, M) float64.
 
     In whole steps of 2 ** -40, and one picture at a time, so that it does not depend on the batch. A row of zeros is similar
-    to nothing, itself included.
+    to nothing, itself included. No other matrix of that size is made on the way.
     """
     found = torch.empty(*x.shape[:2], (x if y is None else y).shape[1], dtype=torch.double, device=x.device)
-    # Written to memory that begins alike for all pictures: where it begins may change the order of summation.
-    one = torch.empty_like(found[0]) if len(found) else found
     for picture in range(len(x)):
         if y is None:
-            _with_itself(_scaled(x[picture]), one)
+            _with_itself(_scaled(x[picture]), found[picture], _LENGTH**-2)
         else:
-            torch.mm(_scaled(x[picture]), _scaled(y[picture]).T, out=one)
-        torch.mul(one.round_(), _LENGTH**-2, out=found[picture])
+            _with_others(_scaled(x[picture]), _scaled(y[picture]), found[picture])
+    return found
+
+
+def whole_cosines(x: Tensor) -> Tensor:
+    """Cosine similarity of each row of x (B, N, C) with each of them, in whole steps of 2 ** -30: (B, N, N) int32.
+
+    Half the memory of `cosines`, and steps that still tell random features of any size apart, which float32 does not.
+    """
+    found = torch.empty(*x.shape[:2], x.shape[1], dtype=torch.int32, device=x.device)
+    for picture in range(len(x)):
+        _with_itself(_scaled(x[picture]), found[picture], 2.0**30 * _LENGTH**-2)
     return found
 
 
@@ -39,11 +48,22 @@ def _scaled(x: Tensor) -> Tensor:
     return x.mul_(_LENGTH / length.masked_fill(length == 0, 1))
 
 
-def _with_itself(x: Tensor, found: Tensor) -> None:
-    """Write x @ x.T of x (N, C) into found (N, N); what lies below the diagonal is mirrored instead of computed."""
-    for start in range(0, len(x), _BLOCK):
-        end = start + _BLOCK
-        torch.mm(x[start:end], x[start:].T, out=found[start:end, start:])
-        found[end:, start:end] = found[start:end, end:].T
-        block = found[start:end, start:end]
+def _with_others(x: Tensor, y: Tensor, found: Tensor) -> None:
+    """Write the cosines of scaled x (N, C) and y (M, C) into found (N, M)."""
+    # Products begin in memory of their own: where it begins may change the order of summation.
+    for start in range(0, len(x), _MANY):
+        torch.mul(torch.mm(x[start : start + _MANY], y.T).round_(), _LENGTH**-2, out=found[start : start + _MANY])
+
+
+def _with_itself(x: Tensor, found: Tensor, unit: float) -> None:
+    """Write x @ x.T of scaled x (N, C), times a unit, into found (N, N); below the diagonal it is mirrored, not computed."""
+    size = _BLOCKS[len(x) >= _MANY]
+    for start in range(0, len(x), size):
+        end = start + size
+        strip = torch.mm(x[start:end], x[start:].T).round_().mul_(unit)
+        if not found.is_floating_point():
+            strip.round_()
+        block = strip[:, : len(strip)]
         block.copy_(block.triu() + block.triu(1).T)
+        found[start:end, start:] = strip
+        found[end:, start:end] = strip[:, len(strip) :].T

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from encoders import ScoredPatches, UserError
+from encoders.base import changed
 from fastervlm.selection.choice import Choice, once
 
 
@@ -44,7 +45,10 @@ class Blend:
         `project` gives what stands for those that were chosen; features computed for the choice are not computed again.
         """
         whole = patches.features
-        attention = (patches.cls_attention[..., self.sources.to(patches.cls_attention.device)] * self._shares(patches)).sum(-1)
+        shares = self._shares(patches)
+
+        def mixed(attention: Tensor) -> Tensor:
+            return (attention[..., self.sources.to(attention.device)] * shares).sum(-1)
 
         def finish(index: Tensor | None, cls: bool = False) -> Tensor:
             if cls:
@@ -52,7 +56,14 @@ class Blend:
             every = self._mixed(whole()[:, self.sources.to(patches.image_key.device)])
             return every if index is None else every[torch.arange(len(every), device=every.device)[:, None], index]
 
-        return replace(patches, cls_attention=attention, grid=self.grid, finish=finish, block_keys=None)
+        return replace(
+            patches,
+            cls_attention=mixed(patches.cls_attention),
+            grid=self.grid,
+            finish=finish,
+            block_keys=None,
+            other_blocks=changed(patches.other_blocks, mixed),
+        )
 
     def project(self, patches: ScoredPatches, choice: Choice, projector: Callable[[Tensor], Tensor]) -> Tensor:
         """The chosen tokens (R, D), row after row: patches projected, then mixed.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from encoders import ScoredPatches, UserError
-from encoders.base import token_rows
+from encoders.base import changed, token_rows
 from fastervlm.selection.budget import Budget, shared
 from fastervlm.selection.kept import KeptTokens, check_kept, waits
 from fastervlm.selection.method import Method, traits
@@ -255,6 +255,7 @@ def window_of(patches: ScoredPatches, rows: Sequence[int], window: Window) -> tu
         finish=finish,
         block_keys=None if patches.block_keys is None else lambda: cut(patches.keys(), 2),
         questions=None if patches.questions is None else tuple(patches.questions[row] for row in rows),
+        other_blocks=changed(patches.other_blocks, lambda attention: cut(attention, 2)),
     )
     return part, places
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from encoders import ScoredPatches, UserError
+from encoders.base import changed
 
 
 def grouped(
@@ -56,13 +57,16 @@ def grouped(
         every = patches.keys()
         return every[:, :, members.to(every.device)].flatten(-2)
 
-    attention = patches.cls_attention[:, :, members.to(patches.cls_attention.device)].mean(dim=-1)
+    def over_groups(attention: Tensor) -> Tensor:
+        return attention[:, :, members.to(attention.device)].mean(dim=-1)
+
     return replace(
         patches,
-        cls_attention=attention,
+        cls_attention=over_groups(patches.cls_attention),
         grid=grid,
         finish=finish,
         block_keys=None if patches.block_keys is None else keys,
+        other_blocks=changed(patches.other_blocks, over_groups),
     )
 
 

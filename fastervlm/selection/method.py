@@ -25,6 +25,8 @@ class Traits:
             budgets that are compared have to be equal.
         work: the formula that counts its operations (`fastervlm.bench.flops`); None where there is none.
         in_llm: it prunes inside the language model, not in front of it.
+        score: what it is defined to score patches by, where that is not what the tower gives; see `encoders.wrap`.
+        also: further blocks of the tower whose scores it reads (`ScoredPatches.scores_in`), as `encoders.wrap` takes them.
         score_free: scores decide at most between patches that are equal to it, so that it needs none that mean anything.
     """
 
@@ -35,6 +37,8 @@ class Traits:
     work: Literal["pruned", "fastv"] | None = None
     in_llm: bool = False
     score_free: bool = False
+    score: Literal["cls", "received"] | None = None
+    also: tuple[int | float, ...] = ()
 
 
 def traits(method: Method) -> Traits:

@@ -50,7 +50,7 @@ class Methods(TorchFunctionMode):
 def on_a_device(watched=True):
     """All tensors count as if they lay on a device, which nothing may wait for."""
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as watch:
-        for module in ("generation.shorten", "selection.choice", "methods.covering"):
+        for module in ("generation.shorten", "selection.choice", "methods.covering", "methods.vispruner"):
             patch.setattr(f"fastervlm.{module}.waits", lambda x: True)
         if watched:
             watch.enter_context(Methods())

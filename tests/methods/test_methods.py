@@ -20,7 +20,9 @@ def scored(attention, grid=None, image_keys=None):
     image_keys = torch.arange(batch) if image_keys is None else image_keys
     keys = torch.randn(batch, heads, patches, 8, generator=torch.Generator().manual_seed(patches))
     features = keys.transpose(1, 2).flatten(2)
-    return ScoredPatches(attention, grid or (1, patches), image_keys, lambda index: features, lambda: keys)
+    others = {block: lambda: attention.flip(2) for block in (0.25, 0.375)}
+    grid = grid or (1, patches)
+    return ScoredPatches(attention, grid, image_keys, lambda index: features, lambda: keys, other_blocks=others)
 
 
 def blank(rows, columns, keys):

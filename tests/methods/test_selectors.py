@@ -1,15 +1,18 @@
 """Each selector against its definition taken literally, on ordinary and on hostile pictures; and a batch against singles."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from encoders import ScoredPatches
 from encoders.base import gather_rows
-from fastervlm import METHODS, CDPruner, InLLM, UserError, UserTypeError, VisPruner
+from fastervlm import METHODS, CDPruner, InLLM, Scope, UserError, UserTypeError, VisPruner
+from fastervlm.methods import covering, vispruner
 from fastervlm.methods.cdpruner import likeliest, scaled
 from fastervlm.methods.lookup import get_method
-from fastervlm.methods.similarity import cosines
+from fastervlm.methods.similarity import cosines, whole_cosines
 from tests.support import literal
 from tests.support.literal import Picture
 
@@ -22,7 +25,16 @@ def patches_of(features, attention=None, keys=None, seed=0):
     batch, count = features.shape[:2]
     attention = torch.rand(batch, 2, count, generator=random) if attention is None else attention
     keys = torch.randn(batch, 2, count, 3, generator=random) if keys is None else keys
-    return ScoredPatches(attention, (1, count), torch.arange(batch), lambda index: gather_rows(features, index), lambda: keys)
+    rows = max(rows for rows in (1, 2, 3, 24) if count % rows == 0)
+    return ScoredPatches(
+        *(attention, (rows, count // rows), torch.arange(batch), lambda index: gather_rows(features, index), lambda: keys),
+        other_blocks=other_blocks(attention),
+    )
+
+
+def other_blocks(attention):
+    """Scores of some other blocks, made of those of the feature block: ties stay, and pictures are their own."""
+    return {name: partial(attention.roll, shift, -1) for shift, name in enumerate((0.25, 0.375, 2), start=1)}
 
 
 def whole(shape, high, seed):
@@ -256,6 +268,7 @@ def test_similarities_are_in_steps_far_below_what_tells_patches_apart():
     assert torch.equal(own, own.mT)
     assert torch.equal(own * 2**40, (own * 2**40).round())
     assert (own.diagonal(dim1=1, dim2=2) == features.any(dim=2)).all()
+    assert torch.equal(whole_cosines(features), (own * 2**30).round().int())
 
 
 @pytest.mark.parametrize(
@@ -291,3 +304,36 @@ def test_patches_without_gain_go_by_relevance_then_by_score():
     assert order.tolist() == [[6, 7, 2, 1, 4, 3, 5, 0]]
     nothing = likeliest(cosines(torch.zeros(1, 8, 2)), torch.ones(1, 8).double(), scores[None], 8)
     assert nothing.tolist() == [[4, 2, 3, 0, 1, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("kind", ["random", "alike", "ties", "equal"])
+@pytest.mark.parametrize("count", [70, 333])
+def test_duplicates_are_the_same_however_they_are_found(kind, count, monkeypatch):
+    """By lists of neighbours, as on a processor, and by whole rows, as on a device; where lists run out too."""
+    random = torch.Generator().manual_seed(count)
+    features = {
+        "random": torch.randn(2, count, 64, generator=random),
+        "alike": 1 + torch.randn(2, count, 64, generator=random) / 1000,
+        "ties": whole((2, count, 3), 1, count),
+        "equal": torch.ones(2, count, 3),
+    }[kind]
+    patches = patches_of(features)
+    found = {k: VisPruner()(patches, k).index for k in (2, 9, count // 2)}
+    monkeypatch.setattr(vispruner, "waits", lambda x: True)
+    for k, index in found.items():
+        assert torch.equal(VisPruner()(patches, k).index, index)
+
+
+@pytest.mark.parametrize("kind", ["random", "ties", "equal"])
+def test_what_is_covered_is_the_same_however_it_is_summed(kind, monkeypatch):
+    features = {
+        "random": torch.randn(2, 90, 64, generator=torch.Generator().manual_seed(0)),
+        "ties": whole((2, 90, 3), 1, 4),
+        "equal": torch.ones(2, 90, 3),
+    }[kind]
+    patches = patches_of(features)
+    found = Scope()(patches, 40).index
+    monkeypatch.setattr(covering, "_AT_A_TIME", 200)
+    assert torch.equal(Scope()(patches, 40).index, found)
+    monkeypatch.setattr(covering, "waits", lambda x: True)
+    assert torch.equal(Scope()(patches, 40).index, found)

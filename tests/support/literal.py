@@ -15,6 +15,7 @@ from fastervlm import (
     CDPruner,
     ClipRelevance,
     Coverage,
+    HiPrune,
     HoloV,
     PruMerge,
     PruMergePlus,
@@ -23,6 +24,7 @@ from fastervlm import (
     UserTypeError,
     VisionZip,
     VisPruner,
+    VScan,
 )
 from tests.support import tiny
 
@@ -180,6 +182,40 @@ def holov(picture, k, runs=16, diversity: float = 0.09):
     return sorted(kept)
 
 
+def hiprune(picture, k, anchored: float = 0.1, block: int | float = 0.375):
+    (rows, columns), middle = picture.grid, picture.scores_in(block)
+    anchors = highest(middle, range(picture.size), round(k * anchored / 5))
+    beside = set()
+    for place in anchors:
+        row, column = divmod(place, columns)
+        for y, x in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            if 0 <= y < rows and 0 <= x < columns and y * columns + x not in anchors:
+                beside.add(y * columns + x)
+    kept = (anchors + highest(picture.scores, sorted(beside), len(beside)))[:k]
+    others = [i for i in range(picture.size) if i not in kept]
+    return sorted(kept + highest(picture.scores, others, k - len(kept)))
+
+
+def vscan(picture, k, local: float = 0.5, window=6, block: int | float = 0.25):
+    """Places, and for each the weights of all patches."""
+    columns, early, kept, windows = picture.grid[1], picture.scores_in(block), [], {}
+    if k == picture.size:
+        return list(range(k)), [one(i, k) for i in range(k)]
+    for place in range(picture.size):
+        windows.setdefault((place // columns // window, place % columns // window), []).append(place)
+    waiting = [highest(early, own, len(own)) for own in windows.values()]
+    while len(kept) < int(k * Fraction(local)):
+        heads = sorted(own.pop(0) for own in waiting if own)
+        kept += highest(early, heads, int(k * Fraction(local)) - len(kept))
+    others = [i for i in range(picture.size) if i not in kept]
+    kept = sorted(kept + highest(picture.scores, others, k - len(kept)))
+    joined = {i: [i] for i in kept}
+    for i in range(picture.size):
+        if i not in kept:
+            joined[max(kept, key=lambda j: likeness(picture.features[i], picture.features[j]))].append(i)
+    return kept, [[Fraction(int(i in joined[j]), len(joined[j])) for i in range(picture.size)] for j in kept]
+
+
 def variance(features):
     """Of the cosines of each to the others, its own being 0; the mean over all."""
     found = []
@@ -250,13 +286,15 @@ def one(place, size):
 
 
 class Picture:
-    """One picture of some `ScoredPatches`, exactly; attributes are `size` N, `scores`, `features` and `keys` by head."""
+    """One picture of some `ScoredPatches`, exactly; attributes are `size` N, `grid`, `scores`, `features` and `keys` by head."""
 
     def __init__(self, patches, row=0):
         self.scores = exact(patches.scores[row])
         self.features = exact(patches.features()[row].double())
         self.keys = exact(patches.keys()[row].double())
         self.size = len(self.scores)
+        self.grid = patches.grid
+        self.scores_in = lambda block: exact(patches.scores_in(block)[row])
 
     @property
     def concatenated(self):
@@ -272,8 +310,9 @@ METHODS = {
     "coverage": coverage,
     "scope": scope,
     "holov": holov,
+    "hiprune": hiprune,
 }
-MERGING = {"visionzip": visionzip, "prumerge": prumerge, "prumerge-plus": prumerge_plus}
+MERGING = {"visionzip": visionzip, "prumerge": prumerge, "prumerge-plus": prumerge_plus, "vscan": vscan}
 
 # Settings otherwise than by default that are held to the definition too.
 SETTINGS = {
@@ -281,6 +320,8 @@ SETTINGS = {
     "visionzip": {"contextual": [0.0, 0.25, 1.0, 0, 2, 10]},
     "prumerge": {"neighbours": [1, 6, 21]},
     "prumerge-plus": {"important": [0.0, 0.5, 1.0], "neighbours": [1, 6]},
+    "hiprune": {"anchored": [0.5, 1.0], "block": [2]},
+    "vscan": {"local": [0.0, 1.0], "window": [1, 2, 3], "block": [2]},
     "holov": {"runs": [1, 3, 5], "diversity": [0.0, 1.0]},
     "dart": {"pivots": [1, 2, 7]},
     "coverage": {"temperature": [0.1, 1.0, 50]},
@@ -301,6 +342,11 @@ REFUSED: list[Any] = [
     (PruMerge, 2.5, UserTypeError),
     (PruMergePlus, 1.5, UserError),
     (HoloV, 0, UserError),
+    (HiPrune, 1.5, UserError),
+    (lambda block: HiPrune(block=block), 0, UserError),
+    (lambda block: HiPrune(block=block), 1.0, UserError),
+    (lambda block: VScan(block=block), "six", UserTypeError),
+    (VScan, -1, UserError),
     (DART, 0, UserError),
     (DART, None, UserTypeError),
     (Coverage, 0, UserError),
