@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from encoders import UserError, wrap
+from encoders import UserError, UserTypeError, wrap
 from tests.support import towers
 from tests.support.towers import DEPTH, TOWERS, WIDTH, rows
 
@@ -48,6 +48,40 @@ def test_rows_sum_to_less_than_one_by_what_the_prefix_gets(case):
         assert (sums < 1 + 1e-6).all()
         assert (sums.mean(-1) < 1).all()
         assert (sums > 0.1).all()
+
+
+@pytest.mark.parametrize("block", [1, 2, 0.25])
+def test_scores_of_further_blocks_are_rows_of_their_full_attention(case, block):
+    model = towers.make(case)
+    patches = wrap(model, select_layer=-2, score=case.score, also=(block,))(towers.pixels(case))
+    score = "cls" if case.score == "cls" else "received"
+    number = max(1, int(block * DEPTH + 0.5)) if block < 1 else block
+    expected = wrap(model, select_layer=number, score=score)(towers.pixels(case)).scores
+    torch.testing.assert_close(patches.scores_in(block), expected, rtol=2e-6, atol=1e-6)
+    assert torch.equal(patches.scores, encode(case, model).scores)
+    assert torch.equal(patches.features(), encode(case, model).features())
+
+
+@pytest.mark.parametrize(
+    ("block", "kind", "sentence"),
+    [
+        (0, UserError, "also=0 names no block in front of the features; they are taken from block "),
+        (-1, UserError, "also=-1 names no block"),
+        (DEPTH, UserError, f"also={DEPTH} names no block"),
+        (1.0, UserError, "also=1.0 names no block"),
+        (0.0, UserError, "also=0.0 names no block"),
+        (True, UserTypeError, "also=True names no block; give a number from 1, or a share"),
+        ("6", UserTypeError, "also='6' names no block"),
+    ],
+)
+def test_what_is_no_further_block(case, block, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        wrap(towers.make(case), select_layer=-2, score=case.score, also=(block,))
+
+
+def test_blocks_that_nobody_asked_for_have_no_scores(case):
+    with pytest.raises(UserError, match=r"without scores of block 1 here; name it by also=\(1,\) where the tower is wrapped"):
+        encode(case, towers.make(case)).scores_in(1)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -9,6 +9,7 @@ import fastervlm
 from encoders import ScoredPatches, UserError, wrap
 from fastervlm import METHODS, KeptTokens, VisionZip, prune_patches
 from fastervlm.selection.choice import asked, choose, counts_for
+from fastervlm.selection.method import traits
 from tests.support import literal, plain, plain_next, plain_video, tiny, towers
 from tests.support.literal import MERGING, Picture
 from tests.support.towers import TOWERS
@@ -45,19 +46,23 @@ class Watch:
 
 
 def by_hand(model, crops):
-    """Scores, features and keys of crops (S, 3, H, W), by hooks on the stock tower with eager attention."""
+    """Scores, features, keys and scores of the first block of crops (S, 3, H, W), by hooks on the stock, eager tower."""
     tower, found = model.model.vision_tower, {}
     projection = tower.encoder.layers[-2].self_attn.k_proj
     hook = projection.register_forward_hook(lambda module, args, output: found.update(keys=output[:, 1:]))
     scores = plain.Plain(model, 1).scores(crops)
     states = tower(crops, output_hidden_states=True).hidden_states[-2][:, 1:]
     hook.remove()
-    return scores, states, found["keys"].unflatten(-1, (2, -1)).transpose(1, 2)
+    eager = plain.Plain(model, 1).model.model.vision_tower
+    early = eager(crops, output_attentions=True).attentions[0][:, :, 0, 1:].mean(1)
+    return scores, states, found["keys"].unflatten(-1, (2, -1)).transpose(1, 2), early
 
 
-def expected_rows(method, scores, states, keys, k):
-    """(K, C) of one picture or crop, whose patches are all there are."""
-    patches = ScoredPatches(scores[None, None], (1, len(scores)), torch.zeros(1), lambda _: states[None], lambda: keys[None])
+def expected_rows(method, scores, states, keys, early, k, grid=(4, 4)):
+    """(K, C) of one picture or crop, whose patches are all there are; its first block is a quarter of the three there are."""
+    others = {0.25: lambda: early[None, None]}
+    parts = scores[None, None], grid, torch.zeros(1), lambda _: states[None], lambda: keys[None]
+    patches = ScoredPatches(*parts, other_blocks=others)
     places, rows = MERGING[method](Picture(patches), k)
     return places, literal.mixtures(rows) @ states.double()
 
@@ -91,8 +96,9 @@ def test_mixtures_of_crops_know_nothing_of_what_was_unpadded(llava_next, method,
     for part, window in zip(zip(*by_hand(llava_next, batch["pixel_values"][0]), strict=True), trace.cut.windows(), strict=True):
         top, bottom, left, right = window
         inside = torch.arange(N).view(4, 4)[top:bottom, left:right].flatten()
-        scores, states, keys = part
-        places, rows = expected_rows(method, scores[inside], states[inside], keys[:, inside], min(5, len(inside)))
+        scores, states, keys, early = part
+        own = scores[inside], states[inside], keys[:, inside], early[inside]
+        places, rows = expected_rows(method, *own, min(5, len(inside)), (bottom - top, right - left))
         parts.append(rows)
         masks.append(torch.zeros(N, dtype=torch.bool).index_fill(0, inside[places], True))
     same(watch.rows, torch.cat(parts))
@@ -123,7 +129,8 @@ def test_any_tower_gives_what_methods_look_at(name, method):
     case = TOWERS[name]
     model, pixel_values = towers.make(case), towers.pixels(case)
     rows, kept = prune_patches(model, pixel_values, 5, method=method)
-    patches = wrap(model)(pixel_values)
+    told = traits(METHODS[method])
+    patches = wrap(model, score=told.score or "cls", also=told.also)(pixel_values)
     for i, found in enumerate(rows):
         picture = Picture(patches, i)
         if method in MERGING:

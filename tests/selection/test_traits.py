@@ -20,7 +20,11 @@ class Spied:
     """Patches that note what is looked at beside their scores."""
 
     def __init__(self, patches):
-        self.patches, self.seen = patches, set()
+        self.patches, self.seen, self.blocks = patches, set(), []
+
+    def scores_in(self, block):
+        self.blocks.append(block)
+        return self.patches.scores_in(block)
 
     def __getattr__(self, name):
         if name in ("features", "keys", "questions"):
@@ -32,7 +36,8 @@ class Spied:
 def patches():
     pixels = torch.randn(2, 3, tiny.IMAGE, tiny.IMAGE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return replace(wrap(tiny.llava().model.vision_tower)(pixels), questions=("What?", "Where?"))
+        patches = wrap(tiny.llava().model.vision_tower, also=(0.25, 0.375))(pixels)
+        return replace(patches, questions=("What?", "Where?"))
 
 
 @torch.no_grad()
@@ -41,6 +46,7 @@ def test_methods_look_at_what_they_say(patches, name):
     method, spied = (IN_FRONT | ASKED)[name], cast(Any, Spied(patches))
     kept = method(spied, 5)
     assert spied.seen == traits(method).reads
+    assert tuple(spied.blocks) == traits(method).also
     assert bool((kept.index.diff(dim=1) > 0).all()) is traits(method).ordered is True
 
 

@@ -286,7 +286,7 @@ def one(place, size):
 
 
 class Picture:
-    """One picture of some `ScoredPatches`, exactly; attributes are `size` N, `grid`, `scores`, `features` and `keys` by head."""
+    """One picture of some `ScoredPatches`, exactly: `size` N, `grid`, `scores`, `features`, `keys` by head."""
 
     def __init__(self, patches, row=0):
         self.scores = exact(patches.scores[row])
