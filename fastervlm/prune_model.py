@@ -16,7 +16,7 @@ from torch import nn
 from encoders.errors import UserError, UserNote
 from encoders.registry import Score
 from fastervlm.families.base import Encoded, Family
-from fastervlm.families.pruning import Options, Pruning
+from fastervlm.families.pruning import Options, Pruning, check_choice
 from fastervlm.families.registry import family_of
 from fastervlm.generation import run
 from fastervlm.generation.draft import get_candidate_generator
@@ -27,6 +27,7 @@ from fastervlm.inllm import InLLM
 from fastervlm.inllm.handle import InLLMHandle
 from fastervlm.methods import Method
 from fastervlm.methods.lookup import get_method
+from fastervlm.methods.projected import Projected
 from fastervlm.selection.budget import Budget
 from fastervlm.selection.method import traits
 from fastervlm.selection.schedule import EncoderSchedule, refuse_schedule
@@ -55,6 +56,7 @@ def prune(
     images: bool = True,
     positions: Literal["compact", "original"] = "compact",
     encoder_keep: EncoderSchedule | None = None,
+    features: Literal["tower", "projected"] = "tower",
 ) -> PruneHandle | InLLMHandle:
     """Let only the best visual tokens of each picture reach the projector and the language model of `model`.
 
@@ -86,6 +88,8 @@ def prune(
         images: prune pictures beside clips too; the reference does not.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
         encoder_keep: let patches leave inside the tower already, an approximation; only where `EncoderSchedule` says.
+        features: what methods that compare features are given: the "tower"'s, so that only what is kept is projected, or
+            "projected" ones, as authors mostly have it; all patches then go through the projector.
 
     Returns:
         A handle; `handle.remove()` or leaving `with prune(...)` undoes it exactly.
@@ -95,11 +99,16 @@ def prune(
         UserTypeError: the model is of a kind that is not supported.
     """
     tokens, options = Budget.of(keep), Options(positions, budget, anyres, newline, keep_cls, images)
+    check_choice("features", features, ("tower", "projected"))
     if method is not None and traits(get_method(method)).in_llm:
         options.refuse_clips()
         refuse_schedule(encoder_keep)
+        if features == "projected":
+            raise UserError("Inside the language model all features are projected; leave features='projected' out.")
         return InLLMHandle(model, tokens, cast(InLLM, get_method(method)))
     family = family_of(model)
+    if features == "projected":
+        method = Projected(get_method(family.default_method(model) if method is None else method), family.projector(model))
     if HOST in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
     return PruneHandle(model, family, _checked(model, family, tokens, method, score, options, encoder_keep))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -168,6 +168,17 @@ class Family(abc.ABC):
     def tower(self, model: Any) -> Any:
         """The vision tower; of several the one for the last of `kinds`."""
         return model.model.vision_tower
+
+    def projector(self, model: Any) -> Callable[[Tensor], Tensor]:
+        """What makes the language model's tokens (..., D) of the features (..., C) that methods choose among.
+
+        Raises:
+            UserError: it has no such part.
+        """
+        found = getattr(model.model, "multi_modal_projector", None)
+        if found is None:
+            raise UserError(f"A {type(model).__name__} has no projector that features could be compared behind.")
+        return found
 
     def decoder(self, model: Any) -> Any:
         """The language model, whose `layers` methods inside it prune."""

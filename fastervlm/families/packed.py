@@ -117,7 +117,7 @@ def _kept_rows(
     """The kept tokens of each frame."""
     rows = []
     for each in found:
-        table, _ = each.choice.project(partial(_merged, mergers[0], each.members.shape[1]))
+        table, _ = each.choice.project(partial(merged, mergers[0], each.members.shape[1]))
         tables = [table]
         if states:
             if each.choice.weights is not None:
@@ -133,7 +133,7 @@ def _kept_rows(
     return rows
 
 
-def _merged(merger: Callable[[Tensor], Tensor], size: int, x: Tensor) -> Tensor:
+def merged(merger: Callable[[Tensor], Tensor], size: int, x: Tensor) -> Tensor:
     """Tokens (..., D) of the patches of each, side by side (..., g * C)."""
     return merger(x.unflatten(-1, (size, -1)).flatten(0, -2)).unflatten(0, x.shape[:-1])
 

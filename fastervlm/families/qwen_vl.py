@@ -5,7 +5,8 @@ What stays keeps its places along all three axes, whatever `positions` says; the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from encoders import UserError
 from encoders.packed import PackedEncoder, check_grid
 from fastervlm.families.base import Encoded, Family
-from fastervlm.families.packed import encode_packed
+from fastervlm.families.packed import encode_packed, merged
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.selection.choice import check_questions
 from fastervlm.selection.schedule import refuse_schedule
@@ -65,6 +66,10 @@ class QwenVL(Family):
     def check_questions(self, call: Mapping[str, Any]) -> None:
         """Refuse questions that are not one text for each picture of a call, then one for each clip."""
         _questions(call)
+
+    def projector(self, model: Any) -> Callable[[Tensor], Tensor]:
+        """The merger, given the patches of each token side by side."""
+        return partial(merged, model.model.visual.merger, model.model.visual.spatial_merge_size**2)
 
     def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """All pictures and clips of the call, by the kind of their placeholders."""

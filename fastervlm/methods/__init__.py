@@ -16,12 +16,14 @@ from fastervlm.methods.dart import DART
 from fastervlm.methods.divprune import DivPrune
 from fastervlm.methods.hiprune import HiPrune
 from fastervlm.methods.holov import HoloV
+from fastervlm.methods.mmtok import MMTok
 from fastervlm.methods.prumerge import PruMerge
 from fastervlm.methods.prumerge_plus import PruMergePlus
 from fastervlm.methods.scope import Scope
 from fastervlm.methods.visionzip import VisionZip
 from fastervlm.methods.vispruner import VisPruner
 from fastervlm.methods.vscan import VScan
+from fastervlm.methods.word_likeness import WordLikeness
 from fastervlm.selection.method import Method
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "HiPrune",
     "HoloV",
     "InLLM",
+    "MMTok",
     "Method",
     "PruMerge",
     "PruMergePlus",
@@ -46,6 +49,7 @@ __all__ = [
     "VScan",
     "VisPruner",
     "VisionZip",
+    "WordLikeness",
 ]
 
 METHODS: dict[str, Method] = {
@@ -61,6 +65,7 @@ METHODS: dict[str, Method] = {
     "prumerge-plus": PruMergePlus(),
     "dart": DART(),
     "coverage": Coverage(),
+    "mmtok": MMTok(),
     "scope": Scope(),
     "holov": HoloV(),
     "hiprune": HiPrune(),

@@ -20,7 +20,8 @@ class DART:
 
     Pivots are the patches whose keys have the largest L1 norm over all heads. The others are shared out evenly, the earlier
     pivots getting one more where they do not divide; a pivot takes from what those before it left. The paper prunes inside
-    the language model, with pivots among the words too; this form looks at the tower's features and keys instead.
+    the language model, with pivots among the words too; this form looks at the tower's features and keys instead. The authors'
+    code gives out shares in the order of a Python set of pivots, which is no rank; taken by rank, it chooses as here.
 
     Args:
         pivots: how many; fewer where fewer tokens are kept.

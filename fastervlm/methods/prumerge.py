@@ -20,9 +20,11 @@ class PruMerge:
     """Keep the patches [CLS] attends to most, and add to each those with the most similar keys (arXiv 2403.15388).
 
     A token is its own patch plus its nearest neighbours among all others, kept or not, each times the attention it gets. The
-    budget says how many tokens a picture keeps; `keep=Outliers()` is the paper's: as many as stand out. Scores and
-    keys are those of the feature block; the further token of the authors' code, a sum over all that were dropped, is left
-    out. Where nothing is dropped, nothing is merged.
+    budget says how many tokens a picture keeps; `keep=Outliers()` is the paper's: as many as stand out. Scores and keys are
+    those of the feature block, and scores are a mean over heads. The authors' code takes one softmax over queries and keys of
+    full width, heads side by side, in the tower's last block; given the same scores, it chooses as here. Its further token, a
+    sum over all that were dropped, is left out. Its `forward` may run the second form, see `PruMergePlus`. Where nothing is
+    dropped, nothing is merged.
 
     Args:
         neighbours: how many patches are added to each; fewer where there are no more.

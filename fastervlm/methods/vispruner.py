@@ -30,7 +30,8 @@ class VisPruner:
     patches of the first half leave: those that are most similar to one of the second. The first round takes the patches in the
     order of their attention, each later one in the order that the last round left. So if two patches change places, many later
     choices change. Where all features are much alike, the result depends on the last bits of the similarities, in the authors'
-    code and here.
+    code and here. Where the number of patches is odd, the first half here has one more, which is compared like the others; the
+    authors' code treats that patch differently.
 
     Args:
         important: the share of the tokens kept by attention, rounded down; in [0, 1].

@@ -17,6 +17,7 @@ from fastervlm import (
     Coverage,
     HiPrune,
     HoloV,
+    MMTok,
     PruMerge,
     PruMergePlus,
     Scope,
@@ -114,6 +115,28 @@ def dart(picture, k, pivots=4):
         share = remaining // len(leaders) + (1 if place < remaining % len(leaders) else 0)
         unlike = {i: -likeness(picture.features[i], picture.features[pivot]) for i in range(picture.size) if i not in kept}
         kept += highest(unlike, unlike, share)
+    return sorted(kept)
+
+
+def mmtok(picture, k, words=(), word_temperature: float = 0.02, temperature: float = 0.2, weight: float = 0.5):
+    """In decimals of 60 digits, given the likeness of words to patches as fractions; gains alike to 8 digits are equal."""
+    if not words:
+        return coverage(picture, k, temperature)
+    with localcontext() as context:
+        context.prec = 60
+        likes = [[cosine(a, b) for b in picture.features] for a in picture.features]
+        tables = (([[decimal(x) for x in row] for row in words], word_temperature, 1), (likes, temperature, weight))
+        rows = []
+        for table, warmth, share in tables:
+            for row in table:
+                close = [(x / decimal(Fraction(warmth))).exp() for x in row]
+                rows.append([decimal(Fraction(share)) * x / sum(close) / len(table) for x in close])
+        covered, kept = [Decimal(0)] * len(rows), []
+        for _ in range(k):
+            others = [i for i in range(picture.size) if i not in kept]
+            gains = {i: round(sum(max(row[i] - own, 0) for row, own in zip(rows, covered, strict=True)), 8) for i in others}
+            kept.append(max(others, key=lambda i: gains[i]))
+            covered = [max(row[kept[-1]], own) for row, own in zip(rows, covered, strict=True)]
     return sorted(kept)
 
 
@@ -308,6 +331,7 @@ METHODS = {
     "cdpruner": lambda *args: sorted(cdpruner(*args)),
     "dart": dart,
     "coverage": coverage,
+    "mmtok": mmtok,
     "scope": scope,
     "holov": holov,
     "hiprune": hiprune,
@@ -325,6 +349,7 @@ SETTINGS = {
     "holov": {"runs": [1, 3, 5], "diversity": [0.0, 1.0]},
     "dart": {"pivots": [1, 2, 7]},
     "coverage": {"temperature": [0.1, 1.0, 50]},
+    "mmtok": {"temperature": [0.1]},
     "scope": {"alpha": [0.5, 2, 0.01]},
 }
 # A class, a value of its first setting that is refused, and the kind of error.
@@ -354,6 +379,8 @@ REFUSED: list[Any] = [
     (Coverage, "warm", UserTypeError),
     (Coverage, True, UserTypeError),
     (Scope, 0, UserError),
+    (MMTok, "words", UserTypeError),
+    (lambda weight: MMTok(weight=weight), 0, UserError),
     (Scope, float("nan"), UserError),
     (Scope, "much", UserTypeError),
     (CDPruner, "clip", UserTypeError),
