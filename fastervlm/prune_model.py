@@ -128,9 +128,10 @@ def _checked(
     wanted = score or traits(chosen).score
     told = wanted or ("cls" if family.has_cls(model) else "received")
     guessed = wanted is None and told == "received"
-    pruning = Pruning(tokens, chosen, family.settings(options), options.positions, encoder_keep, told, guessed)
+    scores: dict[str, Any] = {"score": told, "guessed": guessed, "choices": family.scores}
+    pruning = Pruning(tokens, chosen, family.settings(options), options.positions, encoder_keep, **scores)
     if guessed:
-        options.refuse_shares()
+        options.refuse_shares(family.scores)
     family.check(model, pruning)
     return pruning
 

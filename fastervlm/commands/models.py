@@ -14,17 +14,29 @@ def models() -> None:
     from rich.text import Text
 
     from fastervlm.families.others import refused
-    from fastervlm.families.registry import FAMILIES
+    from fastervlm.families.registry import FAMILIES, GENERIC, untested
 
-    table = Table("class", "shown", "tower", "score", "default", box=None, padding=(0, 1, 0, 0))
-    for family in FAMILIES:
-        row = family.class_name, ", ".join(family.kinds), family.tower_kind, ", ".join(family.scores), family.usual_method
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for name in ("class", "shown", "tower", "score", "default", "family"):
+        table.add_column(name, overflow="fold")
+    for family in (*FAMILIES, *GENERIC):
+        shown, scores = ", ".join(family.kinds), ", ".join(family.scores)
+        kind = "generic" if family in GENERIC else "own"
+        row = family.class_name, shown, family.tower_kind, scores, family.usual_method, kind
         table.add_row(*map(Text, row))
     console = Console(highlight=False)
     console.print(table)
-    only = ", ".join(family.class_name for family in FAMILIES if not family.measured)
-    console.print(Text(f"\nPruned by fastervlm.prune alone, not evaluated or measured by the other commands yet: {only}."))
+    console.print(
+        Text(
+            "\nA family of its own stops the tower early and finishes the kept patches alone; the generic one runs the tower "
+            "as it is and chooses among what the connector gives.\n"
+        )
+    )
+    only = ", ".join(family.class_name for family in (*FAMILIES, *GENERIC) if not family.measured)
+    console.print(Text(f"Pruned by fastervlm.prune alone, not evaluated or measured by the other commands yet: {only}."))
     console.print(Text(f"Tested with transformers {_TESTED}, installed is {version('transformers')}.\n"))
+    more = ", ".join(untested())
+    console.print(Text(f"Not tested, but taken where a check in fastervlm.prune finds the generic way exact: {more}.\n"))
     reasons: dict[str, list[str]] = {}
     for name, reason in refused().items():
         reasons.setdefault(reason, []).append(name)

@@ -112,6 +112,17 @@ class Family(abc.ABC):
             UserError: its tower cannot be scored or stopped, or a setting does not fit it.
         """
 
+    def check_generation(self, model: Any, told: Callable[[str], Any]) -> None:  # noqa: B027 - most have nothing to refuse
+        """Refuse modes of generation that are not exact.
+
+        Args:
+            model: the model.
+            told: gives a setting of the call of `generate` by its name.
+
+        Raises:
+            UserError: one is set.
+        """
+
     @abc.abstractmethod
     def check_questions(self, call: Mapping[str, Any]) -> None:
         """Refuse questions that are not one text for each picture of a call, then one for each clip."""
@@ -150,6 +161,13 @@ class Family(abc.ABC):
             UserError: the call does not say enough to know them.
         """
         return None
+
+    def first_position(self, model: Any) -> int:
+        """The number that the model's own `forward` gives the first token of a prompt; in `generate` it is 0."""
+        return 0
+
+    def refuse_other_kinds(self, call: Mapping[str, Any]) -> None:  # noqa: B027 - as above
+        """Refuse what the model can be shown beside what is pruned, where that is not looked after."""
 
     def outputs(self, features: list[Tensor], kind: str) -> Any:
         """The features (T_i, D) of one kind, "image" or "video", as the stock model takes them as `pooler_output`."""

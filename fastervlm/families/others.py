@@ -1,30 +1,57 @@
-"""Classes of transformers that answer questions about pictures and belong to no family, and why none of them is pruned."""
+"""Classes of transformers that answer questions about pictures and have no family of their own.
+
+Their code is read, not imported.
+"""
 
 from __future__ import annotations
 
 import ast
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastervlm.families.registry import FAMILIES
-
-UNPROVEN = "nobody has shown yet that what is pruned of it equals the stock model"
 NO_ROUTE = "its forward takes no features made beforehand (mm_encoder_outputs)"
+REASONS: dict[str, str] = {}
+
+
+@cache
+def image_text_to_text() -> dict[str, str]:
+    """All such classes by their names, and the `model_type` of each."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    found: dict[str, str] = {}
+    for kind, name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
+        found.setdefault(name, kind)
+    return found
+
+
+def class_of_type(model_type: str) -> str | None:
+    """The class of that `model_type`; None where there is none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
+
+
+@cache
+def why_refused(name: str) -> str | None:
+    """The reason why models of one of these classes cannot be pruned; None if they may be."""
+    return REASONS.get(name) or (None if _takes_features(name) else NO_ROUTE)
 
 
 def refused() -> dict[str, str]:
-    """The classes by their names, and the reason of each; their code is read, not imported."""
+    """Those that cannot be pruned, and the reason of each."""
+    reasons = {name: why_refused(name) for name in sorted(image_text_to_text())}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _takes_features(name: str) -> bool:
+    """Whether `forward` of a class of transformers has the argument `mm_encoder_outputs`."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    own = {family.class_name for family in FAMILIES}
-    names = [name for name in dict.fromkeys(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.values()) if name not in own]
-    modules: dict[str, str] = transformers._class_to_module  # type: ignore[attr-defined]
-    return {name: UNPROVEN if _takes_features(name, modules[name]) else NO_ROUTE for name in sorted(names)}
+    return _in_module(name, transformers._class_to_module[name])  # type: ignore[attr-defined]
 
 
-def _takes_features(name: str, module: str) -> bool:
-    """Whether `forward` of a class, in that module of transformers, has the argument."""
+def _in_module(name: str, module: str) -> bool:
     spec = find_spec(f"transformers.{module}")
     if spec is None or spec.origin is None:
         return False
@@ -33,5 +60,5 @@ def _takes_features(name: str, module: str) -> bool:
             forwards = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "forward"]
             if forwards:
                 return "mm_encoder_outputs" in {arg.arg for part in forwards for arg in part.args.args}
-            return any(_takes_features(base.id, module) for base in node.bases if isinstance(base, ast.Name))
+            return any(_in_module(base.id, module) for base in node.bases if isinstance(base, ast.Name))
     return False

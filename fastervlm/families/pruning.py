@@ -35,12 +35,15 @@ class Options:
             else:
                 check_choice(name, getattr(self, name), get_args(hint))
 
-    def refuse_shares(self) -> None:
-        """Refuse that crops or frames share tokens by score, on behalf of a tower without [CLS] where no score is asked for."""
+    def refuse_shares(self, choices: tuple[str, ...]) -> None:
+        """Refuse that crops or frames share tokens by score, on behalf of a tower without [CLS] where no score is asked for.
+
+        `choices` are the scores that could be.
+        """
         if self.budget in ("image", "clip"):
             raise UserError(
                 f"budget={self.budget!r} shares tokens by score, and the tower of this model has no [CLS] token; say what to "
-                "score by: score='received', 'norm' or, with a pooling head, 'pool'."
+                f"score by: {_spelled(choices)}."
             )
 
     def refuse_clips(self) -> None:
@@ -51,6 +54,12 @@ class Options:
                 raise UserError(
                     f"{field.name}={value} is for clips pruned in front of the language model of a Video-LLaVA; leave it out."
                 )
+
+
+def _spelled(choices: tuple[str, ...]) -> str:
+    """The scores that can be asked for; a pooling head is not looked for."""
+    told = " or ".join(f"score={name!r}" for name in choices)
+    return f"{told} or, with a pooling head, score='pool'" if "received" in choices else told
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -74,6 +83,7 @@ class Pruning:
         encoder_keep: which patches leave inside the tower, if any.
         score: what scores the patches, as `encoders.wrap` takes it.
         guessed: nobody asked for that score, and the tower has no [CLS] token; budgets and methods must not go by it.
+        choices: the scores that could be asked for.
     """
 
     budget: Budget
@@ -83,6 +93,7 @@ class Pruning:
     encoder_keep: EncoderSchedule | None = None
     score: Score = "cls"
     guessed: bool = False
+    choices: tuple[str, ...] = ("received", "norm")
 
     @property
     def tower(self) -> dict[str, Any]:
@@ -94,5 +105,5 @@ class Pruning:
             raise UserError(
                 "The tower of this model has no [CLS] token to score patches by; use a method that needs no scores such as "
                 "'coverage', with a count or fraction of tokens for each picture, crop or frame, or say what to score by: "
-                "score='received', 'norm' or, with a pooling head, 'pool'."
+                f"{_spelled(self.choices)}."
             )

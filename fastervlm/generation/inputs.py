@@ -108,7 +108,11 @@ def guess_mask(model: Any, call: Call) -> Tensor:
 
 def setting(model: Any, call: Call, name: str) -> Any:
     """A generation setting: of the call, of its generation config, or of the model's, in this order."""
-    for holder in (call.get(name), getattr(call.get("generation_config"), name, None), getattr(model.generation_config, name)):
+    for holder in (
+        call.get(name),
+        getattr(call.get("generation_config"), name, None),
+        getattr(model.generation_config, name, None),
+    ):
         if holder is not None:
             return holder
     return None

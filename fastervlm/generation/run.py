@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ def generate(host: Host, call: Call) -> Any:
     if history is not None:
         splice = continue_prompt(host.model, call, history)
     elif pictures_in(call):
+        host.family.check_generation(host.model, partial(setting, host.model, call))
         splice, check = shorten(host, pruning, call, by_mask=True)
         _refuse_gap_at_the_end(splice)
     else:
@@ -94,6 +96,8 @@ def forward(host: Host, call: Call) -> Any:
         call |= {name: getattr(splice, _COLUMNS[name])(given) for name, given in columns.items()}
     else:
         _prepare_inner(host, call)
+    if splice is not None and call.get("position_ids") is not None:
+        call["position_ids"] = call["position_ids"] + host.family.first_position(host.model)
     with growing(past, splice), _explained(check):
         output = host.original("forward")(**call)
     if past is None and splice is not None:

@@ -60,7 +60,8 @@ def shorten(host: Host, pruning: Pruning, call: Call, *, by_mask: bool) -> tuple
     seen, right = (ids, False) if unread else (ids.cpu(), mask is not None and padded_right(mask.cpu()))
     if not unread:
         refuse_lonely_placeholders(host.model, seen, kinds)
-    numbers, axes = _numbers(call, mask, by_mask=by_mask), host.family.axes(host.model, call, mask)
+    first = 0 if by_mask else host.family.first_position(host.model)
+    numbers, axes = _numbers(call, mask, first, by_mask=by_mask), host.family.axes(host.model, call, mask)
     encoded = _encoded(host, pruning, call)
     needs = {kind: [len(keep) for keep in found.keep] for kind, found in encoded.items()}
     check = partial(_check, host, pruning, seen, encoded)
@@ -98,13 +99,16 @@ def _encoded(host: Host, pruning: Pruning, call: Call) -> dict[str, Encoded]:
     }
 
 
-def _numbers(call: Call, mask: Tensor | None, *, by_mask: bool) -> Tensor:
-    """Position ids (R, T) of the unpruned prompt: the caller's, or as transformers would count, unmasked tokens or columns."""
+def _numbers(call: Call, mask: Tensor | None, first: int, *, by_mask: bool) -> Tensor:
+    """Position ids (R, T) of the unpruned prompt: the caller's, or as transformers would count, unmasked tokens or columns.
+
+    They count from 0, where those of the caller count from `first`.
+    """
     ids, given = call["input_ids"], call.get("position_ids")
     if given is None:
         columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         return columns if mask is None or not by_mask else (mask.long().cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
-    given = given.expand_as(ids)
+    given = given.expand_as(ids) - first
     check_rising(given, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
     return given
 
@@ -206,6 +210,7 @@ def _traces(model: Any, ids: Tensor, encoded: dict[str, Encoded]) -> list[Any]:
 
 
 def _refuse_unknown_pictures(host: Host, call: Call) -> None:
+    host.family.refuse_other_kinds(call)
     for name in (name for names in PIXELS.values() for name in names):
         if call.get(name) is not None and name not in host.family.inputs:
             raise UserError(f"A {type(host.model).__name__} has no use for {name}; leave it out.")

@@ -10,6 +10,7 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,9 +23,11 @@ class Budget(abc.ABC):
 
     Attributes:
         at_most: the most tokens of one row, also where rows share a total; None for no bound.
+        of_picture: it is of a whole picture or clip, not of each of its crops or frames.
     """
 
     at_most: int | None = None
+    of_picture: ClassVar[bool] = False
 
     @abc.abstractmethod
     def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
@@ -130,6 +133,8 @@ class Total(Budget):
     Args:
         tokens: at least one.
     """
+
+    of_picture: ClassVar[bool] = True
 
     tokens: int
 
