@@ -16,6 +16,7 @@ from fastervlm.commands.common import (
     EngineName,
     Limit,
     MaxNewTokens,
+    MethodName,
     OptionalModel,
     Workers,
     check_method,
@@ -37,7 +38,6 @@ Right = Annotated[Path | None, typer.Option(help="Its right answers (test_a.json
 VideoDir = Annotated[Path | None, typer.Option(help="Folder of its videos.")]
 AnswersFile = Annotated[Path | None, typer.Option("--answers-file", "--output", help="Where the answers go (.jsonl).")]
 Kept = Annotated[str | None, typer.Option(help="Visual tokens kept of each frame: a count (64) or a fraction (0.25).")]
-MethodName = Annotated[str, typer.Option("--method", help="A pruning method, such as cls, cls-lowest, random or grid.")]
 Budget = Annotated[
     Literal["frame", "clip"], typer.Option(help="Each frame keeps its own tokens, or the frames of a clip share their sum.")
 ]
@@ -62,7 +62,7 @@ def video_qa(
     video_dir: VideoDir = None,
     answers_file: AnswersFile = None,
     visual_token_num: Kept = None,
-    method: MethodName = "cls",
+    method: MethodName = None,
     budget: Budget = "frame",
     keep_cls: KeepCls = False,
     num_frames: NumFrames = 8,
@@ -86,7 +86,7 @@ def video_qa(
 
     Without a model and data the tiny video model of this checkout answers its mini benchmark.
     """
-    from fastervlm.eval.settings import Settings, seeded
+    from fastervlm.eval.settings import Settings, chosen
     from fastervlm.eval.subject import Subject
     from video.scoring import VIDEO_QA
     from video.videos import Videos
@@ -100,7 +100,7 @@ def video_qa(
     else:
         model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file], engine, limit)
     kept = None if visual_token_num is None else number(visual_token_num)
-    pruning: dict[str, Any] = {"keep": kept, "method": seeded(method, seed), "batch_size": batch_size, "limit": limit}
+    pruning: dict[str, Any] = {"keep": kept, "batch_size": batch_size, "limit": limit} | chosen(method, seed)
     asking = {"conv_mode": conv_mode, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     settings = Settings(
         VIDEO_QA,
@@ -161,13 +161,23 @@ def tiny_model() -> Path:
     return VIDEO_MODEL
 
 
-def default_answers(question_file: Path, model: str, method: str, kept: str | None) -> Path:
+def default_answers(question_file: Path, model: str, method: str | None, kept: str | None) -> Path:
     """Where the answers go if nothing else is said."""
-    name = "all" if kept is None else f"{method}/n_{kept}"
+    name = "all" if kept is None else f"{(method or _usual_method(model)).replace(':', '-')}/n_{kept}"
     return question_file.parent / "answers" / Path(model).name / f"{name}.jsonl"
 
 
-def check(method: str, kept: str | None, sheet: Path | None, of_pruning: bool) -> None:
+def _usual_method(model: str) -> str:
+    """What a model of that kind is pruned by where nothing is said."""
+    from fastervlm.checkpoints.config import read_config
+    from fastervlm.checkpoints.original import is_original
+    from fastervlm.families.registry import family_of_type
+
+    told = read_config(model)
+    return "cls" if is_original(told) else family_of_type(str(told.get("model_type")), model).usual_method
+
+
+def check(method: str | None, kept: str | None, sheet: Path | None, of_pruning: bool) -> None:
     """Refuse, before the run, options `of_pruning` where nothing is pruned, and a picture that cannot be written after it."""
     from fastervlm.eval.answers import writable_folder
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastervlm.commands.common import Device, Dtype, Limit, OptionalModel, resumable
+from fastervlm.commands.common import Device, Dtype, Limit, MethodNames, OptionalModel, names_of, resumable
 from fastervlm.commands.compare import show
 from fastervlm.commands.numbers import WHOLE, budgets_of
 from video.commands import Budget, KeepCls, NumFrames, Questions, Right, Size, VideoDir, benchmark
@@ -23,7 +23,7 @@ def video_compare(
         Path | None, typer.Option(help="Where answers, table and plot go; compare/MODEL beside the question file if left out.")
     ] = None,
     visual_token_num: Annotated[str, typer.Option(help="Budgets of a frame, separated by commas.")] = "256,128,64,26,13",
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "cls,random,grid",
+    methods: MethodNames = None,
     seeds: Annotated[int, typer.Option(help="Runs of a random method.", **WHOLE)] = 3,
     blind: Annotated[bool, typer.Option("--blind", help="Add the floor: every frame replaced by grey.")] = False,
     budget: Budget = "frame",
@@ -52,9 +52,14 @@ def video_compare(
     settings = Settings(
         VIDEO_QA, answers_file=folder / "all.jsonl", medium=Videos(num_frames, keep_cls=keep_cls, budget=budget), **shared
     )
-    names = [name.strip() for name in methods.split(",")]
     with resumable():
         comparison = compare(
-            subject, settings, budgets=budgets_of(visual_token_num), methods=names, out_dir=folder, seeds=seeds, blind=blind
+            subject,
+            settings,
+            budgets=budgets_of(visual_token_num),
+            methods=names_of(methods) if methods else None,
+            out_dir=folder,
+            seeds=seeds,
+            blind=blind,
         )
     show(comparison, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,9 +58,15 @@ def ask(subject: Subject, settings: Settings, path: Path, question: str) -> Clip
         text = generator(batch)[0]
         trace = handle.trace[0] if handle is not None else None
     if isinstance(trace, TokenTrace):
-        side = math.isqrt(subject.num_visual_tokens)
-        trace = in_llm_trace(trace, (side, side), len(frames.times))
+        trace = _drawable(trace, subject, len(frames.times))
     return ClipAnswer(text, frames, generator.visual_tokens[0], trace)
+
+
+def _drawable(trace: TokenTrace, subject: Subject, frames: int) -> ClipTrace | None:
+    """What was kept of a clip inside the language model; None where nothing tells which frame a token of a prompt is of."""
+    side = subject.side_of("video")
+    told = side is not None and len(trace.scores) == frames * (side**2 + 1)
+    return in_llm_trace(trace, (side, side), frames) if side is not None and told else None
 
 
 def ask_first(subject: Subject, settings: Settings) -> ClipAnswer:

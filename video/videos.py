@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoders import UserError
@@ -22,6 +21,8 @@ from fastervlm.eval.pictures import GREY, MOST_STRETCHED
 from fastervlm.eval.preparation import Batch
 from fastervlm.eval.prompts import conversation
 from fastervlm.eval.task import Question
+from fastervlm.families.registry import family_of
+from video.clip_inputs import ClipInputs, asked_of_clips
 from video.frames import Frames, check_sampling, sample_frames
 
 if TYPE_CHECKING:
@@ -80,7 +81,13 @@ class Videos:
         """How questions become model inputs, given the processor."""
         _check_kind(subject)
         ask, task = conversation(subject.processor, settings.conv_mode, self.kind), settings.task
-        return ClipPreparation(lambda question: ask(task.prompt(question)), self.frames, settings.blind, selector_of(settings))
+        return ClipPreparation(
+            lambda question: ask(task.prompt(question)),
+            self.frames,
+            settings.blind,
+            selector_of(settings),
+            self.kind in subject.family.rows,
+        )
 
     def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
         """All about the clips that the answers depend on."""
@@ -107,8 +114,9 @@ class Videos:
     def encode(self, model: Any, shown: dict[str, Tensor], index: Sequence[int]) -> BaseModelOutputWithPooling:
         """The features of each clip that `index` names among those of `shown`, by the unpruned model."""
         clips = shown["pixel_values_videos"]
-        features = model.model.get_video_features(clips, return_dict=True).pooler_output.unflatten(0, clips.shape[:2])
-        return BaseModelOutputWithPooling(pooler_output=features[list(index)].flatten(0, 1))
+        features = model.model.get_video_features(clips, return_dict=True).pooler_output
+        each = torch.cat([x.reshape(-1, x.shape[-1]) for x in features]).chunk(len(clips))  # all have as many tokens
+        return family_of(model).encoder_output(model, [each[i] for i in index], self.kind)
 
 
 @dataclass(frozen=True)
@@ -116,17 +124,19 @@ class ClipPreparation:
     """How questions about clips become model inputs.
 
     `ask` writes the whole prompt, `frames` reads a file, `blind` replaces each frame by flat grey, and `selector` gives the
-    text whose token ids go along as `selector_ids`, if any do.
+    text whose token ids go along as `selector_ids`, if any do. `rows` says that each clip is a row of what is made of them,
+    so that one of several questions can stand there once.
     """
 
     ask: Callable[[Question], str]
     frames: Callable[[Path], Frames]
     blind: bool = False
     selector: Callable[[Question], str] | None = None
+    rows: bool = True
 
     def __call__(self, questions: Sequence[Question], processor: Any) -> Batch:
         """Read and process the clips, one after the other; a question whose clip fails is left out and its reason kept."""
-        clips: dict[Path, Tensor] = {}
+        clips: dict[Path, ClipInputs] = {}
         reasons: dict[Path, str] = {}
         for path in dict.fromkeys(map(file_of, questions)):
             try:
@@ -136,28 +146,28 @@ class ClipPreparation:
         failures = {q.line: reasons[file_of(q)] for q in questions if file_of(q) in reasons}
         return self.batch([q for q in questions if file_of(q) in clips], clips, processor, failures)
 
-    def batch(self, questions: list[Question], clips: Mapping[Path, Tensor], processor: Any, failures: dict[int, str]) -> Batch:
-        """The model's inputs for questions about clips (F, 3, S, S), each of which stands in them once."""
+    def batch(
+        self, questions: list[Question], clips: Mapping[Path, ClipInputs], processor: Any, failures: dict[int, str]
+    ) -> Batch:
+        """The model's inputs for questions about clips, each of which stands in them once where it is a row of them."""
         if not questions:
             return Batch(questions, None, failures)
-        placeholders = {path: _placeholders(clip, processor) for path, clip in clips.items()}
-        prompts = [self.ask(q).replace(processor.video_token, placeholders[file_of(q)]) for q in questions]
-        inputs = BatchFeature(dict(processor.tokenizer(prompts, padding=True, return_tensors="pt")))
-        inputs["pixel_values_videos"] = torch.stack(list(clips.values()))
+        files = list(clips) if self.rows else [file_of(question) for question in questions]
+        prompts = [self.ask(q).replace(processor.video_token, clips[file_of(q)].placeholders) for q in questions]
+        inputs = asked_of_clips(prompts, [clips[file] for file in files], processor)
         if self.selector is not None:
             texts = [self.selector(question) for question in questions]
             inputs["selector_ids"] = processor.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
-        index = [list(clips).index(file_of(question)) for question in questions]
-        return Batch(questions, inputs, failures, None if index == list(range(len(clips))) else index)
+        index = [files.index(file_of(question)) for question in questions]
+        return Batch(questions, inputs, failures, None if not self.rows or index == list(range(len(files))) else index)
 
-    def pixels(self, path: Path, frames: Frames, processor: Any) -> Tensor:
-        """(F, 3, S, S), the frames of a file as the model is shown them."""
+    def pixels(self, path: Path, frames: Frames, processor: Any) -> ClipInputs:
+        """The frames of a file as the model is shown them."""
         height, width = frames.pixels.shape[1:3]
         if max(height, width) > MOST_STRETCHED * min(height, width):
             raise UserError(f"The frames of {path} are {width} x {height}, too narrow to be cropped; cut them first.")
         shown = np.full_like(frames.pixels, GREY[0]) if self.blind else frames.pixels
-        options = {"do_sample_frames": False, "input_data_format": "channels_last", "return_tensors": "pt"}
-        return processor.video_processor(videos=[shown], **options)["pixel_values_videos"][0]
+        return ClipInputs.of(shown, frames.times, processor)
 
 
 def videos_of(settings: Settings) -> Videos:
@@ -174,11 +184,6 @@ def file_of(question: Question) -> Path:
     return question.image
 
 
-def _placeholders(clip: Tensor, processor: Any) -> str:
-    """The placeholders of a clip (F, 3, S, S) in a prompt."""
-    return processor.replace_video_token({"pixel_values_videos": clip[None]}, 0)
-
-
 def _check_kind(subject: Subject) -> None:
     if not subject.takes_clips:
-        raise UserError(f"{subject.path} is no model for videos; give a Video-LLaVA checkpoint.")
+        raise UserError(f"{subject.path} is no model for videos; give one such as a Video-LLaVA, LLaVA-OneVision or Qwen-VL.")

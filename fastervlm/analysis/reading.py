@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -71,6 +70,11 @@ def read_questions(subject: Subject, settings: Settings, out_dir: Path) -> Readi
         UserTypeError: the model is not supported.
     """
     asked = checked_questions(settings)
+    if subject.family.default_method(subject.model) != "cls":
+        raise UserError(
+            f"Shift and dispersion compare with the attention of [CLS], and a {subject.family.class_name} has none, or one that "
+            "misleads; choose another model."
+        )
     questions = {question.line: question for question in asked if question.image}
     if not questions:
         raise UserError(f"{settings.question_file} has no question with a picture or clip.")
@@ -129,7 +133,7 @@ def _resumed(path: Path, identity: dict[str, Any]) -> Sums | None:
 
 
 def _fresh(subject: Subject) -> Sums:
-    side = math.isqrt(subject.num_visual_tokens)
+    side = subject.side_of("image") or 1
     return Sums(subject.model.config.text_config.num_hidden_layers, (side, side))
 
 

@@ -31,6 +31,7 @@ def _tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     special = {"<pad>": 0, "<s>": 1, "</s>": 2, "<image>": TOKENS["image"], "<video>": TOKENS["video"]}
+    special |= {"<start>": 6, "<stop>": 7}
     inner = Tokenizer(models.WordLevel(special | {"<unk>": 5}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
@@ -41,5 +42,11 @@ def _tokenizer() -> Any:
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>", "video_token": "<video>"},
+        extra_special_tokens={
+            "image_token": "<image>",
+            "video_token": "<video>",
+            "context_image_token": "<image>",
+            "start_image_token": "<start>",
+            "end_image_token": "<stop>",
+        },
     )

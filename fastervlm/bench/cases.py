@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from encoders.errors import UserError
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.inllm import FastV
@@ -34,6 +35,11 @@ def fastv(subject: Subject, settings: Settings, budgets: Sequence[int | float], 
     same share of them. Source: FastV, arXiv 2403.06764.
     """
     total = subject.num_visual_tokens
+    if total is None:
+        raise UserError(
+            f"This benchmark compares with FastV, by which a {subject.family.class_name} cannot be pruned; "
+            "give --methods none,coverage."
+        )
     counts = sorted({TokenBudget(keep=keep).resolve(total) for keep in budgets} - {total}, reverse=True)
     methods = {"fastv": (f"fastv-layer{layer}", FastV(layer=layer)), "cls": ("cls", "cls")}
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from encoders.errors import UserError
+from fastervlm.bench.visual_work import VISUAL, has_clip_tower
 from fastervlm.families.registry import family_of_type
 
-Route = Literal["stock", "pruned", "reference", "fastv"]
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+Route = Literal["stock", "pruned", "features", "reference", "fastv"]
 STAGES = ("encoder", "projector", "prefill")
 
 
@@ -46,7 +49,8 @@ class Job:
 
     Attributes:
         route: "stock", "pruned" (stopped in the feature block, kept patches projected alone), "reference" (the whole tower, all
-            patches projected, then masked), or "fastv" (as stock, then fewer tokens from `fastv_layer` on).
+            patches projected, then masked), "features" (stopped behind the feature block, kept patches projected), or "fastv" (as
+            stock, then fewer tokens from `fastv_layer` on).
         kept: K, of each picture, crop or frame.
         parts: how many times the tower runs for each prompt.
         length: n, tokens of each prompt that reach the language model.
@@ -64,11 +68,35 @@ class Job:
 
 
 def work(config: Any, job: Job) -> Work:
-    """The work of a call of a model with that config of transformers (LLaVA-1.5, LLaVA-NeXT, Video-LLaVA)."""
+    """The work of a call of a model with that config of transformers.
+
+    Raises:
+        UserError: there is no formula for that kind of model on that route.
+    """
     vision, text = config.vision_config, config.text_config
+    if not has_formula(config, job.route):
+        name = family_of_type(config.model_type).class_name
+        raise UserError(f"There is no formula for the work of a {name} on the route {job.route!r}.")
+    if not has_clip_tower(config):
+        visual = VISUAL[config.model_type](config, job.kept if job.route == "features" else None)
+        count = job.batch * job.parts
+        return Work(
+            {
+                "encoder": count * visual.encoder,
+                "projector": count * visual.projector,
+                "prefill": job.batch * prefill_macs(text, job),
+            },
+            {
+                "encoder": visual.encoder_parameters,
+                "projector": visual.projector_parameters,
+                "prefill": decoder_parameters(text),
+            },
+        )
     depth = tower_depth(vision, config.vision_feature_layer)
     pruned, clips = job.route == "pruned", family_of_type(config.model_type).parts == "frames"
     tower = pruned_tower_macs(vision, depth, job.kept) if pruned else tower_macs(vision)
+    if job.route == "features":
+        tower = _embedding_macs(vision) + depth * block_macs(vision)
     projected = _projected(vision, job, clips)
     return Work(
         {
@@ -77,16 +105,24 @@ def work(config: Any, job: Job) -> Work:
             "prefill": job.batch * prefill_macs(text, job),
         },
         {
-            "encoder": tower_parameters(vision, depth if pruned else vision.num_hidden_layers),
+            "encoder": tower_parameters(vision, depth if job.route in ("pruned", "features") else vision.num_hidden_layers),
             "projector": (vision.hidden_size + text.hidden_size + 2) * text.hidden_size,
             "prefill": decoder_parameters(text),
         },
     )
 
 
+def has_formula(config: Any, route: Route) -> bool:
+    """Whether `work` can count what a model of that config does on a route."""
+    if route == "fastv" and config.text_config.model_type not in DECODERS:
+        return False
+    known = route in ("stock", "features", "fastv") and config.model_type in VISUAL
+    return known or (has_clip_tower(config) and isinstance(config.vision_feature_layer, int))
+
+
 def _projected(vision: Any, job: Job, clips: bool) -> int:
     """Tokens of each part that are projected; the reference's video code gathers first, and stock frames keep [CLS]."""
-    if job.route == "pruned" or (job.route == "reference" and clips):
+    if job.route in ("pruned", "features") or (job.route == "reference" and clips):
         return job.kept
     return patches(vision) + (clips and job.route in ("stock", "fastv"))
 
@@ -133,7 +169,7 @@ def block_macs(vision: Any, rows: int | None = None) -> int:
 def prefill_macs(text: Any, job: Job) -> int:
     """Of all layers for one prompt, and the logits of its last token; under FastV the attention row it ranks by as well."""
     layers, width = text.num_hidden_layers, text.hidden_size
-    head = text.head_dim
+    head = head_width(text)
     rest = text.vocab_size * width
     if job.route != "fastv":
         return rest + layers * layer_macs(text, job.length)
@@ -144,10 +180,15 @@ def prefill_macs(text: Any, job: Job) -> int:
     return rest + both + (row if first else 0)
 
 
+def head_width(text: Any) -> int:
+    """Width of an attention head."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+
 def layer_macs(text: Any, tokens: int) -> int:
     """Of a decoder layer: queries, keys, values, output; attention; the three matrices of the gated MLP."""
-    inner = text.num_attention_heads * text.head_dim
-    linear = 2 * inner + 2 * text.num_key_value_heads * text.head_dim + 3 * text.intermediate_size
+    inner = text.num_attention_heads * head_width(text)
+    linear = 2 * inner + 2 * text.num_key_value_heads * head_width(text) + 3 * text.intermediate_size
     return tokens * text.hidden_size * linear + 2 * tokens * tokens * inner
 
 
@@ -161,7 +202,8 @@ def tower_parameters(vision: Any, blocks: int) -> int:
 
 def decoder_parameters(text: Any) -> int:
     """Of all layers, the last norm and the head; of the table of words only a few rows are read."""
-    width, inner = text.hidden_size, text.num_attention_heads * text.head_dim
-    keys = text.num_key_value_heads * text.head_dim
-    layer = 2 * width * (inner + keys) + 3 * width * text.intermediate_size + 2 * width
+    width, inner = text.hidden_size, text.num_attention_heads * head_width(text)
+    keys = text.num_key_value_heads * head_width(text)
+    biases = inner + 2 * keys if text.model_type in ("qwen2", "qwen2_5_vl_text") else 0
+    layer = 2 * width * (inner + keys) + 3 * width * text.intermediate_size + 2 * width + biases
     return text.num_hidden_layers * layer + width + text.vocab_size * width

@@ -16,6 +16,7 @@ ROUTES: dict[str, Route] = {
     "none": "stock",
     "stock": "stock",
     "cls": "pruned",
+    "coverage": "features",
     "fastv": "fastv",
     "reference-route": "reference",
 }
@@ -80,7 +81,7 @@ def job_of(shape: Shape, method: str, kept: int, batch: int, text_tokens: int = 
     left = text_tokens + shape.parts * kept
     if route in ("stock", "fastv"):
         return Job(route, kept, shape.parts, whole, left if route == "fastv" else whole, batch, layer)
-    left += shape.separators if route == "pruned" and shape.family.parts == "crops" else 0
+    left += shape.separators if route in ("pruned", "features") and shape.family.parts == "crops" else 0
     return Job(route, kept, shape.parts, left, left, batch)
 
 

@@ -28,12 +28,21 @@ STAGES = {
 }
 
 
+def _parts(model: Any, tower: Any) -> tuple[Any, Any, Any]:
+    """What embeds patches, the blocks behind it, and what makes tokens of their output."""
+    if hasattr(tower, "merger"):
+        return tower.patch_embed, tower.blocks, tower.merger
+    encoder = tower.encoder
+    return tower.embeddings, encoder.layers if hasattr(encoder, "layers") else encoder.layer, model.model.multi_modal_projector
+
+
 class StageClock(StoppingCriteria):
     """Seconds of each stage of one call of `generate`; hand it over among `stopping_criteria`, inside its own context.
 
     image_processing: pictures and text by the processor, and the move to the device. encoder: the tower's blocks. selection:
     from the keys of the feature block (behind a tower that runs to its end, from there) to the first row that is finished or
-    projected. projector. splice: all that lies between these, `generate`'s own preparations included, with or without pruning.
+    projected; of towers that are neither CLIP's nor SigLIP's a part of it counts as encoder. projector. splice: all that lies
+    between these, `generate`'s own preparations included, with or without pruning.
     prefill: the language model until the first token is chosen; methods inside it count here.
 
     On CUDA the marks are events on the stream, so that nothing waits; elsewhere the clock of the process.
@@ -46,22 +55,28 @@ class StageClock(StoppingCriteria):
 
     def __enter__(self) -> Self:
         family = family_of(self.model)
-        tower, inner = family.tower(self.model), self.model.model
-        blocks = tower.encoder.layers
-        block = blocks[tower_depth(tower.config, self.model.config.vision_feature_layer) - 1]
-        attention = block.self_attn
-        self._before(tower.embeddings, "encoder")
+        tower = family.tower(self.model)
+        embeddings, blocks, connector = _parts(self.model, tower)
+        self._before(embeddings, "encoder")
         for each in blocks:
             self._before(each, "encoder")
+        if hasattr(getattr(blocks[0], "self_attn", None), "k_proj"):
+            self._enter_block(blocks[tower_depth(tower.config, self.model.config.vision_feature_layer) - 1])
+            self._behind(tower, "selection")
+        else:
+            self._behind(blocks[-1], "selection")
+        self._before(connector, "projector")
+        self._behind(connector, "splice")
+        self._before(family.decoder(self.model), "prefill")
+        return self
+
+    def _enter_block(self, block: Any) -> None:
+        """The feature block, which a pruned model runs in parts."""
+        attention = block.self_attn
         self._behind(attention.k_proj, "selection")
         self._hooks.append(attention.q_proj.register_forward_pre_hook(self._queries))
         self._before(attention.v_proj, "encoder")
         self._behind(block.mlp, "selection")
-        self._behind(tower, "selection")
-        self._before(inner.multi_modal_projector, "projector")
-        self._behind(inner.multi_modal_projector, "splice")
-        self._before(family.decoder(self.model), "prefill")
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for hook in self._hooks:

@@ -10,7 +10,7 @@ from typing import Any
 
 import fastervlm
 from encoders.errors import UserError
-from fastervlm.bench.flops import Job, Route
+from fastervlm.bench.flops import Job, Route, has_formula
 from fastervlm.bench.peers import eager_tower, reference_inputs
 from fastervlm.bench.workload import Workload
 from fastervlm.inllm import FastV
@@ -50,7 +50,7 @@ class Variant:
 
     def job(self, workload: Workload, length: int, left: int) -> Job | None:
         """What a call does whose language model sees `length` tokens first and `left` in its last layer; None, see `route`."""
-        if self.route is None:
+        if self.route is None or not has_formula(workload.model.config, self.route):
             return None
         job = Job(self.route, self.kept, workload.parts, length, left, self.batch)
         return replace(job, fastv_layer=getattr(self.pruner, "layer", job.fastv_layer))
@@ -85,6 +85,10 @@ def variants(
     Raises:
         UserError: a name, a number of tokens or a batch size cannot be used with this model.
     """
+    if REFERENCE in methods and not workload.family.of_paper:
+        raise UserError(
+            f"The reference implementation knows no {workload.family.class_name}; leave {REFERENCE} out of --methods."
+        )
     counts = check_counts(budgets, workload.num_visual_tokens)
     pruners = pruners_of(methods, layer)
     total = workload.num_visual_tokens

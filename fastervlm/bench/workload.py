@@ -12,7 +12,7 @@ import torch
 
 from encoders.errors import UserError
 from fastervlm.bench.build import make_processor, random_model
-from fastervlm.bench.shapes import Shape
+from fastervlm.bench.shapes import PHOTOGRAPH, Shape
 from fastervlm.checkpoints.load import load
 from fastervlm.families.base import PIXELS, Family
 from fastervlm.families.registry import find_family, measured_family_of
@@ -27,7 +27,7 @@ class Workload:
 
     Attributes:
         name: of the shape, or of the checkpoint.
-        model: a LLaVA-1.5, LLaVA-NeXT or Video-LLaVA of transformers.
+        model: of a kind that `fastervlm.prune` knows.
         processor: its processor.
         shape: what to build it by; None for a checkpoint.
         text_tokens: words of a prompt around its picture; real tokenizers may cut them into more.
@@ -58,9 +58,10 @@ class Workload:
                 f"--text-tokens is {self.text_tokens}; it must be at least 2, one in front of the picture and one behind."
             )
         family = find_family(self.model)
-        if family is None or not family.measured or not isinstance(self.model.config.vision_feature_layer, int):
+        layer = getattr(self.model.config, "vision_feature_layer", -1)
+        if family is None or not family.measured or not isinstance(layer, int):
             raise UserError(
-                f"{self.name} reads several layers of its tower or is of another kind than LLaVA; choose another model."
+                f"{self.name} reads several layers of its tower or is of a kind that is not known; choose another model."
             )
 
     @property
@@ -70,23 +71,26 @@ class Workload:
 
     @property
     def kind(self) -> Literal["image", "video"]:
-        """What it is shown."""
-        return self.family.kinds[-1]
+        """What it is shown: clips, if all that it is shown comes in frames."""
+        return "video" if self.family.parts == "frames" else "image"
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
 
-    @property
+    @cached_property
     def num_visual_tokens(self) -> int:
-        """N, the patches of a picture, crop or frame."""
-        return self.family.num_visual_tokens(self.model.config)
+        """N, the tokens of a picture, crop or frame; where they are as many as its shape asks for, of the one it is shown."""
+        told = self.family.num_visual_tokens(self.model.config, self.kind)
+        return self.visual_tokens(self.process(1)["input_ids"]) if told is None else told
 
     @cached_property
     def parts(self) -> int:
         """How many crops or frames each prompt has; 1 for a picture that is not cut."""
         pixels = self.process(1)[PIXELS[self.kind][0]]
+        if pixels.dim() == 4 and self.family.parts == "crops":
+            return len(pixels)
         return pixels.shape[1] if pixels.dim() == 5 else 1
 
     def visual_tokens(self, ids: Any) -> int:
@@ -125,9 +129,10 @@ class Workload:
     def _size(self) -> tuple[int, int]:
         """Height and width of a photograph; where it is cut, of a square that fills 2 x 2 crops."""
         if self.family.parts == "crops":
-            side = 2 * self.model.config.vision_config.image_size
+            side = self.model.config.vision_config.image_size
+            side = 2 * (side if isinstance(side, int) else side[0])
             return side, side
-        return 480, 640
+        return PHOTOGRAPH
 
 
 def check_numbers(**numbers: int) -> None:

@@ -178,7 +178,7 @@ def _asked(
     questions = files["question_file"]
     folder = out_dir or questions.parent / "analysis" / name / subject.name
     chosen, medium = CONVERSATIONS if is_conversations(questions) else benchmark, Pictures()
-    if name == "attention" and subject.takes_clips:
+    if name == "attention" and subject.asked_about == "video":
         medium = clips()
         (chosen,) = medium.tasks().values()
     return subject, Settings(chosen, answers_file=folder / "answers.jsonl", medium=medium, **files, **asked), folder

@@ -25,7 +25,7 @@ from fastervlm.commands.common import (
 )
 from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
 
-METHODS = "none,cls,reference-route"
+METHODS = "none,cls,reference-route"  # of the models that the reference implementation knows
 SHARES = "0.5,0.25,0.1,0.05"
 COUNTS = "432,288,144,72"
 
@@ -34,11 +34,14 @@ ShapeName = Annotated[
     str | None, typer.Option("--shape", help="Speed alone, of a model of this shape with random weights, such as llava-1.5-7b.")
 ]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Goes with --shape, whose weights are random.")]
+LlmLayers = Annotated[
+    int | None, typer.Option(help="Goes with --shape: layers of the language model, fewer than the shape has.", **WHOLE)
+]
 Methods = Annotated[
     str | None,
     typer.Option(
         help="Speed alone, of these, separated by commas: none (the stock model), reference-route (as the reference "
-        f"implementation does), and methods of fastervlm.prune; {METHODS} of a shape if left out."
+        "implementation does), and methods of fastervlm.prune; of a shape if left out none, the model's own, and that route."
     ),
 ]
 Batches = Annotated[str | None, typer.Option("--batch", help="Of speed alone: prompts at a time, separated by commas; 1.")]
@@ -68,6 +71,7 @@ def bench(
     model: OptionalModel = None,
     shape: ShapeName = None,
     random_weights: RandomWeights = False,
+    llm_layers: LlmLayers = None,
     methods: Methods = None,
     batch: Batches = None,
     text_tokens: TextTokens = None,
@@ -102,7 +106,13 @@ def bench(
     shared = {"repeats": repeats, "new_tokens": new_tokens}
     asked = {"conv_mode": conv_mode, "image_aspect_ratio": image_aspect_ratio}
     if shape is None and methods is None:
-        only = {"random_weights": random_weights, "batch": batch, "text_tokens": text_tokens, "out": out}
+        only = {
+            "random_weights": random_weights,
+            "llm_layers": llm_layers,
+            "batch": batch,
+            "text_tokens": text_tokens,
+            "out": out,
+        }
         _refuse(only, "belongs to a benchmark of speed alone; give --shape or --methods too")
         more = {"limit": _or(limit, 200), "batch_size": _or(batch_size, 16), **asked}
         budgets = budgets_of(visual_token_num or COUNTS)
@@ -112,11 +122,13 @@ def bench(
     _refuse(only, "belongs to a benchmark with a score; leave it out beside --shape and --methods")
     if shape is not None:
         _refuse({"model": model, "load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}, "cannot go with --shape")
+    elif llm_layers is not None:
+        raise UserError("--llm-layers cuts down a --shape; name one, such as qwen2.5-vl-7b.")
     elif random_weights:
         raise UserError("--random-weights goes with --shape; name one, such as llava-1.5-7b.")
-    compared = {"methods": names_of(methods or METHODS), "budgets": budgets_of(visual_token_num or SHARES), "layer": layer}
+    compared = {"methods": methods and names_of(methods), "budgets": budgets_of(visual_token_num or SHARES), "layer": layer}
     compared["batches"] = whole_numbers("batch", batch or "1")
-    _speed(shape, model, (dtype, device, quantize), _or(text_tokens, 64), compared, out, shared)
+    _speed((shape, llm_layers), model, (dtype, device, quantize), _or(text_tokens, 64), compared, out, shared)
 
 
 def _scored(
@@ -158,7 +170,7 @@ def _scored(
 
 
 def _speed(
-    shape: str | None,
+    built: tuple[str | None, int | None],
     model: str | None,
     placed: tuple[str | None, str | None, Literal["4bit", "8bit"] | None],
     text_tokens: int,
@@ -176,7 +188,8 @@ def _speed(
     from fastervlm.reporting.tables import print_table
 
     check_numbers(text_tokens=text_tokens, **shared)
-    pruners_of(compared["methods"], compared["layer"])  # what is wrong with them is said before weights are made
+    pruners_of(compared["methods"] or (), compared["layer"])  # what is wrong with them is said before weights are made
+    shape, llm_layers = built
     dtype, device, quantize = placed
     check_json(out)
     if shape is None:
@@ -184,7 +197,10 @@ def _speed(
         workload = Workload.of_checkpoint(name, dtype, device, quantize, text_tokens)
     else:
         target = find_device(device)
-        workload = Workload.of_shape(get_shape(shape), find_dtype(dtype, target), target, text_tokens)
+        workload = Workload.of_shape(get_shape(shape).with_layers(llm_layers), find_dtype(dtype, target), target, text_tokens)
+    if compared["methods"] is None:
+        family = workload.family
+        compared["methods"] = names_of(METHODS) if family.of_paper else ["none", family.default_method(workload.model)]
     file = out or Path(f"bench-{workload.name}.json")
     result = speed(workload, variants(workload, **compared), **shared)
     result.write(file)

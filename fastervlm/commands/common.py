@@ -31,7 +31,10 @@ ConvMode = Annotated[
 MaxNewTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens; the benchmark's own if left out.", **WHOLE)]
 AspectRatio = Annotated[
     str | None,
-    typer.Option("--image-aspect-ratio", help="pad to a square, square: leave it to the processor, or anyres: cut into crops."),
+    typer.Option(
+        "--image-aspect-ratio",
+        help="pad to a square, square: leave it to the processor, anyres: cut into crops, or native: the picture's own shape.",
+    ),
 ]
 ExifTurn = Annotated[
     Literal["ignore", "upright"],
@@ -59,6 +62,22 @@ Address = Annotated[
 OptionalModel = Annotated[
     str | None,
     typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub; the tiny model if left out."),
+]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="A pruning method, such as cls, coverage, random or grid, or METHOD:SCORE with what scores patches, such as "
+        "cls:received; the default of the kind of model if left out.",
+    ),
+]
+MethodNames = Annotated[
+    str | None,
+    typer.Option(
+        "--methods",
+        help="Methods, separated by commas, each a METHOD or METHOD:SCORE; the default of the kind of model, random and grid "
+        "if left out.",
+    ),
 ]
 DataFolder = Annotated[
     Path | None, typer.Option(help="The benchmark's folder, its files under their usual names; see fastervlm data.")
@@ -123,9 +142,9 @@ def engine_of(name: str, workers: int | None, address: str | None) -> Engine | N
     return None
 
 
-def check_method(method: str, kept: object) -> None:
+def check_method(method: str | None, kept: object) -> None:
     """Refuse a method where nothing is pruned."""
-    if kept is None and method != "cls":
+    if kept is None and method not in (None, "cls"):
         raise UserError(f"--method {method} prunes nothing without a budget; give --visual-token-num as well.")
 
 

@@ -20,6 +20,7 @@ from fastervlm.commands.common import (
     ExifTurn,
     Limit,
     MaxNewTokens,
+    MethodNames,
     Newline,
     OptionalAnnotationFile,
     OptionalImageFolder,
@@ -52,7 +53,7 @@ def compare(
     ] = None,
     task: Annotated[str, typer.Option(help="The benchmark.")] = OWN_TASK,
     visual_token_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "576,288,144,58,29",
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas.")] = "cls,random,grid",
+    methods: MethodNames = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers at which methods such as fastv prune, separated by commas; its own if left out.")
     ] = None,
@@ -90,7 +91,7 @@ def compare(
     pictures: dict[str, Any] = {"medium": Pictures(), "image_aspect_ratio": image_aspect_ratio, "exif": exif}
     settings = Settings(task=benchmark, answers_file=folder / "all.jsonl", **(asking | pictures | files))
     pruned_at = [] if layers is None else whole_numbers("layers", layers, least=0)
-    choice = {"budgets": budgets_of(visual_token_num), "methods": names_of(methods), "seeds": seeds, "blind": blind}
+    choice = {"budgets": budgets_of(visual_token_num), "methods": methods and names_of(methods), "seeds": seeds, "blind": blind}
     with resumable():
         comparison = run(subject, settings, out_dir=folder, layers=pruned_at, **choice)
     show(comparison, folder)

@@ -41,5 +41,5 @@ def demo(
 
     port = port_at(host, port)  # before the model is loaded
     subject = Subject(model or str(embedded_model()), dtype, device)
-    engine = Engine(subject, clips(**CLIP_LIMITS) if subject.takes_clips else None)
+    engine = Engine(subject, clips(**CLIP_LIMITS) if subject.asked_about == "video" else None)
     serve(engine, examples_for(engine), host=host, port=port, share=share)

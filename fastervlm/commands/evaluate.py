@@ -22,6 +22,7 @@ from fastervlm.commands.common import (
     ExifTurn,
     Limit,
     MaxNewTokens,
+    MethodName,
     ModelPath,
     Newline,
     OptionalImageFolder,
@@ -59,7 +60,7 @@ def evaluate(
         Path | None, typer.Option(help="The right answers, if the question file does not hold them; without them no score.")
     ] = None,
     visual_token_num: Kept = None,
-    method: Annotated[str, typer.Option(help="A pruning method, such as cls, cls-lowest, random or grid.")] = "cls",
+    method: MethodName = None,
     seed: Annotated[int, typer.Option(help="Of a random method and of sampling.", **WHOLE)] = 0,
     batch_size: BatchSize = 16,
     limit: Limit = None,
@@ -82,7 +83,7 @@ def evaluate(
     from fastervlm.eval import get_task
     from fastervlm.eval.medium import Pictures
     from fastervlm.eval.runner import evaluate as run
-    from fastervlm.eval.settings import Settings, seeded
+    from fastervlm.eval.settings import Settings, chosen
     from fastervlm.eval.subject import Subject
     from fastervlm.families.llava_next.settings import Anyres
 
@@ -92,7 +93,7 @@ def evaluate(
         **_files(get_task(task), data, question_file, image_folder, annotation_file),
         answers_file=answers_file,
         keep=None if visual_token_num is None else number(visual_token_num),
-        method=seeded(method, seed),
+        **chosen(method, seed),
         batch_size=batch_size,
         limit=limit,
         conv_mode=conv_mode,
@@ -141,7 +142,7 @@ def _submit(submission: Submission, settings: Settings) -> None:
         print(f"Nothing to submit: {error}")
 
 
-def _check(method: str, keep: int | float | None, overlay: Path | None) -> None:
+def _check(method: str | None, keep: int | float | None, overlay: Path | None) -> None:
     """Refuse, before the run, a method that prunes nothing, and a picture that could not be drawn or written after it."""
     from fastervlm.eval.answers import writable_folder
 

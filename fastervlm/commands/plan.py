@@ -19,7 +19,13 @@ SpecName = Annotated[
 Budgets = Annotated[
     str, typer.Option(help="Counts or fractions of the tokens of a picture, crop or frame, separated by commas.")
 ]
-Methods = Annotated[str, typer.Option(help="none, cls, fastv, reference-route, separated by commas.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="none, cls, coverage, fastv, reference-route, separated by commas; none and the model's own if left out."
+    ),
+]
+LlmLayers = Annotated[int | None, typer.Option(help="Layers of the language model, fewer than the shape has.", **WHOLE)]
 Batches = Annotated[str, typer.Option("--batch", help="Prompts at a time, separated by commas.")]
 TextTokens = Annotated[int, typer.Option(help="Words of a prompt.", **WHOLE)]
 Layer = Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.", **WHOLE)]
@@ -34,10 +40,11 @@ def plan(
     shape: ShapeName,
     device_spec: SpecName,
     visual_token_num: Budgets = "0.5,0.25,0.1,0.05",
-    methods: Methods = "none,cls",
+    methods: Methods = None,
     batch: Batches = "1",
     text_tokens: TextTokens = 64,
     layer: Layer = 2,
+    llm_layers: LlmLayers = None,
     dtype: Dtype = None,
     calibrate: Calibrate = None,
     out: Out = None,
@@ -60,7 +67,7 @@ def plan(
 
     check_numbers(text_tokens=text_tokens)
     check_json(out)
-    chosen, batches = get_shape(shape), whole_numbers("batch", batch)
+    chosen, batches = get_shape(shape).with_layers(llm_layers), whole_numbers("batch", batch)
     layers = range(chosen.config.text_config.num_hidden_layers)
     if layer not in layers:
         raise UserError(f"--layer is {layer}, but {shape} has the layers 0 to {layers[-1]}.")
@@ -74,7 +81,9 @@ def plan(
     device = get_spec(device_spec, kind)
     checks = check(device, measured) if measured else []
     device = fit(device, measured) if measured else device
-    result = predict(chosen, device, kind, names_of(methods), counts, batches, text_tokens, layer)
+    result = predict(
+        chosen, device, kind, names_of(methods or f"none,{chosen.family.usual_method}"), counts, batches, text_tokens, layer
+    )
     print_table(*plan_table(result), keys=3)
     for sentence in advice(result):
         print(sentence)

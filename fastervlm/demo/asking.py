@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +61,8 @@ class _Turn:
         keep = self.asked.keep
         pruned, trace = self._reply(keep, lambda text: self._known(pruned=Reply(keep, text)))
         self._known(pruned=pruned)
-        self._known(kept=self.engine.layers_of(self.asked, trace))
+        with suppress(UserError):  # of what no part of the picture can be told
+            self._known(kept=self.engine.layers_of(self.asked, trace))
 
     def _sweep(self) -> None:
         done = {self.engine.tokens: replace(self.answers.full, keep=self.engine.tokens), self.asked.keep: self.answers.pruned}

@@ -19,7 +19,7 @@ from fastervlm.demo.answers import Ask, Figures, Reply
 from fastervlm.demo.attention import Attention, read_attention
 from fastervlm.demo.drawing import clip_layers, picture_layers
 from fastervlm.demo.uploads import sound_clip, sound_picture
-from fastervlm.eval.answerer import GREEDY, preparation, pruned
+from fastervlm.eval.answerer import GREEDY, on_device, preparation, pruned
 from fastervlm.eval.medium import Pictures
 from fastervlm.eval.settings import Medium, Settings
 from fastervlm.eval.subject import Subject
@@ -50,8 +50,13 @@ class Engine:
 
     @property
     def tokens(self) -> int:
-        """Visual tokens of a picture, or of each crop or frame."""
-        return self.subject.num_visual_tokens
+        """Visual tokens of a picture, crop or frame; 100, for percent, where they are as many as its shape asks for."""
+        return self.subject.tokens_of(self.medium.kind) or 100
+
+    @property
+    def usual_method(self) -> str:
+        """What the kind of model is pruned by where nothing is said."""
+        return self.subject.family.default_method(self.model)
 
     @property
     def layers(self) -> int:
@@ -101,7 +106,7 @@ class Engine:
         if batch.inputs is None:
             reason = batch.failures[1].replace(str(ask.picture), "The file")
             raise UserError(reason if self.shows_clips else f"The picture {reason}; choose another.")
-        return batch.inputs.to(self.model.device, self.model.dtype)
+        return on_device(batch.inputs, self.model)
 
     def _generate(
         self, ask: Ask, keep: int | None, write: Callable[[str], None] | None, stopped: Callable[[], bool]
@@ -121,18 +126,18 @@ class Engine:
                 streamer=None if write is None else _Writer(self.processor.tokenizer, write),
                 return_dict_in_generate=True,
             )
-            seconds, trace = clock.stop(), handle and handle.trace[0]
+            seconds, found = clock.stop(), handle.trace if handle else []
         prompt = inputs["input_ids"]
         new = output.sequences[0, prompt.shape[1] :]
         first = clock.seconds or seconds
         figures = Figures(
-            visual_tokens=trace.num_tokens if trace else int((prompt == self._placeholder).sum()),
+            visual_tokens=sum(each.num_tokens for each in found) or int((prompt == self._placeholder).sum()),
             first_token=first,
             rate=(len(new) - 1) / (seconds - first) if len(new) > 1 else None,
             cache_bytes=cache_bytes(output[CACHE]),
         )
         text = self.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-        return Reply(keep, text, figures), trace
+        return Reply(keep, text, figures), found[0] if found else None
 
 
 class _Writer(BaseStreamer):

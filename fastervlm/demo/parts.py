@@ -83,9 +83,10 @@ def asked(engine: Engine, examples: Sequence[tuple[str, str]]) -> Asked:
         ask = gr.Button("Ask", variant="primary", scale=3, min_width=120)
         stop = gr.Button("Stop", scale=1, min_width=80, elem_id="fv-stop")
     part = " of each frame" if engine.shows_clips else " of each crop" if engine.subject.has_crops else ""
-    kept = f"Visual tokens kept of {engine.tokens}{part}"
+    counted = engine.subject.tokens_of(engine.medium.kind) is not None
+    kept = f"Visual tokens kept of {engine.tokens}{part}" if counted else f"Visual tokens kept, in percent{part}"
     keep = gr.Slider(1, engine.tokens, engine.budgets[-2], step=1, label=kept, elem_id="fv-keep")
-    method = gr.Dropdown(list(METHODS), value="cls", label="Method", filterable=False)
+    method = gr.Dropdown(list(METHODS), value=engine.usual_method, label="Method", filterable=False)
     layer = gr.Slider(0, engine.layers - 1, min(2, engine.layers - 1), step=1, label="Layer", visible=False)
     with gr.Accordion("More", open=False):
         short = gr.Checkbox(True, label="Short answer", info="Adds LLaVA's request for a single word or phrase.")

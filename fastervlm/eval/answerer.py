@@ -28,7 +28,7 @@ class Answerer:
 
     def __init__(self, subject: Subject, settings: Settings, handle: PruneHandle | None) -> None:
         self.model, self.processor, self.settings = subject.model, subject.processor, settings
-        self.handle = handle
+        self.handle, self.family = handle, subject.family
         self.encodes_anew = handle is not None and (not settings.in_llm or _has_paper_layout(subject))
         self.visual_tokens: list[tuple[int, int]] = []
         self.device: torch.device = subject.model.device
@@ -61,14 +61,15 @@ class Answerer:
         if self.settings.in_llm:  # one trace a row, not a picture
             left = [trace.num_tokens for trace in self.handle.trace]
         else:
-            shown = iter(self.handle.trace)
-            left = [next(shown).num_tokens if question.image else 0 for question in batch.questions]
+            shown, config = iter(self.handle.trace), self.model.config
+            runs = [self.family.traces(config, count) if count else 0 for count in before]
+            left = [sum(next(shown).num_tokens for _ in range(count)) for count in runs]
         return list(zip(left, before, strict=True))
 
     def _generate(self, batch: Batch, max_new_tokens: int, temperature: float | None) -> torch.Tensor:
         """The new token ids (B, T); greedy without a temperature."""
         self.clock.start()
-        inputs = batch.inputs.to(self.device, self.model.dtype, non_blocking=True)
+        inputs = on_device(batch.inputs, self.model, non_blocking=True)
         ids = self.model.generate(
             **self._shared(inputs, batch.image_index),
             **(GREEDY if temperature is None else GREEDY | {"do_sample": True, "temperature": temperature}),
@@ -92,6 +93,14 @@ class Answerer:
         return {**text, "mm_encoder_outputs": {medium.kind: features}}
 
 
+def on_device(inputs: Any, model: Any, non_blocking: bool = False) -> Any:
+    """What a processor made on the model's device, pixels in its dtype; times between frames are exact numbers and stay so."""
+    exact = {name: inputs.pop(name) for name in ("second_per_grid_ts",) if name in inputs}
+    inputs = inputs.to(model.device, model.dtype, non_blocking=non_blocking)
+    inputs.update(exact)
+    return inputs
+
+
 @contextmanager
 def pruned(subject: Subject, settings: Settings) -> Iterator[Any]:
     """A context in which the model is pruned as the settings say; gives the handle, None without pruning.
@@ -106,7 +115,8 @@ def pruned(subject: Subject, settings: Settings) -> Iterator[Any]:
             handle = stack.enter_context(fastervlm.prune(subject.model, 1.0, **layout))
         if settings.keep is not None:
             kept = {} if settings.in_llm else layout
-            handle = stack.enter_context(fastervlm.prune(subject.model, settings.keep, method=settings.pruner, **kept))
+            told = {"method": settings.pruner, "score": settings.score}
+            handle = stack.enter_context(fastervlm.prune(subject.model, settings.keep, **told, **kept))
         yield handle
 
 

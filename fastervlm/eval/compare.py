@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import fastervlm
 from encoders.errors import UserError
@@ -12,20 +13,28 @@ from fastervlm.eval.answerer import pruned
 from fastervlm.eval.answers import refuse_ownerless
 from fastervlm.eval.runner import checked_questions, evaluate, tell_above
 from fastervlm.eval.score import Score, mean_of
-from fastervlm.eval.settings import Settings, seeded
+from fastervlm.eval.settings import Settings, chosen
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.table import ALL, BLIND, Cell, Comparison, column_name
 from fastervlm.methods.lookup import get_method
+from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import Method, traits
+
+_BESIDE = ("random", "grid")
 
 
 @dataclass(frozen=True)
 class _Column:
-    """One method, at one layer if it is compared over layers; `variants` are its runs by folder name."""
+    """One method, at one layer if it is compared over layers; `variants` are the settings of its runs by folder name."""
 
     method: str
-    variants: dict[str, Method]
+    variants: dict[str, dict[str, Any]]
     layer: int | None = None
+
+    @property
+    def in_llm(self) -> bool:
+        """Whether it prunes inside the language model."""
+        return traits(get_method(next(iter(self.variants.values()))["method"])).in_llm
 
 
 def compare(
@@ -33,7 +42,7 @@ def compare(
     settings: Settings,
     *,
     budgets: Sequence[int | float],
-    methods: Sequence[str],
+    methods: Sequence[str] | None,
     out_dir: Path,
     layers: Sequence[int] = (),
     seeds: int = 3,
@@ -42,71 +51,103 @@ def compare(
     """Run every cell that is not finished yet and write the table and the plot into `out_dir`.
 
     `settings` holds what the cells share; its answers file, budget and method are replaced. Methods inside the language model
-    are run once for each of `layers`, if any are given.
+    are run once for each of `layers`, if any are given. `methods` are METHOD or METHOD:SCORE; without them the default of the
+    kind of model stands beside random and grid.
     """
     kept = [fastervlm.TokenBudget(keep=keep) for keep in budgets]
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}; it must be at least 1.")
-    columns = list(_columns(methods, layers, seeds))
+    columns = [] if methods is None else list(_columns(methods, layers, seeds))  # says what is wrong before the model is loaded
     if settings.annotation_file is None:
         raise UserError("A comparison needs scores; give --annotation-file.")
     checked_questions(replace(settings, answers_file=out_dir / "all.jsonl", keep=None))
     for folder in (folder for column in columns for folder in column.variants):
         for count in budgets:  # fractions are of what only the model, loaded next, can tell
             refuse_ownerless(out_dir / folder / f"n_{count}.jsonl")
-    total = subject.num_visual_tokens
+    total = subject.tokens_of(settings.medium.kind)
+    if methods is None:
+        columns = list(_columns([subject.family.default_method(subject.model), *_BESIDE], layers, seeds))
     for budget in kept:
         tell_above(budget.keep, total)
-    counts = sorted({budget.resolve(total) for budget in kept} - {total}, reverse=True)
     _refuse_what_cannot_be_pruned(subject, settings, columns)
 
-    def cell(column: _Column, count: int, **changes: object) -> Cell:
+    def cell(column: _Column, name: object, count: int, **changes: Any) -> Cell:
         done = []
-        for folder, method in column.variants.items():
-            run = replace(settings, method=method, answers_file=out_dir / folder / f"n_{count}.jsonl", **changes)
+        for folder, told in column.variants.items():
+            run = replace(settings, answers_file=out_dir / folder / f"n_{name}.jsonl", **(told | changes))
             done.append(evaluate(subject, run))
         score = _mean([score for _, score in done])
         return Cell(column.method, count, [protocol for protocol, _ in done], score, column.layer)
 
-    whole = cell(_Column(ALL, {"all": get_method("cls")}), total, keep=None)
-    cells = [cell(column, count, keep=_keep(column, count, subject, settings)) for column in columns for count in counts]
-    floor = cell(_Column(BLIND, {"blind": get_method("cls")}), total, keep=None, blind=True) if blind else None
+    def unpruned(label: str, folder: str, **changes: Any) -> Cell:
+        found = cell(_Column(label, {folder: {}}), total or "all", total or 0, keep=None, **changes)
+        return found if total else replace(found, visual_tokens=round(found.mean("mean_visual_tokens_unpruned")))
+
+    whole = unpruned(ALL, "all")
+    counts = _counts(kept, total, whole.visual_tokens)
+    cells = [
+        cell(column, name, count, keep=_keep(column, name, total, settings.medium.parts(subject)))
+        for column in columns
+        for name, count in counts.items()
+    ]
+    floor = unpruned(BLIND, "blind", blind=True) if blind else None
     names = [column_name(column.method, column.layer) for column in columns]
     comparison = Comparison(subject.name, settings.batch_size, names, whole, cells, floor)
     comparison.write(out_dir)
     return comparison
 
 
+def _counts(kept: Sequence[TokenBudget], total: int | None, mean: int) -> dict[int | float, int]:
+    """What each budget keeps of a picture, crop or frame, by the name of its run, from the most down.
+
+    Where pictures have as many tokens as their shape asks for (no `total`), a budget is itself the name, and a fraction is
+    counted of the mean.
+    """
+    if total is not None:
+        return {count: count for count in sorted({budget.resolve(total) for budget in kept} - {total}, reverse=True)}
+    names = [budget.keep for budget in kept if budget.keep is not None]
+    found = {keep: keep if isinstance(keep, int) else TokenBudget(keep).resolve(mean) for keep in names}
+    if len(set(found.values())) < len(found):
+        raise UserError(f"Two of the budgets are as many tokens of the mean question, of {mean}; leave one out.")
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
 def _columns(methods: Iterable[str], layers: Sequence[int], seeds: int) -> Iterator[_Column]:
-    chosen = {name: get_method(name) for name in methods}
-    layered = {name for name, method in chosen.items() if layers and _has_layer(method)}
+    known = {name: chosen(name) for name in methods}
+    layered = {name for name, told in known.items() if layers and _has_layer(told["method"])}
     if layers and not layered:
         raise UserError("--layers is for methods that prune inside the language model at a layer; add fastv to --methods.")
-    for name, method in chosen.items():
+    for name, told in known.items():
+        folder = name.replace(":", "-")
         if name in layered:
             for layer in dict.fromkeys(layers):
-                yield _Column(name, {f"{name}-layer{layer}": get_method(name, layer=layer)}, layer)
-        elif hasattr(method, "seed"):
-            yield _Column(name, {f"{name}-seed{seed}": seeded(name, seed) for seed in range(seeds)})
+                yield _Column(name, {f"{name}-layer{layer}": {"method": get_method(name, layer=layer)}}, layer)
+        elif hasattr(told["method"], "seed"):
+            yield _Column(name, {f"{folder}-seed{seed}": chosen(name, seed) for seed in range(seeds)})
         else:
-            yield _Column(name, {name: method})
+            yield _Column(name, {folder: told})
 
 
 def _has_layer(method: Method) -> bool:
     return traits(method).in_llm and "layer" in {field.name for field in fields(method)}  # type: ignore[arg-type]
 
 
-def _keep(column: _Column, count: int, subject: Subject, settings: Settings) -> int | float:
+def _keep(column: _Column, keep: int | float, total: int | None, parts: str | None) -> int | float:
     """The budget of a cell: inside the language model, where crops or frames are not told apart, the same share of all."""
-    in_llm = traits(next(iter(column.variants.values()))).in_llm
-    return count / subject.num_visual_tokens if in_llm and settings.medium.parts(subject) else count
+    if not column.in_llm or parts is None or isinstance(keep, float):
+        return keep
+    if total is None:
+        raise UserError(
+            f"{column.method} does not tell {parts} apart, whose tokens depend on their shape; give budgets as fractions."
+        )
+    return keep / total
 
 
 def _refuse_what_cannot_be_pruned(subject: Subject, settings: Settings, columns: Iterable[_Column]) -> None:
     """Say so before the first cell is run."""
     for column in columns:
-        for method in column.variants.values():
-            with pruned(subject, replace(settings, keep=1, method=method)):
+        for told in column.variants.values():
+            with pruned(subject, replace(settings, keep=1, **told)):
                 pass
 
 

@@ -14,6 +14,7 @@ from fastervlm.eval.prompts import conversation
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
+from fastervlm.families.registry import family_of
 from fastervlm.selection.method import traits
 
 
@@ -33,6 +34,7 @@ class Pictures:
             settings.blind,
             selector_of(settings),
             settings.exif,
+            self.kind in subject.family.rows,
         )
 
     def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
@@ -56,10 +58,10 @@ class Pictures:
     def encode(self, model: Any, shown: dict[str, torch.Tensor], index: Sequence[int]) -> BaseModelOutputWithPooling:
         """The features of each placeholder run, where `index` says which picture of `shown` it shows, by the unpruned model."""
         features = model.get_image_features(**shown, return_dict=True).pooler_output
-        return BaseModelOutputWithPooling(pooler_output=[features[i] for i in index])  # type: ignore[arg-type]
+        return family_of(model).encoder_output(model, [features[i] for i in index], self.kind)
 
 
 def selector_of(settings: Settings) -> Callable[[Question], str] | None:
     """The text by which the run's method compares pictures with text, if it does."""
-    compares = settings.keep is not None and "text" in traits(settings.pruner).reads
+    compares = settings.keep is not None and settings.pruner is not None and "text" in traits(settings.pruner).reads
     return settings.task.selector if compares else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -44,7 +43,12 @@ def save_overlay(subject: Subject, settings: Settings, path: Path) -> None:
 def patches_of(trace: TokenTrace, picture: Image.Image, subject: Subject) -> Trace:
     """The patches behind the visual tokens of a prompt that shows one picture; scores below 0 count as 0."""
     scores, index = trace.scores.cpu().clamp(min=0), trace.index.cpu()
-    side = math.isqrt(subject.num_visual_tokens)
+    side = subject.side_of("image")
+    if side is None or "image" not in subject.family.rows:
+        raise UserError(
+            f"Which part of a picture a token in the prompts of a {subject.family.class_name} shows is not known behind its "
+            "language model; draw a method that prunes in front of it."
+        )
     if not subject.has_crops:
         return ImageTrace(scores, index, (side, side))
     way = cut((picture.height, picture.width), subject.model.config, subject.anyres.layout)

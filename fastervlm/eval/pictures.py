@@ -12,7 +12,7 @@ from fastervlm.eval.task import Question
 from fastervlm.pictures import BadPicture, Exif, read_picture
 from fastervlm.reporting.provenance import cores
 
-ASPECT_RATIOS = ("pad", "square", "anyres")
+ASPECT_RATIOS = ("pad", "square", "anyres", "native")
 WORKERS = min(8, max(4, cores()))  # threads
 LONGEST_SIDE = 4096
 MOST_STRETCHED = 100
@@ -23,7 +23,7 @@ def shaped(picture: Image.Image, image_aspect_ratio: str, processor: Any) -> Ima
     """The picture as the processor gets it, or `BadPicture`."""
     if image_aspect_ratio == "pad":
         return pad_to_square(picture, processor.image_processor.image_mean)
-    if image_aspect_ratio == "square" and max(picture.size) > MOST_STRETCHED * min(picture.size):
+    if image_aspect_ratio in ("square", "native") and max(picture.size) > MOST_STRETCHED * min(picture.size):
         raise BadPicture(f"is {picture.width} x {picture.height}, too narrow to be cropped; pad it")
     return picture
 

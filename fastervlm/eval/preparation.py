@@ -45,6 +45,7 @@ class Preparation:
 
     `ask` writes the whole prompt, `blind` replaces each picture by flat grey, and `selector` gives the text whose token ids
     go along as `selector_ids`, if any do; `exif` says whether pictures are turned, see `fastervlm.pictures.read_picture`.
+    `rows` says that each picture is a row of what the processor makes, so that one of several questions can stand there once.
     """
 
     ask: Callable[[Question], str]
@@ -52,6 +53,7 @@ class Preparation:
     blind: bool = False
     selector: Callable[[Question], str] | None = None
     exif: Exif = "ignore"
+    rows: bool = True
 
     def __call__(self, questions: Sequence[Question], processor: Any) -> Batch:
         """Open and process the pictures; a question whose picture fails is left out and its reason kept."""
@@ -73,7 +75,7 @@ class Preparation:
             inputs["selector_ids"] = processor.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
         first = {file: files.index(file) for file in files}
         ignored = frozenset(question.line for question in good if question.image in turned)
-        if len(first) == len(files):
+        if len(first) == len(files) or not self.rows:
             return Batch(good, inputs, failures, turned=ignored)
         for name in inputs.keys() & {"pixel_values", "image_sizes"}:
             inputs[name] = inputs[name][list(first.values())]

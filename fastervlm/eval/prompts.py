@@ -20,11 +20,15 @@ def conversation(processor: Any, mode: str | None, kind: str = "image") -> Calla
     Without a mode it is the processor's chat template, if there is one.
     """
     has_template = bool(getattr(processor, "chat_template", None))
-    mode = mode or ("chat" if has_template else "vicuna_v1")
+    token = getattr(processor, f"{kind}_token", f"<{kind}>")
+    mode = mode or ("chat" if has_template or token != f"<{kind}>" else "vicuna_v1")
     if mode in TEMPLATES:
+        if token != f"<{kind}>":
+            raise UserError(f"--conv-mode {mode} places <{kind}> where this model reads {token}; use --conv-mode chat.")
         return functools.partial(_fill, TEMPLATES[mode].replace("<image>", f"<{kind}>"), f"<{kind}>\n")
     if not has_template:
-        raise UserError("The model's processor has no chat template; use --conv-mode vicuna_v1.")
+        other = "use --conv-mode vicuna_v1" if token == f"<{kind}>" else "put its chat_template.jinja into the model's folder"
+        raise UserError(f"The model's processor has no chat template; {other}.")
     return functools.partial(_chat, processor, kind)
 
 
@@ -40,6 +44,9 @@ def _chat(processor: Any, kind: str, text: str, with_picture: bool = True) -> st
         raise UserError(
             f"The chat template of the model's processor cannot be used ({reason(error)}); use --conv-mode vicuna_v1."
         ) from error
-    if with_picture and getattr(processor, f"{kind}_token") not in prompt:
+    token = getattr(processor, f"{kind}_token")
+    if with_picture and token not in prompt:
         raise UserError(f"The chat template of the model's processor places no <{kind}>; use --conv-mode vicuna_v1.")
+    if token in text and token != f"<{kind}>":  # which those who read questions refuse
+        raise UserError(f"The question holds {token}, at which the model would look for a picture; remove it.")
     return prompt

@@ -27,6 +27,7 @@ def circumstances(subject: Subject, settings: Settings, device: str | None = Non
         "model_path": str(Path(subject.path).absolute()) if Path(subject.path).is_dir() else subject.path,
         "budget": settings.keep,
         "method_settings": method_settings(settings),
+        "patch_score": settings.patch_score,
         "conv_mode": settings.conv_mode,
         "device": device or device_name(subject.model.device),
         "batch_size": settings.batch_size,
@@ -35,7 +36,10 @@ def circumstances(subject: Subject, settings: Settings, device: str | None = Non
 
 
 def method_settings(settings: Settings) -> dict[str, Any] | None:
-    """The registered name of the run's method and what was set otherwise than by default, as far as JSON can say it."""
+    """The registered name of the run's method and what was set otherwise than by default, as far as JSON can say it.
+
+    `score` is in it where what scores patches was asked for.
+    """
     if settings.keep is None:
         return None
     method = settings.pruner
@@ -45,7 +49,8 @@ def method_settings(settings: Settings) -> dict[str, Any] | None:
     name = next((name for name in alike if METHODS[name] == method), alike[0])
     usual = METHODS[name]
     changed = {each.name: getattr(method, each.name) for each in fields(method)}
-    return {"name": name, "settings": {key: value for key, value in changed.items() if getattr(usual, key) != value}}
+    other = {key: value for key, value in changed.items() if getattr(usual, key) != value}
+    return {"name": name, "settings": other, **({} if settings.score is None else {"score": settings.score})}
 
 
 def results(questions: list[Question], journal: Journal) -> dict[str, Any]:

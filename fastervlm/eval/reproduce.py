@@ -189,6 +189,7 @@ def _settings(first: dict[str, Any], out: Path) -> Settings:
         annotation_file=Path(right) if right else None,
         keep=first["budget"],
         method=get_method(chosen["name"], **chosen["settings"]),
+        score=chosen.get("score"),
         batch_size=first["batch_size"],
         limit=first["limit"],
         conv_mode=first["conv_mode"],

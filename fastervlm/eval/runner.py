@@ -46,6 +46,7 @@ def evaluate(subject: Subject, settings: Settings, engine: Engine | None = None)
     """
     questions = checked_questions(settings)
     with (engine or Local()).running(subject, settings) as running:
+        settings = settings.named(running.identity["method"]) if settings.keep is not None else settings
         tell_above(settings.keep, running.identity["visual_token_num"])
         protocol = finished_protocol(settings.answers_file, running.identity)
         if protocol is None:

@@ -98,6 +98,7 @@ def method_of(run: Run) -> str:
     if found is None:
         return run["method"]
     shared = {"keep_cls": run.get("keep_cls") or None, "budget": "clip" if run.get("budget_of") == "clip" else None}
+    shared["score"] = found.get("score")
     settings = found["settings"] | {key: value for key, value in shared.items() if value is not None}
     changed = ", ".join(f"{key}={value}" for key, value in settings.items() if key != "seed")
     return f"{found['name']}({changed})" if changed else found["name"]

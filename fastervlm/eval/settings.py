@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
@@ -11,6 +11,7 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from encoders.errors import UserError
+from encoders.registry import Score
 from fastervlm.eval.pictures import ASPECT_RATIOS
 from fastervlm.eval.preparation import Batch
 from fastervlm.eval.prompts import CONV_MODES, conversation
@@ -64,6 +65,7 @@ class Medium(Protocol):
 class Settings:
     """All that is chosen about a run besides the model; `keep` None leaves the model unpruned.
 
+    `method` None is the default of the kind of model, and `score` None what scores patches there (see `fastervlm.prune`).
     `max_new_tokens` None is the benchmark's own.
     `limit` takes only the first questions, `blind` replaces each picture by flat grey, `seed` matters only with a
     temperature; `exif` says whether pictures are turned upright where a camera noted a turn; `medium` is what the questions
@@ -76,7 +78,8 @@ class Settings:
     answers_file: Path
     annotation_file: Path | None = None
     keep: int | float | None = None
-    method: str | Method = "cls"
+    method: str | Method | None = None
+    score: Score | None = None
     batch_size: int = 16
     limit: int | None = None
     conv_mode: str | None = None
@@ -108,9 +111,13 @@ class Settings:
         return None if self.keep is None else TokenBudget(keep=self.keep)
 
     @property
-    def pruner(self) -> Method:
-        """The pruning method itself; it has no say without a budget."""
-        return get_method(self.method)
+    def pruner(self) -> Method | None:
+        """The pruning method itself, None for the model's own default; it has no say without a budget."""
+        return None if self.method is None else get_method(self.method)
+
+    def named(self, method: str) -> Settings:
+        """The same with the default method by its name, as the identity of the run calls it."""
+        return self if self.method is not None else replace(self, **chosen(method))
 
     @property
     def longest_answer(self) -> int:
@@ -120,22 +127,30 @@ class Settings:
     @property
     def in_llm(self) -> bool:
         """Whether the model is pruned inside its language model."""
-        return self.keep is not None and traits(self.pruner).in_llm
+        return self.keep is not None and self.pruner is not None and traits(self.pruner).in_llm
 
     @property
     def method_name(self) -> str:
-        """The pruning method with its parameters, `none` without pruning."""
+        """The pruning method with its parameters, behind a colon the score that was asked for; `none` without pruning."""
         if self.keep is None:
             return "none"
         names = [name for name, method in METHODS.items() if method == self.pruner]
-        return names[0] if names else getattr(self.pruner, "__qualname__", repr(self.pruner))
+        name = names[0] if names else getattr(self.pruner, "__qualname__", repr(self.pruner))
+        return name if self.score is None else f"{name}:{self.score}"
+
+    @property
+    def patch_score(self) -> str | None:
+        """What the method chooses patches by, as `fastervlm.prune` calls it; None if by no score of the tower."""
+        if self.keep is None or self.pruner is None or self.in_llm:
+            return None
+        return self.score or (None if traits(self.pruner).score_free else "cls")
 
     def aspect_ratio(self, subject: Subject) -> str:
         """How pictures are brought to the shape the model reads: as asked for, or as its kind of model was trained."""
-        wanted = self.image_aspect_ratio or ("anyres" if subject.has_crops else "pad")
-        if (wanted == "anyres") != subject.has_crops:
-            fitting = "anyres" if subject.has_crops else "pad or square"
-            raise UserError(f"{subject.name} cannot be asked with --image-aspect-ratio {wanted}; use {fitting}.")
+        shapes = subject.family.shapes
+        wanted = self.image_aspect_ratio or shapes[0]
+        if wanted not in shapes:
+            raise UserError(f"{subject.name} cannot be asked with --image-aspect-ratio {wanted}; use {' or '.join(shapes)}.")
         return wanted
 
 
@@ -143,6 +158,23 @@ def seeded(name: str, seed: int) -> Method:
     """The method of that name, with the seed if it draws at random."""
     method = get_method(name)
     return get_method(name, seed=seed) if hasattr(method, "seed") else method
+
+
+def chosen(text: str | None, seed: int = 0) -> dict[str, Any]:
+    """`method` and `score` of a run, typed as METHOD or METHOD:SCORE; a method that draws at random gets the seed.
+
+    Raises:
+        UserError: there is no such method or score.
+    """
+    if text is None:
+        return {"method": None}
+    name, colon, score = text.partition(":")
+    if colon:
+        _choice("score", score, get_args(Score))
+    method = seeded(name, seed)
+    if colon and traits(method).in_llm:
+        raise UserError(f"{name} prunes inside the language model, where no score of the tower counts; leave :{score} out.")
+    return {"method": method, "score": score or None}
 
 
 def _choice(what: str, value: str | None, choices: Sequence[str]) -> None:
@@ -153,6 +185,8 @@ def _choice(what: str, value: str | None, choices: Sequence[str]) -> None:
 def identity_of(subject: Subject, settings: Settings) -> dict[str, Any]:
     """All that the answers depend on; runs that differ in any of it never share an answers file. Loads the model."""
     shown = settings.medium.identity(subject, settings)  # refuses a model that cannot be shown it
+    if settings.keep is not None:
+        settings = settings.named(subject.family.default_method(subject.model))
     return {
         "task": settings.task.name,
         "model": subject.name,
@@ -177,5 +211,8 @@ def _visual_token_num(subject: Subject, settings: Settings) -> int | str:
     parts = settings.medium.parts(subject)
     if settings.in_llm and parts:
         return f"{settings.keep} of all {parts}"
-    total = subject.num_visual_tokens
+    total, keep = subject.tokens_of(settings.medium.kind), settings.keep
+    if total is None:
+        each = parts.removesuffix("s") if parts else "picture"
+        return "all" if keep is None else keep if isinstance(keep, int) else f"{keep} of each {each}"
     return settings.budget.resolve(total) if settings.budget else total

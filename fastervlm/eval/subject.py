@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -68,14 +69,28 @@ class Subject:
         return "video" in self.family.kinds
 
     @property
+    def asked_about(self) -> Literal["image", "video"]:
+        """What it is for where nothing else says what it shall be shown: clips, if all that it is shown comes in frames."""
+        return "video" if self.family.parts == "frames" else "image"
+
+    @property
     def has_crops(self) -> bool:
         """Whether pictures are cut into crops, of which each has its own budget."""
         return self.family.parts == "crops"
 
     @property
-    def num_visual_tokens(self) -> int:
-        """Visual tokens of a picture, or of one crop of it, when nothing is pruned."""
-        return self.family.num_visual_tokens(self.model.config)
+    def num_visual_tokens(self) -> int | None:
+        """Visual tokens of a picture, or of one crop of it, when nothing is pruned; None if that depends on its shape."""
+        return self.tokens_of("image")
+
+    def tokens_of(self, kind: Literal["image", "video"]) -> int | None:
+        """The same of a picture or crop ("image"), or of a frame of a clip ("video")."""
+        return self.family.num_visual_tokens(self.model.config, kind)
+
+    def side_of(self, kind: Literal["image", "video"]) -> int | None:
+        """Tokens along one edge of it; None where that depends on its shape."""
+        tokens = self.tokens_of(kind)
+        return None if tokens is None else math.isqrt(tokens)
 
     @cached_property
     def weights_sha256(self) -> str:

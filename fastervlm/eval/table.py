@@ -97,25 +97,31 @@ class Comparison:
 
     @property
     def budgets(self) -> list[int]:
-        """Token counts from all tokens down."""
-        return sorted({self.whole.visual_tokens, *(cell.visual_tokens for cell in self.cells)}, reverse=True)
+        """Token counts from all tokens down; where pictures are of many shapes, all are those of the mean picture."""
+        whole = self.whole.visual_tokens
+        return [whole, *sorted({cell.visual_tokens for cell in self.cells} - {whole}, reverse=True)]
 
     @property
     def has_crops(self) -> bool:
         """Whether a budget is that of one crop of a picture."""
         return self.whole.protocols[0].get("anyres") is not None
 
+    @property
+    def of_any_shape(self) -> bool:
+        """Whether a picture or frame has as many tokens as its shape asks for."""
+        return self.whole.protocols[0]["visual_token_num"] == "all"
+
     def table(self) -> Table:
         """Header and rows: for each budget and method the accuracy with its interval, and the speed beside it.
 
-        Where pictures are cut into crops, a column says how many visual tokens a question had.
+        Where pictures are cut into crops or are of any shape, a column says how many visual tokens a question had.
         """
         pruned = [self.cell(method, count) for count in self.budgets[1:] for method in self.methods]
         cells = [self.whole, *pruned, *([self.blind] if self.blind else [])]
         rows = [
             [str(cell.visual_tokens), cell.label, *self._counted(cell), _accuracy(cell.score), *_speed(cell)] for cell in cells
         ]
-        counted = ["visual tokens"] if self.has_crops else []
+        counted = ["visual tokens"] if self.has_crops or self.of_any_shape else []
         return [self._tokens, "method", *counted, self.whole.score.metric, "TTFT (ms)", "samples/s"], rows
 
     @property
@@ -124,7 +130,7 @@ class Comparison:
         return f"tokens{part}"
 
     def _counted(self, cell: Cell) -> list[str]:
-        return [f"{cell.mean('mean_visual_tokens'):.5g}"] if self.has_crops else []
+        return [f"{cell.mean('mean_visual_tokens'):.5g}"] if self.has_crops or self.of_any_shape else []
 
     def layer_tables(self) -> dict[str, Table]:
         """For each method that was run over layers: accuracy, a row for each layer and a column for each budget."""
@@ -200,11 +206,16 @@ class Comparison:
             "Each crop of a picture keeps so many tokens, inside the language model the same share of all crops together; "
             "visual tokens: their mean over questions. "
         )
+        shapes = (
+            "A picture has as many tokens as its shape asks for: tokens: of the mean picture; visual tokens: their mean over "
+            "questions. "
+        )
         device, dtype = (self.whole.protocols[0][key] for key in ("device", "dtype"))
         return (
             f"{self.whole.score.metric} of {self.model} in percent, with half the width of its 95 % bootstrap interval, on "
             f"{self._asked}; a method with a seed is the mean of its runs, and blind sees flat grey. "
-            f"{crops if self.has_crops else ''}TTFT: time to the first token of a batch of {self.batch_size} with its pictures "
+            f"{crops if self.has_crops else shapes if self.of_any_shape else ''}"
+            f"TTFT: time to the first token of a batch of {self.batch_size} with its pictures "
             f"ready; it and samples/s on {device} in {dtype}.\n"
         )
 

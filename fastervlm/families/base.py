@@ -54,15 +54,19 @@ class Family(abc.ABC):
     Attributes:
         class_name: its class in transformers; models of classes that derive from it belong to the family.
         model_type: the `model_type` of its config.
-        lmms_model: the name of its model for lmms-eval; empty where it has none.
+        lmms_model: the name of its model for lmms-eval, or of the one for all families.
         tower_kind: what its towers are called.
         scores: what can score their patches, as `encoders.wrap` takes it.
         usual_method: the name of the method that is meant where none is named, with such a tower.
-        kinds: what it is shown, "image" or "video"; benchmarks of speed show it the last of them.
+        kinds: what it is shown, "image" or "video".
+        shapes: how pictures may be brought to the shape that it reads, as it was trained first: "pad" to a square, "square" by
+            its processor, in crops ("anyres"), or in their own ("native").
+        rows: of which kinds each one of a call is a row of all that it brings.
         inputs: the arguments of a call that belong to pictures and clips; none of them reaches the stock model.
         budgets: the values of `budget` that mean something to it.
         parts: what a picture or clip consists of, where each part has a budget of its own.
         unpruned: the arguments of `fastervlm.prune` that, with `keep=1.0`, give the stock model's own visual tokens.
+        of_paper: one of those that the reference implementation of FasterVLM prunes.
         measured: whether evaluation, benchmarks of speed, analyses, demo, lmms-eval and methods inside the language model have
             been shown to be right with it; else they refuse it.
         one_graph: no value decides how its pictures are encoded, so that this compiles into one graph.
@@ -70,15 +74,18 @@ class Family(abc.ABC):
 
     class_name: ClassVar[str]
     model_type: ClassVar[str]
-    lmms_model: ClassVar[str] = ""
+    lmms_model: ClassVar[str] = "fastervlm_hf"
     tower_kind: ClassVar[str] = "CLIP"
     scores: ClassVar[tuple[str, ...]] = ("cls", "received", "norm")
     usual_method: ClassVar[str] = "cls"
     kinds: ClassVar[tuple[Literal["image", "video"], ...]] = ("image",)
+    shapes: ClassVar[tuple[str, ...]] = ("pad", "square")
+    rows: ClassVar[tuple[str, ...]] = ("image", "video")
     inputs: ClassVar[tuple[str, ...]]
     budgets: ClassVar[tuple[str, ...]]
     parts: ClassVar[Literal["crops", "frames"] | None] = None
     unpruned: ClassVar[Mapping[str, Any]] = {}
+    of_paper: ClassVar[bool] = False
     measured: ClassVar[bool] = True
     one_graph: ClassVar[bool] = True
 
@@ -202,10 +209,19 @@ class Family(abc.ABC):
         """The language model, whose `layers` methods inside it prune."""
         return model.model.language_model
 
-    def num_visual_tokens(self, config: Any) -> int:
-        """N, the patches of a picture, crop or frame."""
+    def num_visual_tokens(self, config: Any, kind: str = "image") -> int | None:
+        """N, the tokens of a picture, crop or frame; None where they are as many as its shape asks for.
+
+        Args:
+            config: of the model.
+            kind: "image", or "video" for those of a frame.
+        """
         vision = config.vision_config
         return (vision.image_size // vision.patch_size) ** 2
+
+    def traces(self, config: Any, tokens: int) -> int:
+        """How many traces tell of a picture of so many visual tokens."""
+        return 1
 
     def model_class(self, config: Any) -> Any:
         """The class that a config of this `model_type` describes."""
@@ -216,6 +232,12 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def complete(self, processor: Any, config: Any, anyres: str) -> Any:
         """The processor as it was read, with what older ones do not say; one that cuts pictures as `anyres` says."""
+
+    def configs(self, tower: Mapping[str, Any], decoder: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The configs of its tower and of its language model, of these arguments."""
+        from transformers import CLIPVisionConfig, LlamaConfig
+
+        return CLIPVisionConfig(**tower), LlamaConfig(**decoder)
 
     def config(self, vision: Any, text: Any, tokens: Mapping[str, int], frames: int = 0) -> Any:
         """The config of a model of these parts, to be built with random weights.
@@ -230,6 +252,10 @@ class Family(abc.ABC):
 
     def processor(self, config: Any, tokenizer: Any) -> Any:
         """The processor of a model of that config."""
+        raise NotImplementedError
+
+    def grid(self, config: Any, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patches of a picture of so many pixels, of families that show each in its own shape."""
         raise NotImplementedError
 
     def separators(self, side: int, frames: int = 0) -> int:

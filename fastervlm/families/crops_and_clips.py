@@ -20,6 +20,7 @@ class CropsAndClips(Family):
     kinds = ("image", "video")
     budgets = ("crop", "image", "frame", "clip")
     parts = "crops"
+    shapes = ("anyres",)
     one_graph = False
 
     def settings(self, options: Options) -> Anyres:
@@ -34,6 +35,10 @@ class CropsAndClips(Family):
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
         check_tower(model, model.model.vision_tower, pruning)
         refuse_schedule(pruning.encoder_keep)
+
+    def separators(self, side: int, frames: int = 0) -> int:
+        """A newline token ends each row of patches of the two rows of crops."""
+        return 2 * side
 
     def check_questions(self, call: Mapping[str, Any]) -> None:
         """Refuse questions that are not one text for each picture of a call, then one for each clip."""

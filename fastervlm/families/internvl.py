@@ -29,12 +29,13 @@ class InternVL(Family):
 
     class_name = "InternVLForConditionalGeneration"
     model_type = "internvl"
-    measured = False
     tower_kind = "InternViT"
     usual_method = "coverage"  # its [CLS] has been seen to do worse than patches drawn at random
     inputs = tuple(name for name in INPUTS if name != "image_sizes")
     budgets = ("crop", "image")
     parts = "crops"
+    shapes = ("anyres",)
+    rows = ()
     one_graph = False
 
     def settings(self, options: Options) -> bool:
@@ -70,9 +71,46 @@ class InternVL(Family):
         """One tensor, see `in_groups`."""
         return in_groups(features)
 
-    def num_visual_tokens(self, config: Any) -> int:
+    def num_visual_tokens(self, config: Any, kind: str = "image") -> int:
         """N, the tokens of a tile."""
         return config.image_seq_length
+
+    def traces(self, config: Any, tokens: int) -> int:
+        """One a tile."""
+        return tokens // config.image_seq_length
+
+    def configs(self, tower: Mapping[str, Any], decoder: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Of an InternViT and of a Qwen2."""
+        from transformers import InternVLVisionConfig, Qwen2Config
+
+        told: dict[str, Any] = {"attention_bias": True, "use_absolute_position_embeddings": True}  # as published
+        return InternVLVisionConfig(**tower, **told), Qwen2Config(**decoder)
+
+    def config(self, vision: Any, text: Any, tokens: Mapping[str, int], frames: int = 0) -> Any:
+        """An `InternVLConfig`."""
+        from transformers import InternVLConfig
+
+        (high, wide), (rows, columns) = vision.image_size, vision.patch_size
+        joined = high // rows * (wide // columns) // 4
+        parts: dict[str, Any] = {"vision_config": vision, "text_config": text, "image_token_id": tokens["image"]}
+        return InternVLConfig(**parts, image_seq_length=joined, tie_word_embeddings=False)
+
+    def processor(self, config: Any, tokenizer: Any) -> Any:
+        """An `InternVLProcessor`."""
+        from transformers import GotOcr2ImageProcessor, InternVLProcessor, InternVLVideoProcessor
+
+        high, wide = config.vision_config.image_size
+        size: dict[str, Any] = {"size": {"height": high, "width": wide}}
+        return InternVLProcessor(
+            image_processor=GotOcr2ImageProcessor(**size, crop_to_patches=True, min_patches=1, max_patches=12),
+            tokenizer=tokenizer,
+            video_processor=InternVLVideoProcessor(**size),
+            image_seq_length=config.image_seq_length,
+        )
+
+    def separators(self, side: int, frames: int = 0) -> int:
+        """One token in front of a picture, one behind."""
+        return 2
 
     def complete(self, processor: Any, config: Any, anyres: str) -> Any:
         """The processor, padding on the left."""

@@ -22,6 +22,7 @@ class Llava(Family):
     class_name = "LlavaForConditionalGeneration"
     model_type = "llava"
     lmms_model = "fastervlm_llava_hf"
+    of_paper = True
     inputs = INPUTS
     budgets = ("crop", "image")
 

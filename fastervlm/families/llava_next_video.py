@@ -28,7 +28,6 @@ class LlavaNextVideo(CropsAndClips):
 
     class_name = "LlavaNextVideoForConditionalGeneration"
     model_type = "llava_next_video"
-    measured = False
     inputs = (*INPUTS, "pixel_values_videos", "video_index")
 
     def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
@@ -50,6 +49,11 @@ class LlavaNextVideo(CropsAndClips):
                 about_clips,
             )
         return encoded
+
+    def num_visual_tokens(self, config: Any, kind: str = "image") -> int:
+        """N, the patches of a crop, or the groups of patches of a frame."""
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        return side**2 if kind == "image" else (side // config.spatial_pool_stride) ** 2
 
     def complete(self, processor: Any, config: Any, anyres: str) -> Any:
         """The processor with what older ones do not say."""

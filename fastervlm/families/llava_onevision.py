@@ -33,10 +33,10 @@ class LlavaOnevision(CropsAndClips):
 
     class_name = "LlavaOnevisionForConditionalGeneration"
     model_type = "llava_onevision"
-    measured = False
     tower_kind = "SigLIP"
     scores = ("received", "norm")
     usual_method = "coverage"
+    rows = ("video",)
     inputs = (
         *(*INPUTS, "pixel_values_videos", "video_index"),
         *("batch_num_images", "vision_aspect_ratio", "image_sizes_videos"),
@@ -63,6 +63,44 @@ class LlavaOnevision(CropsAndClips):
     def outputs(self, features: list[Tensor], kind: str) -> Any:
         """Pictures as a list; clips as one tensor, see `in_groups`."""
         return features if kind == "image" else in_groups(features)
+
+    def num_visual_tokens(self, config: Any, kind: str = "image") -> int:
+        """N, the patches of a crop, or the tokens that the map of a frame is resized to."""
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        return side**2 if kind == "image" else math.ceil(side / 2) ** 2
+
+    def configs(self, tower: Mapping[str, Any], decoder: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Of a SigLIP without its pooling head, and of a Qwen2."""
+        from transformers import Qwen2Config, SiglipVisionConfig
+
+        return SiglipVisionConfig(**tower, vision_use_head=False), Qwen2Config(**decoder)
+
+    def config(self, vision: Any, text: Any, tokens: Mapping[str, int], frames: int = 0) -> Any:
+        """A `LlavaOnevisionConfig` with the canvases of the published checkpoints."""
+        from transformers import LlavaOnevisionConfig
+
+        sides = [vision.image_size * count for count in range(1, 7)]
+        return LlavaOnevisionConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_id=tokens["image"],
+            video_token_id=tokens["video"],
+            image_grid_pinpoints=[[high, wide] for high in sides for wide in sides],
+        )
+
+    def processor(self, config: Any, tokenizer: Any) -> Any:
+        """A `LlavaOnevisionProcessor`."""
+        from transformers import LlavaOnevisionImageProcessor, LlavaOnevisionProcessor, LlavaOnevisionVideoProcessor
+
+        side = config.vision_config.image_size
+        size: dict[str, Any] = {"size": {"height": side, "width": side}}
+        return LlavaOnevisionProcessor(
+            image_processor=LlavaOnevisionImageProcessor(**size, image_grid_pinpoints=config.image_grid_pinpoints),
+            tokenizer=tokenizer,
+            video_processor=LlavaOnevisionVideoProcessor(**size),
+            num_image_tokens=self.num_visual_tokens(config),
+            vision_feature_select_strategy="full",
+        )
 
     def complete(self, processor: Any, config: Any, anyres: str) -> Any:
         """The processor, padding on the left."""

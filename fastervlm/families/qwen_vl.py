@@ -22,6 +22,7 @@ from fastervlm.selection.schedule import refuse_schedule
 
 # By the kind of a placeholder, the arguments that bring the pixels, and the frames, rows and columns of each.
 _SHOWN = {"image": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
+_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # of a picture, the least and the most, as published
 _PLACED = ("mm_token_type_ids", "second_per_grid_ts")
 
 
@@ -32,11 +33,12 @@ class QwenVL(Family):
         deep: features of some more blocks of the tower are added inside the language model.
     """
 
-    measured = False
     tower_kind = "of its own"
     scores = ("received", "norm")
     usual_method = "coverage"
     kinds = ("image", "video")
+    shapes = ("native", "pad")
+    rows = ()
     inputs = (*(name for names in _SHOWN.values() for name in names), *_PLACED, "image_index", "video_index", "questions")
     budgets = ("crop", "image", "frame", "clip")
     one_graph = False
@@ -107,9 +109,9 @@ class QwenVL(Family):
         """A list, of what stands for the token alone."""
         return features
 
-    def num_visual_tokens(self, config: Any) -> int:
+    def num_visual_tokens(self, config: Any, kind: str = "image") -> None:
         """Pictures have as many as their shape asks for."""
-        raise UserError(f"A {self.class_name} shows each picture in as many tokens as its shape asks for.")
+        return
 
     def complete(self, processor: Any, config: Any, anyres: str) -> Any:
         """The processor, padding on the left."""
@@ -129,6 +131,42 @@ class Qwen25VL(QwenVL):
 
     class_name = "Qwen2_5_VLForConditionalGeneration"
     model_type = "qwen2_5_vl"
+
+    def configs(self, tower: Mapping[str, Any], decoder: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Arguments, of which its own config makes those of its parts; the head's width is parted as published."""
+        half = decoder["hidden_size"] // decoder["num_attention_heads"] // 2
+        along = 3 * half // 8
+        rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [half - 2 * along, along, along]}
+        return dict(tower), {**decoder, "rope_parameters": rope}
+
+    def config(self, vision: Any, text: Any, tokens: Mapping[str, int], frames: int = 0) -> Any:
+        """A `Qwen2_5_VLConfig`."""
+        from transformers import Qwen2_5_VLConfig
+
+        placeholders: dict[str, Any] = {"image_token_id": tokens["image"], "video_token_id": tokens["video"]}
+        return Qwen2_5_VLConfig(vision_config=vision, text_config=text, **placeholders)
+
+    def processor(self, config: Any, tokenizer: Any) -> Any:
+        """A `Qwen2_5_VLProcessor`."""
+        from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+        vision = config.vision_config
+        grid: dict[str, Any] = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+        grid["temporal_patch_size"] = vision.temporal_patch_size
+        return Qwen2_5_VLProcessor(
+            image_processor=Qwen2VLImageProcessor(**grid, size=_PIXELS),
+            tokenizer=tokenizer,
+            video_processor=Qwen2VLVideoProcessor(**grid),
+        )
+
+    def grid(self, config: Any, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patches of a picture, as its processor resizes it."""
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        vision = config.vision_config
+        unit = vision.patch_size * vision.spatial_merge_size
+        high, wide = smart_resize(height, width, unit, _PIXELS["shortest_edge"], _PIXELS["longest_edge"])
+        return high // vision.patch_size, wide // vision.patch_size
 
 
 class Qwen3VL(QwenVL):

@@ -21,7 +21,6 @@ class VipLlava(Family):
 
     class_name = "VipLlavaForConditionalGeneration"
     model_type = "vipllava"
-    measured = False
     inputs = ("pixel_values", "image_index", "vision_feature_layer", "questions")
     budgets = ("crop", "image")
 

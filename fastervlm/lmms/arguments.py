@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from encoders import UserError
 from fastervlm.eval.medium import Pictures
-from fastervlm.eval.settings import Settings, seeded
+from fastervlm.eval.settings import Settings, chosen
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Task
 from fastervlm.families.llava_next.settings import Anyres
@@ -31,7 +31,7 @@ class Arguments:
 
     pretrained: str
     keep: int | float | str | None = None
-    method: str = "cls"
+    method: str | None = None
     seed: int = 0
     conv_mode: str | None = None
     dtype: str | None = None
@@ -60,7 +60,7 @@ class Arguments:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise UserError(f"{name}={value!r} is no whole number; give one.")
-        if self.settings.keep is None and self.method != "cls":
+        if self.settings.keep is None and self.method not in (None, "cls"):
             raise UserError(f"method={self.method} prunes nothing without a budget; give keep as well.")
 
     @property
@@ -86,7 +86,7 @@ class Arguments:
             answers_file=Path("lmms-eval.jsonl"),
             medium=Pictures(),
             keep=None if self.keep in (None, "none", "None") else self.keep,  # type: ignore[arg-type]
-            method=seeded(self.method, self.seed),
+            **chosen(self.method, self.seed),
             batch_size=self.batch_size,
             conv_mode=self.conv_mode,
         )

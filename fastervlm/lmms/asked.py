@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,12 +60,22 @@ def simple(arguments: Sequence[Any], documents: Mapping[str, Any], processor: An
     pictures, clips = _sorted(doc_to_visual(_doc(documents, place)) or [], processor, _where(place))
     kinds = ["image"] * len(pictures) + ["video"] * len(clips)
     ask = conversation(processor, conv_mode, kinds[0] if kinds else "image")
-    if any(f"<{kind}>" in text for kind in kinds):
+    if any(getattr(processor, f"{kind}_token", f"<{kind}>") != f"<{kind}>" for kind in kinds):
+        prompt = _by_template(text, kinds, processor)
+    elif any(f"<{kind}>" in text for kind in kinds):
         prompt = ask(text, False)
     else:
         prompt = ask("".join(f"<{kind}>\n" for kind in kinds[1:]) + text, bool(kinds))
     bare = text.replace("<image>", "").replace("<video>", "")
     return Asked(prompt, bare, _where(place), pictures, clips).check(processor)
+
+
+def _by_template(text: str, kinds: Sequence[str], processor: Any) -> str:
+    """The prompt of a processor whose placeholders are its own: `<image>` and `<video>` in the text say where they stand."""
+    parts = re.split("<(image|video)>", text)
+    placed = [{"type": part} if number % 2 else {"type": "text", "text": part} for number, part in enumerate(parts) if part]
+    content = placed if len(parts) > 1 else [*({"type": kind} for kind in kinds), *placed]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 def chat(arguments: Sequence[Any], documents: Mapping[str, Any], processor: Any) -> Asked:
@@ -120,5 +131,5 @@ def _sorted(shown: Sequence[Any], processor: Any, where: str) -> tuple[list[Imag
         else:
             raise UserError(f"{where} shows a {type(each).__name__}; pictures (PIL) and video files (paths) are known.")
     if clips and not hasattr(processor, "video_token"):
-        raise UserError(f"{where} shows a video, for which this model is not made; use fastervlm_video_llava.")
+        raise UserError(f"{where} shows a video, for which this model is not made; use one for videos.")
     return pictures, clips

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import BatchFeature
 
 from encoders import UserError, UserTypeError
-from fastervlm.eval.answerer import pruned
+from fastervlm.eval.answerer import on_device, pruned
 from fastervlm.eval.medium import selector_of
 from fastervlm.lmms.arguments import Arguments
 from fastervlm.lmms.asked import Asked, chat, simple
@@ -27,10 +27,10 @@ T = TypeVar("T")
 class PrunedModel(lmms, abc.ABC):
     """A model for lmms-eval that keeps some of the visual tokens; what goes wrong is raised.
 
-    Its chat class sets `is_simple` False.
+    Its chat class sets `is_simple` False. `kind` is the `model_type` that it is for; None for all.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[str | None]
     arguments: ClassVar[type[Arguments]] = Arguments
 
     def __init__(self, **given: Any) -> None:
@@ -40,7 +40,7 @@ class PrunedModel(lmms, abc.ABC):
         if not self.is_simple and self.settings.conv_mode not in (None, "chat"):
             raise UserError(f"conv_mode={self.settings.conv_mode} is for texts, not for conversations; add --force_simple.")
         family = self.subject.family
-        if family.model_type != self.kind:
+        if self.kind not in (None, family.model_type):
             raise UserTypeError(f"{self.subject.path} is a {family.model_type} model; use --model {family.lmms_model}.")
         if not self.is_simple and not self.subject.processor.chat_template:
             raise UserError(f"The processor of {self.subject.path} has no chat template; add --force_simple.")
@@ -133,4 +133,4 @@ class PrunedModel(lmms, abc.ABC):
         if selector_of(self.settings) is not None:
             texts = self.subject.processor.tokenizer([each.text for each in asked], padding=True, return_tensors="pt")
             inputs["selector_ids"] = texts["input_ids"]
-        return inputs.to(model.device, model.dtype)
+        return on_device(inputs, model)

@@ -5,13 +5,22 @@ from encoders import UserError
 from fastervlm.bench.build import make_processor, random_model
 from fastervlm.bench.flops import decoder_parameters, tower_parameters
 from fastervlm.bench.shapes import SHAPES, get_shape
+from fastervlm.bench.visual_work import VISUAL
 from fastervlm.bench.workload import Workload
 from fastervlm.checkpoints.models import model_class
 from tests.support import tiny
 
 # Parameters of the published checkpoints, in millions.
-PUBLISHED = {"llava-1.5-7b": 7063, "llava-1.5-13b": 13351, "llava-next-7b": 7063, "video-llava-7b": 7367}
-TINY = ["tiny", "tiny-next", "tiny-video"]
+PUBLISHED = {
+    "llava-1.5-7b": 7063,
+    "llava-1.5-13b": 13351,
+    "llava-next-7b": 7063,
+    "video-llava-7b": 7367,
+    "llava-onevision-7b": 8030,
+    "internvl3-8b": 7944,
+    "qwen2.5-vl-7b": 8292,
+}
+TINY = [name for name in SHAPES if name.startswith("tiny")]
 
 
 def empty(shape):
@@ -27,7 +36,13 @@ def test_parameters_by_formula_are_those_of_the_model(name):
     vision, text = config.vision_config, config.text_config
     count = {part: sum(p.numel() for p in module.parameters()) for part, module in model.model.named_children()}
     towers = [count[part] for part in count if "tower" in part]
-    assert set(towers) == {tower_parameters(vision, vision.num_hidden_layers) + 2 * vision.hidden_size}  # and the last norm
+    if shape.kind in VISUAL:
+        made = VISUAL[shape.kind](config, None)
+        assert sum(towers) + count.get("visual", 0) + count.get("multi_modal_projector", 0) == (
+            made.encoder_parameters + made.projector_parameters
+        )
+    else:
+        assert set(towers) == {tower_parameters(vision, vision.num_hidden_layers) + 2 * vision.hidden_size}  # and the last norm
     words = text.vocab_size * text.hidden_size
     assert count["language_model"] + words == decoder_parameters(text) + words
     if name in PUBLISHED:
@@ -69,10 +84,12 @@ def test_processor_makes_prompts_of_the_length_wanted(name):
     total = 9 + shape.parts * shape.num_visual_tokens + shape.separators
     assert inputs["input_ids"].shape == (2, total)
     pixels = inputs["pixel_values_videos" if shape.frames else "pixel_values"]
-    side, parts = shape.tower["image_size"], (shape.parts,) if shape.parts > 1 else ()
-    assert pixels.shape == (2, *parts, 3, side, side)
     assert workload.parts == shape.parts
-    assert not torch.equal(pixels[0], pixels[1])
+    first, second = pixels.chunk(2)
+    assert not torch.equal(first, second)
+    if "image_size" in shape.tower:
+        assert first.shape[-3:] == (3, shape.tower["image_size"], shape.tower["image_size"])
+        assert first[..., 0, 0, 0].numel() == shape.parts
 
 
 def processed(workload, batch):
@@ -94,6 +111,15 @@ class Unmoved:
         inputs = self.processor(**given)
         inputs.to = lambda *_: inputs
         return inputs
+
+
+def test_a_shape_of_fewer_layers():
+    shape = get_shape("qwen2.5-vl-7b").with_layers(2)
+    assert shape.config.text_config.num_hidden_layers == 2
+    assert get_shape("qwen2.5-vl-7b").config.text_config.num_hidden_layers == 28
+    for wrong in (0, 29):
+        with pytest.raises(UserError, match=f"--llm-layers is {wrong}, .* give 1 to 28"):
+            get_shape("qwen2.5-vl-7b").with_layers(wrong)
 
 
 def test_unknown_shape_is_refused():

@@ -35,7 +35,7 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-IMAGE_ID, VIDEO_ID, START_ID, STOP_ID, WORDS = 3, 4, 5, 6, 64
+IMAGE_ID, VIDEO_ID, START_ID, STOP_ID, WORDS = 3, 4, 5, 6, 263
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 TEXT: dict[str, Any] = SMALL | {
     "num_hidden_layers": 2,

@@ -67,6 +67,8 @@ def by_walk(step, start, text=None):
 class PlainDecoder:
     """Runs a copy of a model's parts by hand."""
 
+    visual_ids = (IMAGE_ID, VIDEO_ID)
+
     def __init__(self, model, *stages):
         self.model = copy.deepcopy(model).eval()
         self.stages = {stage.layer: stage for stage in stages}
@@ -98,7 +100,7 @@ class PlainDecoder:
         `held` are the kept sets by layer of an earlier pass, instead of choosing anew.
         """
         prompt = len(ids) if prompt is None else prompt
-        visual = [i for i, x in enumerate(ids[:prompt]) if x in (IMAGE_ID, VIDEO_ID)] if pictures else []
+        visual = [i for i, x in enumerate(ids[:prompt]) if x in self.visual_ids] if pictures else []
         columns, hidden, masked, kept = list(range(len(ids))), self.embeds(ids, pictures), set(), {}
         total, maps = len(visual), None
         for index, layer in enumerate(self.model.model.language_model.layers):

@@ -14,6 +14,7 @@ from fastervlm.eval.settings import Settings
 from fastervlm.lmms.arguments import Arguments
 from fastervlm.lmms.asked import Asked, Clip
 from fastervlm.lmms.model import PrunedModel
+from video.clip_inputs import ClipInputs
 from video.videos import Videos, videos_of
 
 
@@ -42,9 +43,9 @@ class VideoLlava(PrunedModel):
         pictures = [picture for each in asked for picture in each.pictures]
         shown: dict[str, Tensor] = {}
         if clips:
-            pixels = {clip: self._pixels(clip) for clip in clips}
-            shown["pixel_values_videos"] = torch.stack([pixels[clip] for clip in clips])
-            placeholders = processor.replace_video_token(shown, 0)  # of each clip: all have as many frames
+            made = {clip: self._made(clip) for clip in clips}
+            shown["pixel_values_videos"] = torch.cat([made[clip].inputs["pixel_values_videos"] for clip in clips])
+            placeholders = made[clips[0]].placeholders  # of each clip: all have as many frames
             prompts = [prompt.replace(processor.video_token, placeholders) for prompt in prompts]
         if pictures:
             squares = [pad_to_square(picture, processor.image_processor.image_mean) for picture in pictures]
@@ -53,8 +54,8 @@ class VideoLlava(PrunedModel):
             prompts = [prompt.replace(processor.image_token, placeholders) for prompt in prompts]
         return BatchFeature(dict(processor.tokenizer(prompts, padding=True, return_tensors="pt")) | shown)
 
-    def _pixels(self, clip: Clip) -> Tensor:
-        """(F, 3, S, S), the frames of a clip as the model is shown them."""
+    def _made(self, clip: Clip) -> ClipInputs:
+        """The frames of a clip as the model is shown them."""
         videos = replace(videos_of(self.settings), start=clip.start, end=clip.end)
         preparation = videos.preparation(self.subject, self.settings)
         return preparation.pixels(clip.path, videos.frames(clip.path), self.subject.processor)

@@ -26,9 +26,11 @@ class LlavaNext(Family):
     class_name = "LlavaNextForConditionalGeneration"
     model_type = "llava_next"
     lmms_model = "fastervlm_llava_next"
+    of_paper = True
     inputs = INPUTS
     budgets = ("crop", "image")
     parts = "crops"
+    shapes = ("anyres",)
     one_graph = False
 
     def settings(self, options: Options) -> Anyres:

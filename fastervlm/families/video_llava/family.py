@@ -35,6 +35,7 @@ class VideoLlava(Family):
     class_name = "VideoLlavaForConditionalGeneration"
     model_type = "video_llava"
     lmms_model = "fastervlm_video_llava"
+    of_paper = True
     tower_kind = "LanguageBind"
     kinds = ("image", "video")
     inputs = (
