@@ -72,8 +72,8 @@ def read_questions(subject: Subject, settings: Settings, out_dir: Path) -> Readi
     asked = checked_questions(settings)
     if subject.family.default_method(subject.model) != "cls":
         raise UserError(
-            f"Shift and dispersion compare with the attention of [CLS], and a {subject.family.class_name} has none, or one that "
-            "misleads; choose another model."
+            f"Shift and dispersion compare with the attention of [CLS], and a {subject.family.class_name} has none, or one "
+            "that misleads; choose another model."
         )
     questions = {question.line: question for question in asked if question.image}
     if not questions:

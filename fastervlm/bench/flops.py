@@ -49,8 +49,8 @@ class Job:
 
     Attributes:
         route: "stock", "pruned" (stopped in the feature block, kept patches projected alone), "reference" (the whole tower, all
-            patches projected, then masked), "features" (stopped behind the feature block, kept patches projected), or "fastv" (as
-            stock, then fewer tokens from `fastv_layer` on).
+            patches projected, then masked), "features" (stopped behind the feature block, kept patches projected), or "fastv"
+            (as stock, then fewer tokens from `fastv_layer` on).
         kept: K, of each picture, crop or frame.
         parts: how many times the tower runs for each prompt.
         length: n, tokens of each prompt that reach the language model.

@@ -113,7 +113,7 @@ class Plan:
     def useless_below(self, batch: int) -> int:
         """The most tokens of each picture, crop or frame at which the prefill is at its floor; 0 if it never is."""
         for kept in range(self.shape.num_visual_tokens, 0, -1):
-            job = job_of(self.shape, "cls", kept, batch, self.text_tokens)
+            job = job_of(self.shape, self.shape.family.usual_method, kept, batch, self.text_tokens)
             if predict(self.device, self.shape.config, job, self.dtype).at_floor:
                 return kept
         return 0

@@ -1,6 +1,7 @@
 """Evaluating a model of every family: its answers against plain loops over the stock model and over `fastervlm.prune`."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import fastervlm
 from encoders import UserError
 from fastervlm.eval.answers import protocol_file
 from fastervlm.eval.compare import compare
+from fastervlm.eval.ray_worker import Worker
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
 from fastervlm.families.registry import FAMILIES
@@ -127,6 +129,18 @@ def test_comparing_methods_and_scores(subjects, settings, tmp_path, name):
     assert protocol["patch_score"] == "received"
     default = compare(subjects(name), settings(keep=None), budgets=[0.5], methods=None, out_dir=tmp_path / "usual", seeds=1)
     assert default.methods == ["coverage", "random", "grid"]
+
+
+def test_a_worker_of_ray_answers_alike(subjects, settings):
+    """What runs in a worker's process: the default method is named there, and answers are those of this process."""
+    subject, chosen = subjects("qwen2_5_vl"), settings(keep=KEEP, batch_size=4)
+    protocol, _ = evaluate(subject, chosen)
+    worker = Worker(Subject(subject.path), chosen, os.getcwd())
+    hello = worker.ready()
+    assert hello.identity["method"] == protocol["method"] == "coverage"
+    assert hello.identity == {key: protocol[key] for key in hello.identity}
+    entries = worker.answer(chosen.task.questions(chosen.question_file, chosen.media_folder)[:3])
+    assert [entry.text for entry in entries] == texts(chosen)[:3]
 
 
 REFUSED = {
