@@ -21,7 +21,7 @@ from fastervlm.inllm.trace import TokenTrace
 from fastervlm.reporting.files import whole
 from video.frames import Frames
 from video.questions import plain_text, predictions_of, write_predictions
-from video.sheet import contact_sheet, in_llm_trace
+from video.sheet import by_frame, contact_sheet, in_llm_trace
 from video.videos import file_of, videos_of
 
 
@@ -59,6 +59,8 @@ def ask(subject: Subject, settings: Settings, path: Path, question: str) -> Clip
         trace = handle.trace[0] if handle is not None else None
     if isinstance(trace, TokenTrace):
         trace = _drawable(trace, subject, len(frames.times))
+    elif trace is not None:
+        trace = by_frame(trace, len(frames.times))
     return ClipAnswer(text, frames, generator.visual_tokens[0], trace)
 
 

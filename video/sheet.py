@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -53,6 +54,13 @@ def in_llm_trace(trace: TokenTrace, grid: tuple[int, int], num_frames: int) -> C
     mask[trace.index.cpu()] = True
     scores = trace.scores.cpu().clamp(min=0).view(num_frames, -1)
     return ClipTrace(scores[:, 1:], mask.view(num_frames, -1)[:, 1:], grid, keep_cls=False)
+
+
+def by_frame(trace: ClipTrace, num_frames: int) -> ClipTrace:
+    """The trace of a clip with a row for each frame, where the model joins frames that follow each other."""
+    each = math.ceil(num_frames / len(trace.mask))
+    rows = torch.arange(num_frames) // each
+    return replace(trace, scores=trace.scores[rows], mask=trace.mask[rows])
 
 
 def _drawn(frames: Frames, trace: ClipTrace | None, i: int, side: int) -> Image.Image:

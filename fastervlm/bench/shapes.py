@@ -146,7 +146,7 @@ SHAPES = {
         Shape("llava-next-7b", "llava_next", _LARGE_336, _VICUNA_7B),
         Shape("video-llava-7b", "video_llava", _LARGE_224, _VICUNA_7B, frames=8),
         Shape("llava-onevision-7b", "llava_onevision", _SIGLIP_384, _QWEN_7B),
-        Shape("internvl3-8b", "internvl", _INTERNVIT_448, _QWEN_7B),
+        Shape("internvl3-8b", "internvl", _INTERNVIT_448, _QWEN_7B | {"vocab_size": 151674}),
         Shape("qwen2.5-vl-7b", "qwen2_5_vl", _QWEN_TOWER, _QWEN_7B),
         Shape("tiny", "llava", _TINY_TOWER, _TINY_LLAMA),
         Shape("tiny-next", "llava_next", _TINY_TOWER, _TINY_LLAMA),

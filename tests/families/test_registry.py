@@ -64,7 +64,7 @@ def test_keeping_all_with_the_unpruned_layout_is_the_stock_model(family):
     workload = Workload.of_shape(family_shape(family), torch.float32, torch.device("cpu"), 12)
     model, inputs = workload.model, workload.process(2)
     assert find_family(model) is family
-    assert family.num_visual_tokens(model.config) == workload.num_visual_tokens
+    assert family.num_visual_tokens(model.config) in (None, workload.num_visual_tokens)
     stock = model(**inputs).logits
     with fastervlm.prune(model, 1.0, **family.unpruned) as handle:
         assert torch.equal(model(**inputs).logits, stock)

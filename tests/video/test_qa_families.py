@@ -6,11 +6,12 @@ import pytest
 from transformers.video_utils import VideoMetadata
 
 import fastervlm
+from encoders import UserError
 from fastervlm.eval.subject import Subject
 from fastervlm.families.registry import FAMILIES
 from tests.support.tiny_families import MODELS, save
 from video.frames import sample_frames
-from video.qa import run
+from video.qa import ask, run, save_sheet
 
 TYPES = [family.model_type for family in FAMILIES if family.measured and "video" in family.kinds]
 NEW = [name for name in TYPES if name != "video_llava"]
@@ -72,3 +73,32 @@ def test_answers_are_those_of_plain_loops(subjects, settings, videos, name):
             expected = [by_hand(subject, files[i // 2], question) for i, question in enumerate(questions)]
         assert told[1] == expected
         assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_a_sheet_of_what_was_kept(subjects, settings, videos, tmp_path, name):
+    """A row of the trace for each frame, two of which Qwen-VL joins."""
+    path = sorted(videos.iterdir())[0]
+    found = ask(subjects(name), settings(keep=KEEP, method=None, num_frames=4), path, "What?")
+    assert found.trace is not None
+    assert len(found.trace.mask) == len(found.frames) == 4
+    joined = name.startswith("qwen")
+    assert bool((found.trace.mask[0] == found.trace.mask[1]).all()) or not joined
+    kept = int(found.trace.mask.sum()) // (2 if joined else 1)
+    assert found.visual_tokens[0] == kept + found.trace.newlines
+    save_sheet(found, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").stat().st_size > 0
+
+
+REFUSED = {
+    "internvl": ({}, "is no model for videos; give one such as a Video-LLaVA"),
+    "llava_onevision": ({"keep_cls": True}, "for clips pruned in front of the language model of a Video-LLaVA"),
+    "qwen2_vl": ({"method": "fastv"}, "cannot be pruned inside"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_the_family_is_refused(subjects, settings, videos, name):
+    changes, sentence = REFUSED[name]
+    with pytest.raises(UserError, match=sentence):
+        ask(subjects(name), settings(**({"method": None} | changes)), sorted(videos.iterdir())[0], "What?")
