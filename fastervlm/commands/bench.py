@@ -105,14 +105,9 @@ def bench(
     files = {"question_file": question_file, "image_folder": image_folder, "annotation_file": annotation_file}
     shared = {"repeats": repeats, "new_tokens": new_tokens}
     asked = {"conv_mode": conv_mode, "image_aspect_ratio": image_aspect_ratio}
+    shaped = {"random_weights": random_weights, "llm_layers": llm_layers}
     if shape is None and methods is None:
-        only = {
-            "random_weights": random_weights,
-            "llm_layers": llm_layers,
-            "batch": batch,
-            "text_tokens": text_tokens,
-            "out": out,
-        }
+        only = shaped | {"batch": batch, "text_tokens": text_tokens, "out": out}
         _refuse(only, "belongs to a benchmark of speed alone; give --shape or --methods too")
         more = {"limit": _or(limit, 200), "batch_size": _or(batch_size, 16), **asked}
         budgets = budgets_of(visual_token_num or COUNTS)
@@ -122,10 +117,8 @@ def bench(
     _refuse(only, "belongs to a benchmark with a score; leave it out beside --shape and --methods")
     if shape is not None:
         _refuse({"model": model, "load_in_4bit": load_in_4bit, "load_in_8bit": load_in_8bit}, "cannot go with --shape")
-    elif llm_layers is not None:
-        raise UserError("--llm-layers cuts down a --shape; name one, such as qwen2.5-vl-7b.")
-    elif random_weights:
-        raise UserError("--random-weights goes with --shape; name one, such as llava-1.5-7b.")
+    else:
+        _refuse(shaped, "goes with --shape; name one, such as llava-1.5-7b")
     compared = {"methods": methods and names_of(methods), "budgets": budgets_of(visual_token_num or SHARES), "layer": layer}
     compared["batches"] = whole_numbers("batch", batch or "1")
     _speed((shape, llm_layers), model, (dtype, device, quantize), _or(text_tokens, 64), compared, out, shared)

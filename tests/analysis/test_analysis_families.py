@@ -15,12 +15,12 @@ WITHOUT = [family.model_type for family in FAMILIES if family.measured and famil
 def test_shift_and_dispersion_need_cls(name, tmp_path, settings):
     subject = Subject(str(save(name, tmp_path / "tiny")))
     with pytest.raises(UserError, match=r"compare with the attention of \[CLS\]"):
-        read_questions(subject, settings(keep=None), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        read_questions(subject, settings(keep=None), tmp_path / "read")
+    assert not (tmp_path / "read").exists()
 
 
 @pytest.mark.parametrize("name", ["vipllava", "llava_next_video"])
 def test_shift_and_dispersion_where_there_is_cls(name, tmp_path, settings):
     subject = Subject(str(save(name, tmp_path / "tiny")))
-    found = read_questions(subject, settings(keep=None, limit=2), tmp_path / "out")
+    found = read_questions(subject, settings(keep=None, limit=2), tmp_path / "read")
     assert found.about["questions"] == 2
