@@ -34,7 +34,7 @@ class ClipInputs:
     @classmethod
     def of(cls, pixels: np.ndarray, times: Sequence[float], processor: Any) -> ClipInputs:
         """Frames (F, H, W, 3) uint8, shown at `times` in seconds; none of them is left out."""
-        told = _metadata(times)
+        told = metadata(times)
         options = {"do_sample_frames": False, "input_data_format": "channels_last", "return_tensors": "pt"}
         made = processor.video_processor(videos=[pixels], video_metadata=[told], return_metadata=True, **options)
         if "second_per_grid_ts" in processor.model_input_names:
@@ -53,7 +53,7 @@ def asked_of_clips(prompts: Sequence[str], clips: Sequence[ClipInputs], processo
     return inputs
 
 
-def _metadata(times: Sequence[float]) -> VideoMetadata:
+def metadata(times: Sequence[float]) -> VideoMetadata:
     """Frames by their times, as those of a film of 1000 frames a second that lasts as long as they take at their mean rate."""
     count, spread = len(times), times[-1] - times[0]
     lasts = spread * count / (count - 1) if spread else count

@@ -79,7 +79,7 @@ class Videos:
 
     def preparation(self, subject: Subject, settings: Settings) -> ClipPreparation:
         """How questions become model inputs, given the processor."""
-        _check_kind(subject)
+        check_kind(subject)
         ask, task = conversation(subject.processor, settings.conv_mode, self.kind), settings.task
         return ClipPreparation(
             lambda question: ask(task.prompt(question)),
@@ -91,7 +91,7 @@ class Videos:
 
     def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
         """All about the clips that the answers depend on."""
-        _check_kind(subject)
+        check_kind(subject)
         return {
             "num_frames": self.num_frames,
             "strategy": self.strategy,
@@ -104,7 +104,7 @@ class Videos:
 
     def layout(self, subject: Subject) -> dict[str, Any]:
         """The arguments of `fastervlm.prune` that belong to clips."""
-        _check_kind(subject)
+        check_kind(subject)
         return {"keep_cls": self.keep_cls, "budget": self.budget}
 
     def parts(self, subject: Subject) -> str:
@@ -184,6 +184,7 @@ def file_of(question: Question) -> Path:
     return question.image
 
 
-def _check_kind(subject: Subject) -> None:
+def check_kind(subject: Subject) -> None:
+    """Refuse a model that is shown no clips."""
     if not subject.takes_clips:
         raise UserError(f"{subject.path} is no model for videos; give one such as a Video-LLaVA, LLaVA-OneVision or Qwen-VL.")
