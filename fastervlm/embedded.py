@@ -21,10 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "playground" / "models" / "tiny-llava"
 NEXT_MODEL = ROOT / "playground" / "models" / "tiny-llava-next"
 VIDEO_MODEL = ROOT / "playground" / "models" / "tiny-video-llava"
+QWEN_MODEL = ROOT / "playground" / "models" / "tiny-qwen2.5-vl"
 BENCHMARK = ROOT / "playground" / "data" / "eval" / "textvqa-mini"
 NEXT_BENCHMARK = BENCHMARK.with_name("textvqa-next-mini")
 VIDEO_BENCHMARK = BENCHMARK.with_name("video-mini")
-BENCHMARKS = {MODEL: BENCHMARK, NEXT_MODEL: NEXT_BENCHMARK}
+BENCHMARKS = {MODEL: BENCHMARK, NEXT_MODEL: NEXT_BENCHMARK, QWEN_MODEL: BENCHMARK}
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"
 VIDEO_QUESTIONS, VIDEO_ANSWERS, VIDEOS = "test_q.json", "test_a.json", "videos"
 

@@ -18,6 +18,7 @@ from encoders.registry import Score
 from fastervlm.families.base import Encoded, Family
 from fastervlm.families.pruning import Options, Pruning, check_choice
 from fastervlm.families.registry import family_of
+from fastervlm.families.shrunk import check_shrinking
 from fastervlm.generation import run
 from fastervlm.generation.draft import get_candidate_generator
 from fastervlm.generation.host import HOST, Host
@@ -130,6 +131,8 @@ def _checked(
     guessed = wanted is None and told == "received"
     scores: dict[str, Any] = {"score": told, "guessed": guessed, "choices": family.scores}
     pruning = Pruning(tokens, chosen, family.settings(options), options.positions, encoder_keep, **scores)
+    if traits(chosen).resizes:
+        check_shrinking(family, tokens)
     if guessed:
         options.refuse_shares(family.scores)
     family.check(model, pruning)

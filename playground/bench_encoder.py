@@ -1,9 +1,10 @@
-"""How long a CLIP tower takes to give its kept patches: stock, stock with attentions, and stopped in its feature block.
+"""How long a vision tower takes to give its kept patches: the stock tower, and the same stopped in its feature block.
 
     python -m playground.bench_encoder --dtype float32 bfloat16 --repeats 7 --keep 58
+    python -m playground.bench_encoder --tower siglip-so400m --dtype float32
 
-The tower is a ViT-L/14 for 336 pixels with random weights and one random picture: weights do not change the time. The routes
-run in turns, so that other load on the machine falls on all of them alike.
+The towers (`playground.tower_shapes`) have random weights and are shown one random picture: weights do not change the time. The
+routes run in turns, so that other load on the machine falls on all of them alike.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,64 +25,15 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from encoders import wrap
+from playground.tower_shapes import SHAPES, Route, Shape
 
-SELECT_LAYER = -2
-ROUTES = {
-    "sdpa": "(i) stock, sdpa, all patches",
-    "eager": "(ii) stock, eager with attentions, kept patches",
-    "ours": "(iii) ours, kept patches",
-}
-TARGETS = {"sdpa": 0.96, "eager": 0.85}
-Route = Callable[[CLIPVisionModel, Tensor, int], Tensor]
+RESULTS = Path("playground/results")
+SHARE = 58 / 576
+TARGETS = {"sdpa": 0.96, "eager": 0.85}  # of CLIP
 
 
-def stock(tower: CLIPVisionModel, pixel_values: Tensor, keep: int) -> Tensor:
-    """(B, N, C): the features of all patches of pixel_values (B, 3, H, W)."""
-    return tower(pixel_values, output_hidden_states=True).hidden_states[SELECT_LAYER][:, 1:]
-
-
-def stock_with_attentions(tower: CLIPVisionModel, pixel_values: Tensor, keep: int) -> Tensor:
-    """(B, K, C): the whole tower with all its attention maps, then scores, top-k and index."""
-    outputs = tower(pixel_values, output_hidden_states=True, output_attentions=True)
-    scores = outputs.attentions[SELECT_LAYER][:, :, 0, 1:].mean(dim=1)
-    return rows(outputs.hidden_states[SELECT_LAYER][:, 1:], best(scores, keep))
-
-
-def ours(tower: CLIPVisionModel, pixel_values: Tensor, keep: int) -> Tensor:
-    """(B, K, C): the tower stopped in its feature block, which finishes for the kept patches."""
-    patches = wrap(tower, select_layer=SELECT_LAYER)(pixel_values)
-    return patches.features(best(patches.scores, keep))
-
-
-def best(scores: Tensor, keep: int) -> Tensor:
-    """Positions (B, K) of the highest scores (B, N), ascending."""
-    return scores.topk(keep, dim=1).indices.sort(dim=1).values
-
-
-def rows(features: Tensor, index: Tensor) -> Tensor:
-    """Rows of features (B, N, C) at index (B, K), as (B, K, C)."""
-    return features.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
-
-
-def large_tower(dtype: torch.dtype) -> CLIPVisionModel:
-    """A random ViT-L/14 for pictures of 336 pixels: 24 blocks, width 1024, 16 heads, 24 x 24 patches."""
-    config = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
-    tower = CLIPVisionModel._from_config(config, dtype=dtype)
-    return tower.eval()
-
-
-def timed(route: Route, tower: CLIPVisionModel, implementation: str, pixel_values: Tensor, keep: int) -> float:
+def timed(route: Route, tower: Any, implementation: str, pixel_values: Tensor, keep: int) -> float:
     """Milliseconds of one call."""
     tower.set_attn_implementation(implementation)
     start = time.perf_counter()
@@ -91,14 +42,13 @@ def timed(route: Route, tower: CLIPVisionModel, implementation: str, pixel_value
 
 
 @torch.inference_mode()
-def measure(dtype: torch.dtype, repeats: int, keep: int) -> dict[str, Any]:
-    """All timings of the three routes in milliseconds, their medians, and the ratios of ours to the others."""
+def measure(shape: Shape, dtype: torch.dtype, repeats: int, keep: int, layers: int) -> dict[str, Any]:
+    """All timings of the routes in milliseconds, their medians, and the ratios of ours to the others."""
     torch.manual_seed(0)
-    tower, pixel_values = large_tower(dtype), torch.randn(1, 3, 336, 336)
-    routes = {"sdpa": (stock, "sdpa"), "eager": (stock_with_attentions, "eager"), "ours": (ours, "sdpa")}
-    timings: dict[str, list[float]] = {name: [] for name in routes}
+    tower, pixel_values = shape.make(dtype, layers), shape.pixels().to(dtype)
+    timings: dict[str, list[float]] = {name: [] for name in shape.routes}
     for repeat in range(repeats + 1):
-        for name, (route, implementation) in routes.items():
+        for name, (_, implementation, route) in shape.routes.items():
             elapsed = timed(route, tower, implementation, pixel_values, keep)
             if repeat:  # the first round warms up
                 timings[name].append(elapsed)
@@ -106,17 +56,19 @@ def measure(dtype: torch.dtype, repeats: int, keep: int) -> dict[str, Any]:
     return {
         "milliseconds": timings,
         "medians": medians,
-        "ratios": {name: medians["ours"] / medians[name] for name in TARGETS},
-        "largest_difference": difference(tower, pixel_values, keep),
+        "ratios": {name: medians["ours"] / value for name, value in medians.items() if name != "ours"},
+        "largest_difference": difference(shape, tower, pixel_values),
     }
 
 
-def difference(tower: CLIPVisionModel, pixel_values: Tensor, keep: int) -> float:
-    """Largest difference of our kept features to those of the stock sdpa tower at the same patches."""
+def difference(shape: Shape, tower: Any, pixel_values: Tensor) -> float:
+    """Largest distance of one of our kept tokens from the nearest of the stock tower's."""
     tower.set_attn_implementation("sdpa")
-    patches = wrap(tower, select_layer=SELECT_LAYER)(pixel_values)
-    index = best(patches.scores, keep)
-    return float((patches.features(index) - rows(stock(tower, pixel_values, keep), index)).abs().max())
+    kept = shape.routes["ours"][2](tower, pixel_values, 4)[0].float()
+    every = shape.routes["sdpa"][2](tower, pixel_values, 4)[0].float()
+    if kept.shape[1] > every.shape[1]:  # patches side by side
+        kept = kept.unflatten(1, (-1, every.shape[1])).flatten(0, 1)
+    return max(float((every - row).abs().amax(dim=1).min()) for row in kept)
 
 
 def machine() -> dict[str, Any]:
@@ -137,15 +89,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, dict[str, Any]]) -> Table:
-    """A row per dtype and route: median time, our time relative to it, and what was aimed at."""
-    columns = ("dtype", "route", "median ms", "ours / route", "target")
-    drawn = Table(*columns, title="CLIP ViT-L/14-336, one picture")
+def table(shape: Shape, layers: int, results: dict[str, dict[str, Any]]) -> Table:
+    """A row per dtype and route: median time, and our time relative to it."""
+    drawn = Table("dtype", "route", "median ms", "ours / route", title=f"{shape.title}, {layers} blocks, one picture")
     for dtype, result in results.items():
-        for name, title in ROUTES.items():
-            ratio = f"{result['ratios'][name]:.3f}" if name in TARGETS else ""
-            target = f"<= {TARGETS[name]}" if name in TARGETS else ""
-            drawn.add_row(dtype, title, f"{result['medians'][name]:.1f}", ratio, target)
+        for name, (title, _, _) in shape.routes.items():
+            ratio = f"{result['ratios'][name]:.3f}" if name in result["ratios"] else ""
+            drawn.add_row(dtype, title, f"{result['medians'][name]:.1f}", ratio)
     return drawn
 
 
@@ -160,19 +110,30 @@ def write(path: Path, report: dict[str, Any]) -> None:
 def main() -> None:
     """Measure, print the table, write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tower", choices=SHAPES, default="clip")
+    parser.add_argument("--layers", type=int, help="blocks of the tower, for a slow machine; all if left out")
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--keep", type=int, default=58)
+    parser.add_argument("--keep", type=int, help="tokens to keep; a tenth of them if left out")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("playground/results/encoder.json"))
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    if args.repeats < 1 or args.threads < 1 or not 1 <= args.keep <= 576:
-        parser.error("--repeats and --threads must be at least 1, and --keep 1 to 576, the patches of the picture.")
+    shape = SHAPES[args.tower]
+    keep = round(SHARE * shape.tokens) if args.keep is None else args.keep
+    layers = shape.layers if args.layers is None else args.layers
+    if args.repeats < 1 or args.threads < 1 or not 1 <= keep <= shape.tokens or not 2 <= layers <= shape.layers:
+        parser.error(
+            f"--repeats and --threads must be at least 1, --keep 1 to {shape.tokens}, the tokens of the picture, and --layers "
+            f"2 to {shape.layers}."
+        )
     torch.set_num_threads(args.threads)
-    report = machine() | {"keep": args.keep, "repeats": args.repeats, "targets": TARGETS}
-    results = {name: measure(getattr(torch, name), args.repeats, args.keep) for name in args.dtype}
-    write(args.out, report | {"results": results})
-    Console().print(table(results))
+    about = {"tower": shape.title, "layers": layers, "of_layers": shape.layers, "tokens": shape.tokens}
+    report = machine() | about | {"keep": keep, "repeats": args.repeats}
+    report |= {"targets": TARGETS} if args.tower == "clip" else {}
+    results = {name: measure(shape, getattr(torch, name), args.repeats, keep, layers) for name in args.dtype}
+    out = args.out or RESULTS / ("encoder.json" if args.tower == "clip" else f"encoder-{args.tower}.json")
+    write(out, report | {"results": results})
+    Console().print(table(shape, layers, results))
 
 
 if __name__ == "__main__":

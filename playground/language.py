@@ -117,7 +117,7 @@ class LanguageTask(nn.Module):
         words = self.language.get_input_embeddings()(batch["ids"])
         head = int(batch["head"])
         embeds = torch.cat((words[:, :head], visual.to(words.dtype), words[:, head:]), dim=1)
-        mask, positions = _packed_mask(batch["segment"], head, count)
+        mask, positions = packed_mask(batch["segment"], head, count)
         hidden = self.language.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).last_hidden_state
         text = hidden[:, head + count :]
         target = batch["target"]
@@ -129,7 +129,7 @@ class LanguageTask(nn.Module):
         return loss, {"loss": loss.item(), "all" if batch["whole"] else "some": right}
 
 
-def _packed_mask(segment: Tensor, head: int, visual: int) -> tuple[Tensor, Tensor]:
+def packed_mask(segment: Tensor, head: int, visual: int) -> tuple[Tensor, Tensor]:
     """Additive mask (B, 1, T, T) and positions (B, T) for `head` words, `visual` tokens, then questions by `segment` (B, S).
 
     Segment -1 is padding: it is seen by nobody else.
@@ -147,11 +147,11 @@ def _packed_mask(segment: Tensor, head: int, visual: int) -> tuple[Tensor, Tenso
 
 
 class Questions:
-    """Makes the batches: fresh pictures, some questions each, packed."""
+    """Makes the batches: fresh pictures, some questions each, packed; `head` stands before a picture, `before` after it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.tokenizer = tokenizer
-        self.head = self._ids(HEAD)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, head: str = HEAD, before: str = "\n") -> None:
+        self.tokenizer, self.before = tokenizer, before
+        self.head = self._ids(head)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -194,7 +194,7 @@ class Questions:
         target: list[int] = []
         segment: list[int] = []
         for number, (_, question, answer) in enumerate(asked):
-            prompt, reply = self._ids(f"\n{question}{tail}"), [*self._ids(f" {answer}"), 2]
+            prompt, reply = self._ids(f"{self.before}{question}{tail}"), [*self._ids(f" {answer}"), self.tokenizer.eos_token_id]
             ids += prompt + reply[:-1]
             target += [-1] * (len(prompt) - 1) + reply
             segment += [number] * (len(prompt) + len(reply) - 1)

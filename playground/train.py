@@ -1,7 +1,7 @@
 """Train the tiny models (seeds fixed, resumable, progress shown).
 
 `python -m playground.train` trains the tiny LLaVA from nothing, `python -m playground.train next` tunes the tiny LLaVA-NeXT
-from it, `python -m playground.train video` the tiny Video-LLaVA.
+from it, `python -m playground.train video` the tiny Video-LLaVA, and `python -m playground.train qwen` the tiny Qwen2.5-VL.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from pathlib import Path
 
 import torch
 from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 import fastervlm
-from fastervlm.embedded import MODEL, NEXT_MODEL, VIDEO_MODEL
-from playground import crops, language, tower, video_task
+from fastervlm.embedded import MODEL, NEXT_MODEL, QWEN_MODEL, VIDEO_MODEL
+from playground import crops, language, qwen_language, qwen_tower, tower, video_task
 from playground.crops import CropsTask
 from playground.language import CHAT_TEMPLATE, LanguageTask, build_tokenizer, llava_config
+from playground.qwen_language import MergerTask, QwenTask, qwen_tokenizer
+from playground.qwen_tower import QwenTowerTask
 from playground.scenes import CELL
 from playground.tower import GRID, TowerTask
 from playground.trainer import train
 from playground.video_task import PlacesTask, VideoTask, video_tokenizer
 
 HERE = Path(__file__).parent
-MODELS = {"llava": MODEL, "next": NEXT_MODEL, "video": VIDEO_MODEL}
+MODELS = {"llava": MODEL, "next": NEXT_MODEL, "video": VIDEO_MODEL, "qwen": QWEN_MODEL}
 
 
 def main() -> None:
@@ -39,7 +42,7 @@ def main() -> None:
     out = arguments.out or MODELS[arguments.model]
     torch.set_num_threads(arguments.threads)
     print(f"Training goes on in {arguments.runs} after an interruption; the checkpoint will be {out}.")
-    recipe = {"llava": train_llava, "next": train_next, "video": train_video}[arguments.model]
+    recipe = {"llava": train_llava, "next": train_next, "video": train_video, "qwen": train_qwen}[arguments.model]
     recipe(arguments.runs, arguments.seed, arguments.scale, out)
     print(f"Wrote {out}.")
 
@@ -75,6 +78,20 @@ def train_video(runs: Path, seed: int, scale: float, out: Path) -> None:
     task = VideoTask(llava, places)
     train(task, video_task.phases(tokenizer, seed, scale), runs / "clips.pt")
     video_task.export(task, tokenizer, out)
+
+
+def train_qwen(runs: Path, seed: int, scale: float, out: Path) -> None:
+    """Train a tower without [CLS] from nothing, then its merger and the language model of the trained tiny LLaVA."""
+    torch.manual_seed(seed + 4)
+    seeing = QwenTowerTask(Qwen2_5_VisionTransformerPretrainedModel(qwen_tower.vision_config()))
+    train(seeing, qwen_tower.phases(seed, scale), runs / "qwen-tower.pt")
+    llava, processor = fastervlm.load(MODEL, device="cpu")
+    tokenizer = qwen_tokenizer(processor.tokenizer)
+    torch.manual_seed(seed + 5)
+    answering = QwenTask(seeing.tower, llava, tokenizer)
+    train(MergerTask(answering, llava), qwen_language.merger_phases(seed, scale), runs / "qwen-merger.pt")
+    train(answering, qwen_language.phases(tokenizer, seed, scale), runs / "qwen-language.pt")
+    qwen_language.export(answering, tokenizer, out)
 
 
 def export(task: LanguageTask, tokenizer: language.PreTrainedTokenizerFast, out: Path) -> None:

@@ -67,6 +67,8 @@ class Family(abc.ABC):
         parts: what a picture or clip consists of, where each part has a budget of its own.
         unpruned: the arguments of `fastervlm.prune` that, with `keep=1.0`, give the stock model's own visual tokens.
         of_paper: one of those that the reference implementation of FasterVLM prunes.
+        shrinks: where the method "resize" shrinks its pictures: under `prune` before the "tower", or before the "processor",
+            which reads any size; None where neither is done.
         measured: whether evaluation, benchmarks of speed, analyses, demo, lmms-eval and methods inside the language model have
             been shown to be right with it; else they refuse it.
         one_graph: no value decides how its pictures are encoded, so that this compiles into one graph.
@@ -86,6 +88,7 @@ class Family(abc.ABC):
     parts: ClassVar[Literal["crops", "frames"] | None] = None
     unpruned: ClassVar[Mapping[str, Any]] = {}
     of_paper: ClassVar[bool] = False
+    shrinks: ClassVar[Literal["tower", "processor"] | None] = None
     measured: ClassVar[bool] = True
     one_graph: ClassVar[bool] = True
 

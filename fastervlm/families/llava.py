@@ -10,6 +10,7 @@ from fastervlm.families.base import Encoded, Family
 from fastervlm.families.encoding import INPUTS, check_about_pictures, check_tower, encoder_of, flat, scored
 from fastervlm.families.processing import complete, placeholders, square
 from fastervlm.families.pruning import Pruning
+from fastervlm.families.shrunk import encode_shrunk
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.choice import asked, choose, counts_for
 from fastervlm.selection.method import traits
@@ -25,6 +26,7 @@ class Llava(Family):
     of_paper = True
     inputs = INPUTS
     budgets = ("crop", "image")
+    shrinks = "tower"
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
@@ -42,6 +44,9 @@ class Llava(Family):
 
     def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """Score, choose, and only then finish and project the kept patches of `call["pixel_values"]` (B, 3, H, W)."""
+        if traits(pruning.method).resizes:
+            encoder = encoder_of(model, pruning, call, model.model.vision_tower)
+            return {"image": encode_shrunk(encoder, model.model.multi_modal_projector, pruning, call["pixel_values"])}
         patches = asked(_left(model, pruning, call), call.get("questions"))
         choice = choose(patches, counts_for(pruning.budget, patches.scores), pruning.method)
         return {"image": flat(choice, model.model.multi_modal_projector)}

@@ -42,6 +42,7 @@ class QwenVL(Family):
     inputs = (*(name for names in _SHOWN.values() for name in names), *_PLACED, "image_index", "video_index", "questions")
     budgets = ("crop", "image", "frame", "clip")
     one_graph = False
+    shrinks = "processor"
     deep: ClassVar[bool] = False
 
     def settings(self, options: Options) -> bool:

@@ -20,6 +20,7 @@ from fastervlm.methods.mmtok import MMTok
 from fastervlm.methods.prumerge import PruMerge
 from fastervlm.methods.prumerge_plus import PruMergePlus
 from fastervlm.methods.scope import Scope
+from fastervlm.methods.resolution import Pool, Resize
 from fastervlm.methods.visionzip import VisionZip
 from fastervlm.methods.vispruner import VisPruner
 from fastervlm.methods.vscan import VScan
@@ -40,10 +41,12 @@ __all__ = [
     "InLLM",
     "MMTok",
     "Method",
+    "Pool",
     "PruMerge",
     "PruMergePlus",
     "RandomTokens",
     "Scope",
+    "Resize",
     "Simignore",
     "UniformGrid",
     "VScan",
@@ -70,6 +73,8 @@ METHODS: dict[str, Method] = {
     "holov": HoloV(),
     "hiprune": HiPrune(),
     "vscan": VScan(),
+    "resize": Resize(),
+    "pool": Pool(),
     "fastv": FastV(),
     "simignore": Simignore(),
 }

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from encoders import ScoredPatches, UserError
 from encoders.base import changed, token_rows
 from fastervlm.selection.budget import Budget, shared
-from fastervlm.selection.kept import KeptTokens, check_kept, waits
+from fastervlm.selection.kept import KeptTokens, check_kept, mixed, waits
 from fastervlm.selection.method import Method, traits
 
 Window = tuple[int, int, int, int]  # top, bottom, left, right; the second of each pair excluded
@@ -31,6 +31,7 @@ class Choice:
         counts: how many of each row.
         weights: (S, max(counts), N) where kept tokens are mixtures, as in `KeptTokens`; rows beyond a count are zero.
         everything: all patches that take part are kept, as they are.
+        projected: as in `KeptTokens`.
     """
 
     patches: ScoredPatches
@@ -38,6 +39,7 @@ class Choice:
     counts: list[int]
     weights: Tensor | None
     everything: bool
+    projected: bool = False
 
     @property
     def index(self) -> Tensor:
@@ -55,7 +57,7 @@ class Choice:
             raise UserError(
                 f"Of these pictures {least} to {most} tokens are kept, which do not fit into one tensor; prune one at a time."
             )
-        return KeptTokens(self.index, self.mask.shape[1], weights=self.weights)
+        return KeptTokens(self.index, self.mask.shape[1], weights=self.weights, projected=self.projected)
 
     def project(self, projector: Callable[[Tensor], Tensor], *, cls: bool = False) -> tuple[Tensor, Tensor]:
         """All kept tokens, projected (R, D), and for each patch its row there, (S, N); rows of dropped patches mean nothing.
@@ -64,11 +66,20 @@ class Choice:
         `split(counts)` parts them. Where everything that takes part is kept, all S * N patches go through as in the stock
         model, and so with its rounding.
         """
-        table = self.patches.features(cls=cls) if self.everything else self._rows(cls)
         taken = torch.ones_like(self.mask) if self.everything else self.mask
         before = torch.arange(1, len(taken) + 1, device=taken.device)[:, None] if cls else 0
         number = (taken.flatten().long().cumsum(0) - 1).clamp(min=0).view_as(taken) + before
+        if self.projected:
+            return self._pooled(projector(self.patches.features(cls=cls)), cls), number
+        table = self.patches.features(cls=cls) if self.everything else self._rows(cls)
         return projector(table).flatten(0, -2), number
+
+    def _pooled(self, table: Tensor, cls: bool) -> Tensor:
+        """The kept tokens (R, D), mixtures of a table (S, N, D) of all projected patches, behind [CLS] where it is in front."""
+        rows = mixed(self.weights, table[:, int(cls) :])  # type: ignore[arg-type]
+        rows = torch.cat((table[:, : int(cls)], rows), dim=1)
+        stays = F.pad(self.mask.gather(1, self.index), (int(cls), 0), value=True)
+        return rows[stays.to(rows.device)]
 
     def _rows(self, cls: bool) -> Tensor:
         """The kept tokens (S, K, C), or (R, C) where rows keep unequal numbers."""
@@ -195,7 +206,8 @@ def choose(patches: ScoredPatches, counts: Sequence[int], method: Method, *, win
     if len(found) == 1 and found[0][1] is None:
         kept = found[0][2]
         same = [kept.index.shape[1]] * len(counts)
-        return Choice(patches, kept.mask.to(patches.scores.device), same, kept.weights, kept.weights is None and same == areas)
+        mask, weights = kept.mask.to(patches.scores.device), kept.weights
+        return Choice(patches, mask, same, weights, weights is None and same == areas, kept.projected)
     return _joined(patches, areas, found)
 
 
@@ -227,7 +239,8 @@ def _joined(patches: ScoredPatches, areas: list[int], found: list[tuple[list[int
             own = F.one_hot(index, len(places)) if kept.weights is None else kept.weights
             tokens = torch.arange(index.shape[1], device=device)[:, None]
             weights[where[:, :, None], tokens, places] = own.to(weights)
-    return Choice(patches, mask, counts, weights, weights is None and counts == areas)
+    projected = any(kept.projected for _, _, kept in found)
+    return Choice(patches, mask, counts, weights, weights is None and counts == areas, projected)
 
 
 def window_of(patches: ScoredPatches, rows: Sequence[int], window: Window) -> tuple[ScoredPatches, Tensor]:

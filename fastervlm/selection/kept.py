@@ -20,11 +20,13 @@ class KeptTokens:
         num_patches: N, how many there were.
         weights: (B, K, N) floating point, where kept tokens are mixtures: token j is the sum over patches i of weights[j, i]
             times the features of i, and stands at the place index[j]. None where each is the patch at its place.
+        projected: the mixtures are of projected tokens, where there is a projector, and not of the features in front of it.
     """
 
     index: Tensor
     num_patches: int
     weights: Tensor | None = field(default=None, kw_only=True)
+    projected: bool = field(default=False, kw_only=True)
 
     @classmethod
     def top(cls, scores: Tensor, k: int) -> KeptTokens:

@@ -28,6 +28,7 @@ class Traits:
         score: what it is defined to score patches by, where that is not what the tower gives; see `encoders.wrap`.
         also: further blocks of the tower whose scores it reads (`ScoredPatches.scores_in`), as `encoders.wrap` takes them.
         score_free: scores decide at most between patches that are equal to it, so that it needs none that mean anything.
+        resizes: it chooses nothing; the picture is shrunk before the tower.
     """
 
     reads: frozenset[Literal["features", "keys", "question", "text"]] = frozenset()
@@ -39,6 +40,7 @@ class Traits:
     score_free: bool = False
     score: Literal["cls", "received"] | None = None
     also: tuple[int | float, ...] = ()
+    resizes: bool = False
 
 
 def traits(method: Method) -> Traits:

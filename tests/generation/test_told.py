@@ -53,6 +53,8 @@ def test_every_method_gets_numbers_only(method):
         pytest.skip("prunes in the language model")
     with fastervlm.prune(model, 5, method=method), pytest.raises(UserError, match="no finite numbers for picture 2 of"):
         model(**batch)
+    if method == "resize":
+        return  # shrinks pictures before the tower
     with pytest.raises(UserError, match="no finite numbers for picture 2 of"):
         prune_patches(model.model.vision_tower, batch["pixel_values"], 5, method=method)
 

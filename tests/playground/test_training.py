@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from playground.language import LanguageTask, Questions, _packed_mask, build_tokenizer
+from playground.language import LanguageTask, Questions, build_tokenizer, packed_mask
 from playground.scenes import COLOUR_NAMES, PATTERNS, SHAPE_NAMES, WORDS
 from playground.tower import GRID, TowerTask, hidden_states, make_batch
 from playground.trainer import Phase, train
@@ -58,7 +58,7 @@ def test_every_answer_is_one_token(tokenizer) -> None:
 
 def test_packed_questions_see_the_picture_and_themselves() -> None:
     segment = torch.tensor([[0, 0, 1, 1, -1]])
-    mask, positions = _packed_mask(segment, head=1, visual=2)
+    mask, positions = packed_mask(segment, head=1, visual=2)
     sees = mask[0, 0] == 0
     assert positions[0, :7].tolist() == [0, 1, 2, 3, 4, 3, 4]
     assert sees[4].tolist() == [True, True, True, True, True, False, False, False]
