@@ -19,8 +19,8 @@ from fastervlm.methods.holov import HoloV
 from fastervlm.methods.mmtok import MMTok
 from fastervlm.methods.prumerge import PruMerge
 from fastervlm.methods.prumerge_plus import PruMergePlus
-from fastervlm.methods.scope import Scope
 from fastervlm.methods.resolution import Pool, Resize
+from fastervlm.methods.scope import Scope
 from fastervlm.methods.visionzip import VisionZip
 from fastervlm.methods.vispruner import VisPruner
 from fastervlm.methods.vscan import VScan
@@ -45,8 +45,8 @@ __all__ = [
     "PruMerge",
     "PruMergePlus",
     "RandomTokens",
-    "Scope",
     "Resize",
+    "Scope",
     "Simignore",
     "UniformGrid",
     "VScan",
