@@ -40,7 +40,7 @@ def pictures(batch: int, dtype: torch.dtype, device: torch.device) -> ScoredPatc
 @torch.inference_mode()
 def measure(patches: ScoredPatches, keep: int, repeats: int) -> dict[str, Spread]:
     """Milliseconds a picture of each method, in turns, after a first round that does not count."""
-    methods = {name: method for name, method in METHODS.items() if not isinstance(method, InLLM)}
+    methods = {name: method for name, method in METHODS.items() if not (traits(method).in_llm or traits(method).resizes)}
     taken: dict[str, list[float]] = {name: [] for name in methods}
     watch, batch = Stopwatch(patches.scores.device), len(patches.scores)
     for turn in range(repeats + 1):

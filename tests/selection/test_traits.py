@@ -12,7 +12,8 @@ from fastervlm import CDPruner, ClsAttention, FastV, InLLM, KeptTokens, Simignor
 from fastervlm.selection.method import Traits, traits
 from tests.support import tiny
 
-IN_FRONT = {name: method for name, method in fastervlm.METHODS.items() if not traits(method).in_llm}
+CHOOSING = {name: method for name, method in fastervlm.METHODS.items() if not traits(method).resizes}
+IN_FRONT = {name: method for name, method in CHOOSING.items() if not traits(method).in_llm}
 ASKED = {"cdpruner with a question": CDPruner(relevance=lambda patches: float(patches.questions is not None) * patches.scores)}
 
 
