@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from encoders import ScoredPatches
-from fastervlm.inllm import InLLM
 from fastervlm.methods import METHODS
 from fastervlm.reporting.files import write_json
 from fastervlm.reporting.measure import Spread, Stopwatch
 from fastervlm.reporting.tables import print_table
+from fastervlm.selection.method import traits
 from playground.bench_encoder import machine
 
 TARGET_MS = 15

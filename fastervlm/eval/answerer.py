@@ -113,7 +113,7 @@ def pruned(subject: Subject, settings: Settings) -> Iterator[Any]:
         handle = None
         if _has_paper_layout(subject) and (settings.keep is None or settings.in_llm):
             handle = stack.enter_context(fastervlm.prune(subject.model, 1.0, **layout))
-        if settings.keep is not None:
+        if settings.keep is not None and not settings.shrinks(subject):
             kept = {} if settings.in_llm else layout
             told = {"method": settings.pruner, "score": settings.score}
             handle = stack.enter_context(fastervlm.prune(subject.model, settings.keep, **told, **kept))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
 from fastervlm.families.registry import family_of
+from fastervlm.families.shrunk import shrunk_picture
 from fastervlm.selection.method import traits
 
 
@@ -35,6 +37,7 @@ class Pictures:
             selector_of(settings),
             settings.exif,
             self.kind in subject.family.rows,
+            partial(shrunk_picture, budget=settings.budget) if settings.shrinks(subject) else None,
         )
 
     def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Preparation:
 
     `ask` writes the whole prompt, `blind` replaces each picture by flat grey, and `selector` gives the text whose token ids
     go along as `selector_ids`, if any do; `exif` says whether pictures are turned, see `fastervlm.pictures.read_picture`.
+    `shrink` makes a picture smaller before the processor, where the run's method does that.
     `rows` says that each picture is a row of what the processor makes, so that one of several questions can stand there once.
     """
 
@@ -54,6 +55,7 @@ class Preparation:
     selector: Callable[[Question], str] | None = None
     exif: Exif = "ignore"
     rows: bool = True
+    shrink: Callable[[Image.Image, Any], Image.Image] | None = None
 
     def __call__(self, questions: Sequence[Question], processor: Any) -> Batch:
         """Open and process the pictures; a question whose picture fails is left out and its reason kept."""
@@ -97,6 +99,7 @@ class Preparation:
 
     def _shown(self, picture: Image.Image, processor: Any) -> Image.Image:
         picture = shaped(picture, self.image_aspect_ratio, processor)
+        picture = picture if self.shrink is None else self.shrink(picture, processor)
         return Image.new("RGB", picture.size, GREY) if self.blind else picture
 
 

@@ -129,6 +129,11 @@ class Settings:
         """Whether the model is pruned inside its language model."""
         return self.keep is not None and self.pruner is not None and traits(self.pruner).in_llm
 
+    def shrinks(self, subject: Subject) -> bool:
+        """Whether pictures are shrunk before the processor, so that the model itself is not pruned."""
+        resizes = self.keep is not None and self.pruner is not None and traits(self.pruner).resizes
+        return resizes and subject.family.shrinks == "processor"
+
     @property
     def method_name(self) -> str:
         """The pruning method with its parameters, behind a colon the score that was asked for; `none` without pruning."""

@@ -8,10 +8,12 @@ from statistics import fmean
 from typing import Any
 
 from fastervlm.eval.score import Difference, Score, difference
+from fastervlm.methods import METHODS
 from fastervlm.reporting.files import write_json, write_text
 from fastervlm.reporting.plots import Curve, Heatmap, Panel, draw_panels
 from fastervlm.reporting.provenance import program
 from fastervlm.reporting.tables import markdown_table
+from fastervlm.selection.method import traits
 
 ALL = "all tokens"
 BLIND = "blind"
@@ -114,14 +116,15 @@ class Comparison:
     def table(self) -> Table:
         """Header and rows: for each budget and method the accuracy with its interval, and the speed beside it.
 
-        Where pictures are cut into crops or are of any shape, a column says how many visual tokens a question had.
+        Where pictures are cut into crops or are of any shape, or a method used other numbers than it was asked for, a column
+        says how many visual tokens a question had.
         """
         pruned = [self.cell(method, count) for count in self.budgets[1:] for method in self.methods]
         cells = [self.whole, *pruned, *([self.blind] if self.blind else [])]
         rows = [
             [str(cell.visual_tokens), cell.label, *self._counted(cell), _accuracy(cell.score), *_speed(cell)] for cell in cells
         ]
-        counted = ["visual tokens"] if self.has_crops or self.of_any_shape else []
+        counted = ["visual tokens"] if self._counts_them else []
         return [self._tokens, "method", *counted, self.whole.score.metric, "TTFT (ms)", "samples/s"], rows
 
     @property
@@ -129,8 +132,17 @@ class Comparison:
         part = " a crop" if self.has_crops else " a frame" if "num_frames" in self.whole.protocols[0] else ""
         return f"tokens{part}"
 
+    @property
+    def _counts_them(self) -> bool:
+        return self.has_crops or self.of_any_shape or self._has_other_counts
+
+    @property
+    def _has_other_counts(self) -> bool:
+        known = [METHODS.get(cell.method.partition(":")[0]) for cell in self.cells]
+        return any(method is not None and traits(method).other_counts for method in known)
+
     def _counted(self, cell: Cell) -> list[str]:
-        return [f"{cell.mean('mean_visual_tokens'):.5g}"] if self.has_crops or self.of_any_shape else []
+        return [f"{cell.mean('mean_visual_tokens'):.5g}"] if self._counts_them else []
 
     def layer_tables(self) -> dict[str, Table]:
         """For each method that was run over layers: accuracy, a row for each layer and a column for each budget."""
@@ -210,11 +222,13 @@ class Comparison:
             "A picture has as many tokens as its shape asks for: tokens: of the mean picture; visual tokens: their mean over "
             "questions. "
         )
+        others = "resize and pool use at most so many tokens; visual tokens: their mean over questions. "
+        others = others if self._has_other_counts and not (self.has_crops or self.of_any_shape) else ""
         device, dtype = (self.whole.protocols[0][key] for key in ("device", "dtype"))
         return (
             f"{self.whole.score.metric} of {self.model} in percent, with half the width of its 95 % bootstrap interval, on "
             f"{self._asked}; a method with a seed is the mean of its runs, and blind sees flat grey. "
-            f"{crops if self.has_crops else shapes if self.of_any_shape else ''}"
+            f"{crops if self.has_crops else shapes if self.of_any_shape else others}"
             f"TTFT: time to the first token of a batch of {self.batch_size} with its pictures "
             f"ready; it and samples/s on {device} in {dtype}.\n"
         )

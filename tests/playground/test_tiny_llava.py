@@ -6,8 +6,9 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import fastervlm
-from fastervlm import METHODS, InLLM
+from fastervlm import METHODS
 from fastervlm.embedded import MODEL
+from fastervlm.selection.method import traits
 
 
 def accuracy(loaded, asked) -> float:

@@ -21,7 +21,7 @@ from tests.support.checks import close
 from tests.support.plain import IMAGE_ID
 
 SIDE, GROUPS = 2, tiny.PATCHES // 4
-IN_FRONT = [name for name, method in fastervlm.METHODS.items() if not traits(method).in_llm]
+IN_FRONT = [name for name, method in fastervlm.METHODS.items() if not (traits(method).in_llm or traits(method).resizes)]
 
 
 class Shuffle(nn.Module):
