@@ -132,7 +132,7 @@ class Settings:
     def shrinks(self, subject: Subject) -> bool:
         """Whether pictures are shrunk before the processor, so that the model itself is not pruned."""
         resizes = self.keep is not None and self.pruner is not None and traits(self.pruner).resizes
-        return resizes and subject.family.shrinks == "processor"
+        return resizes and self.medium.kind == "image" and subject.family.shrinks == "processor"
 
     @property
     def method_name(self) -> str:

@@ -44,6 +44,8 @@ class PrunedModel(lmms, abc.ABC):
             raise UserTypeError(f"{self.subject.path} is a {family.model_type} model; use --model {family.lmms_model}.")
         if not self.is_simple and not self.subject.processor.chat_template:
             raise UserError(f"The processor of {self.subject.path} has no chat template; add --force_simple.")
+        if self.settings.shrinks(self.subject):
+            raise UserError("'resize' shrinks pictures before the processor, which lmms-eval does not; use fastervlm compare.")
         with pruned(self.subject, self.settings):
             pass  # a model that cannot be pruned is refused before a task is read
 

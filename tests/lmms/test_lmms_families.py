@@ -107,3 +107,8 @@ def test_a_clip_for_a_model_of_pictures_is_refused(folders, clip):
     lm = HfChat(pretrained=str(folders("internvl")), keep=0.5)
     with pytest.raises(UserError, match="no model for videos"):
         generated(lm, [doc("What?", clip)])
+
+
+def test_pictures_that_nobody_shrinks_are_refused(folders):
+    with pytest.raises(UserError, match="'resize'"):
+        Hf(pretrained=str(folders("qwen2_5_vl")), keep=3, method="resize")
