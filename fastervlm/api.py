@@ -14,12 +14,13 @@ from fastervlm.methods import *  # noqa: F403 - each method, so that a new one n
 from fastervlm.overlays import overlay
 from fastervlm.patches import KeptPatches, prune_patches
 from fastervlm.prune_model import PruneHandle, prune
-from fastervlm.selection.budget import Budget, Mass, Outliers, TokenBudget, Total
+from fastervlm.selection.budget import AtMost, Budget, Mass, Outliers, TokenBudget, Total
 from fastervlm.selection.kept import KeptTokens
 from fastervlm.selection.schedule import EncoderSchedule
 from fastervlm.selection.trace import ImageTrace
 
 __all__ = [
+    "AtMost",
     "Budget",
     "ClipTrace",
     "CropsTrace",

@@ -73,7 +73,8 @@ def prune(
         model: of a class in `fastervlm.families.registry.FAMILIES`, such as `LlavaForConditionalGeneration`.
         keep: how many visual tokens to keep of each picture, crop (the overview is one) or frame: a count (58), a fraction
             (0.1), a `TokenBudget`, or an adaptive budget: `Mass(0.9)` and `Outliers()` keep as many as each one's attention
-            asks for, `Total(290)` is shared by all of a picture or clip. Inside the language model: a count or fraction of all.
+            asks for, `Total(290)` is shared by all of a picture or clip, and `AtMost(256)` is a bound for pictures of any size.
+            Inside the language model: a count or fraction of all.
         method: which ones: a name in `fastervlm.methods.METHODS` or a method. None is the default of the kind of model: "cls",
             or "coverage" where the tower has no [CLS] token or its attention is known to mislead; `handle.method` says which.
         score: what scores the patches where a method or budget goes by scores: "cls", or, to be asked for in so many words,

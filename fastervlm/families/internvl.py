@@ -18,7 +18,6 @@ from encoders import ScoredPatches, UserError
 from fastervlm.families.base import Encoded, Family
 from fastervlm.families.encoding import INPUTS, check_tower, flat, in_groups, scored
 from fastervlm.families.pruning import Options, Pruning
-from fastervlm.selection.budget import Total
 from fastervlm.selection.choice import asked, choose, counts_for
 from fastervlm.selection.groups import grouped
 from fastervlm.selection.schedule import refuse_schedule
@@ -61,7 +60,7 @@ class InternVL(Family):
             _check_layer(model, layer)
         patches = _joined(model, scored(model, pruning, call, call["pixel_values"].to(model.dtype)))
         groups = None
-        if pruning.settings or isinstance(pruning.budget, Total) or call.get("questions") is not None:
+        if pruning.settings or pruning.budget.of_picture or call.get("questions") is not None:
             groups = _tiles(model, call, *patches.scores.shape)
         patches = asked(patches, call.get("questions"), groups)
         counts = counts_for(pruning.budget, patches.scores, groups=groups, pool=pruning.settings)
@@ -149,7 +148,8 @@ def _tiles(model: Any, call: Mapping[str, Any], tiles: int, tokens: int) -> list
     """
     if call.get("image_index") is not None:
         raise UserError(
-            "Beside image_index nothing says which tiles make up a picture; leave out budget='image', Total and questions."
+            "Beside image_index nothing says which tiles make up a picture; leave out budget='image', Total, AtMost and "
+            "questions."
         )
     ids = call["input_ids"].cpu()
     place = torch.nn.functional.pad((ids == model.config.image_token_id).long(), (1, 1)).flatten().diff()

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from encoders import UserError
 from encoders.registry import Score
-from fastervlm.selection.budget import Budget, TokenBudget
+from fastervlm.selection.budget import Budget
 from fastervlm.selection.method import Method, traits
 from fastervlm.selection.schedule import EncoderSchedule
 
@@ -101,9 +101,10 @@ class Pruning:
         return {"score": self.score, "also": traits(self.method).also}
 
     def __post_init__(self) -> None:
-        if self.guessed and not (traits(self.method).score_free and isinstance(self.budget, TokenBudget)):
+        if self.guessed and (self.budget.reads_scores or not traits(self.method).score_free):
             raise UserError(
                 "The tower of this model has no [CLS] token to score patches by; use a method that needs no scores such as "
-                "'coverage', with a count or fraction of tokens for each picture, crop or frame, or say what to score by: "
+                "'coverage', with a count or fraction of tokens for each picture, crop or frame or an AtMost, or say what to "
+                "score by: "
                 f"{_spelled(self.choices)}."
             )

@@ -21,7 +21,7 @@ from fastervlm.families.llava_next.encode import newline_of
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.families.pruning import Pruning
 from fastervlm.selection.blends import Blend, remembered
-from fastervlm.selection.budget import TokenBudget
+from fastervlm.selection.budget import AtMost, TokenBudget, cut_down
 from fastervlm.selection.choice import Choice, asked, choose, window_of
 from fastervlm.selection.trace import ImageTrace
 
@@ -72,15 +72,20 @@ def encode_resized(
         questions: what is asked about it, one text.
     """
     settings: Anyres = pruning.settings
-    if not isinstance(pruning.budget, TokenBudget) or settings.budget == "image":
+    bound = pruning.budget if isinstance(pruning.budget, AtMost) else None
+    budget = pruning.budget if bound is None else bound.budget
+    if not isinstance(budget, TokenBudget) or settings.budget == "image":
         raise UserError(
             f"A picture of {cut.size[0]} x {cut.size[1]} pixels is cut into so many crops that their map is resized, which can "
-            "only be pruned with a count or fraction of tokens for each crop; use such a budget, or a smaller picture."
+            "only be pruned with a count or fraction of tokens for each crop or an AtMost; use such a budget, or a smaller "
+            "picture."
         )
     patches = remembered(asked(patches, questions, [len(patches.scores)]))
     total, blend = patches.scores.shape[1], Blend.bilinear(_shape(cut), size)
-    count = pruning.budget.resolve(total)
+    count = budget.resolve(total)
     of_map = max(1, math.floor(count / total * math.prod(size) + 0.5))
+    if bound is not None:
+        count, of_map = cut_down([count, of_map], bound.tokens)
     overview, rest = window_of(patches, [0], (0, patches.grid[0], 0, patches.grid[1]))[0], _map(patches, cut)
     first = choose(overview, [count], pruning.method)
     second = choose(blend.tokens(rest), [of_map], pruning.method)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from encoders import ScoredPatches, UserError, UserTypeError
-from fastervlm.methods.similarity import cosines
+from fastervlm.methods.covering import covering
+from fastervlm.methods.similarity import cosine_rows
 from fastervlm.selection.kept import KeptTokens
 from fastervlm.selection.method import Traits
 
-# Shares are whole numbers of steps of 2 ** -40, so that sums of them are exact and what is equal but for rounding is a tie.
-_STEPS = 2.0**40
+_ROWS = 1 << 16  # numbers looked at in one go, few enough for a cache
+_LARGE = 2048  # patches
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,27 @@ class Coverage:
         total = patches.scores.shape[1]
         if k >= total:
             return KeptTokens.top(patches.scores, k)
-        chosen = [_greedy(_shares(similar, self.temperature), k) for similar in cosines(patches.features())]
+        exact = torch.double if total <= _LARGE else torch.float
+        shares = torch.empty(total, total, dtype=exact, device=patches.features().device)  # one for all pictures
+        chosen = [covering(_fill(shares, features, self.temperature), k) for features in patches.features()]
         return KeptTokens(torch.stack(chosen).sort(dim=1).values, total)
 
 
-def _shares(similar: Tensor, temperature: float) -> Tensor:
-    """Softmax of similar (N, N) / temperature over each row, in whole steps; float64."""
-    weights = ((similar - similar.amax(dim=1, keepdim=True)) / temperature).exp()
-    weights = weights.mul_(_STEPS).round_()
-    return (weights / weights.sum(dim=1, keepdim=True)).mul_(_STEPS).round_()
+def _fill(shares: Tensor, features: Tensor, temperature: float) -> Tensor:
+    """Write into shares (N, N) how far each row's patch is covered by each column's: softmax of cosine / temperature.
 
-
-def _greedy(shares: Tensor, k: int) -> Tensor:
-    """(k,) int64: the columns of shares (N, N), one by one, that add most to the sum over rows of their largest share."""
-    covered, chosen, larger = torch.zeros_like(shares[0]), [], torch.empty_like(shares)
-    taken = torch.zeros_like(covered)
-    for _ in range(k):
-        torch.maximum(shares, covered[:, None], out=larger)
-        best = (larger.sum(dim=0) + taken).argmax(dim=0, keepdim=True)
-        chosen.append(best)
-        taken.index_fill_(0, best, -torch.inf)
-        covered = covered.maximum(shares.index_select(1, best)[:, 0])
-    return torch.cat(chosen)
+    In whole steps, so that sums of them are exact in float64 and what is equal but for rounding is a tie. Float64, or, of more
+    than `_LARGE` patches, float32, where shares have 24 bits; no other matrix of that size is made.
+    """
+    count = len(features)
+    steps = 2.0 ** min(40, 52 - count.bit_length())
+    for start, similar in cosine_rows(features):
+        end = start + len(similar)
+        shares[start:end, start:] = similar.sub_(1).div_(temperature).exp_().mul_(steps).round_()
+        shares[end:, start:end] = shares[start:end, end:].T
+    for rows in shares.split(max(1, _ROWS // count)):
+        total = rows.sum(dim=1, keepdim=True, dtype=torch.double)
+        # A patch without features is like nothing, itself included: all cover it alike.
+        rows[(total == 0)[:, 0]], total[total == 0] = 1, count
+        rows.copy_((rows.double() if rows.dtype != torch.double else rows).mul_(steps / total).round_())
+    return shares

@@ -1,14 +1,15 @@
-"""Greedy covering: the columns that between them cover all rows best. Dims: R rows to be covered, N patches, K chosen."""
+"""Greedy covering: patches of which each further one adds most to what those before it cover. Dims: R rows to cover, N patches."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastervlm.selection.kept import waits
 
-# So many numbers are compared at a time: few enough to stay in a processor's cache.
-_AT_A_TIME = 1 << 16
+# So many numbers are looked at in one go, few enough for a cache.
+_AT_ONCE = 1 << 16
 
 
 def covering(shares: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
@@ -17,39 +18,46 @@ def covering(shares: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
     What a column adds is multiplied by its weight; of equal columns the earlier is chosen. Sums are exact, so that they do not
     depend on their order, as long as shares are whole numbers and the sum of a column is below 2 ** 53.
 
+    On a processor only the rows that gain are looked at, which soon are few; on a device that would be waited for, all are.
+
     Args:
-        shares: (R, N) float64, whole numbers of at least 0: how far each patch covers each row.
+        shares: (R, N) float64 or float32, whole numbers of at least 0: how far each patch covers each row.
         k: how many; at most N.
         weight: (N,) float64, at least 0; products are compared in float32. Without it all weigh alike.
     """
-    chosen, covered, gain = [], shares.new_zeros(len(shares)), shares.sum(dim=0)
-    taken = torch.zeros_like(gain, dtype=torch.bool)
+    if not waits(shares):
+        return torch.from_numpy(_on_host(shares.numpy(), k, None if weight is None else weight.numpy()))
+    chosen, covered = [], shares.new_zeros(len(shares))
+    taken = torch.zeros(shares.shape[1], dtype=torch.bool, device=shares.device)
     for _ in range(k):
+        gain = (shares - covered[:, None]).clamp_(min=0).sum(dim=0, dtype=torch.double)
         # In float32 products that are equal but for rounding tie, and the earlier patch goes first.
         value = gain if weight is None else (gain * weight).float()
         best = value.masked_fill(taken, -1).argmax(dim=0, keepdim=True)
         chosen.append(best)
         taken.index_fill_(0, best, value=True)
-        reached = shares.index_select(1, best)[:, 0]
-        gain = gain - _lost(shares, covered, reached)
-        covered = covered.maximum(reached)
+        covered = covered.maximum(shares.index_select(1, best)[:, 0])
     return torch.cat(chosen)
 
 
-def _lost(shares: Tensor, covered: Tensor, reached: Tensor) -> Tensor:
-    """(N,): what each column of shares (R, N) adds less, where rows covered so far (R,) are now reached so far (R,).
+def _on_host(shares: np.ndarray, k: int, weight: np.ndarray | None) -> np.ndarray:
+    """The same where values can be read."""
+    chosen, covered = np.empty(k, dtype=np.int64), np.zeros_like(shares[:, 0])
+    gain, size = shares.sum(axis=0, dtype=np.float64), max(1, _AT_ONCE // shares.shape[1])
+    for number in range(k):
+        value = gain.copy() if weight is None else (gain * weight).astype(np.float32)
+        value[chosen[:number]] = -1
+        best = chosen[number] = value.argmax()
+        reached = shares[:, best]
+        better = np.flatnonzero(reached > covered)
+        for rows in (better[first : first + size] for first in range(0, len(better), size)):
+            gain -= _lost(shares[rows], covered[rows], reached[rows])
+        covered[better] = reached[better]
+    return chosen
 
-    On a processor only the rows that gain are looked at, which soon are few; on a device that would be waited for, all are.
-    """
-    if waits(shares):
-        return _between(shares, covered[:, None], covered.maximum(reached)[:, None])
-    lost, rows = torch.zeros_like(shares[0]), (reached > covered).nonzero()[:, 0]
-    for some in rows.split(max(1, _AT_A_TIME // shares.shape[1])):
-        lost += _between(*(x.index_select(0, some) for x in (shares, covered[:, None], reached[:, None])))
-    return lost
 
-
-def _between(shares: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """(N,): how much of each column of shares (R, N) lies between low (R, 1) and high (R, 1)."""
-    raised = shares.maximum(low)
-    return torch.minimum(raised, high, out=raised).sum(dim=0) - low.sum()
+def _lost(part: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(N,): what columns of some rows (R, N) add less, where these were covered as far as low (R,) and are as far as high."""
+    np.maximum(part, low[:, None], out=part)
+    np.minimum(part, high[:, None], out=part)
+    return part.sum(axis=0, dtype=np.float64) - low.sum(dtype=np.float64)

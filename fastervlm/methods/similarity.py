@@ -5,6 +5,8 @@ Dims: B pictures, N and M rows compared, C width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -55,15 +57,31 @@ def _with_others(x: Tensor, y: Tensor, found: Tensor) -> None:
         torch.mul(torch.mm(x[start : start + _MANY], y.T).round_(), _LENGTH**-2, out=found[start : start + _MANY])
 
 
-def _with_itself(x: Tensor, found: Tensor, unit: float) -> None:
-    """Write x @ x.T of scaled x (N, C), times a unit, into found (N, N); below the diagonal it is mirrored, not computed."""
+def cosine_rows(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Cosine similarities of rows of x (N, C), some rows at a time: the first of them, and (rows, N - first) float64.
+
+    In whole steps of 2 ** -40. What stands before their first column is that of earlier rows, mirrored.
+    """
+    for start, strip in _strips(_scaled(x)):
+        yield start, strip.mul_(_LENGTH**-2)
+
+
+def _strips(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Whole numbers of x @ x.T of scaled x (N, C), some rows at a time, from the diagonal on, which is symmetric."""
     size = _BLOCKS[len(x) >= _MANY]
     for start in range(0, len(x), size):
-        end = start + size
-        strip = torch.mm(x[start:end], x[start:].T).round_().mul_(unit)
-        if not found.is_floating_point():
-            strip.round_()
+        strip = torch.mm(x[start : start + size], x[start:].T).round_()
         block = strip[:, : len(strip)]
         block.copy_(block.triu() + block.triu(1).T)
+        yield start, strip
+
+
+def _with_itself(x: Tensor, found: Tensor, unit: float) -> None:
+    """Write x @ x.T of scaled x (N, C), times a unit, into found (N, N); below the diagonal it is mirrored, not computed."""
+    for start, strip in _strips(x):
+        end = start + len(strip)
+        strip.mul_(unit)
+        if not found.is_floating_point():
+            strip.round_()
         found[start:end, start:] = strip
         found[end:, start:end] = strip[:, len(strip) :].T

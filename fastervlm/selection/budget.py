@@ -29,6 +29,11 @@ class Budget(abc.ABC):
     at_most: int | None = None
     of_picture: ClassVar[bool] = False
 
+    @property
+    def reads_scores(self) -> bool:
+        """Whether scores decide how many tokens stay."""
+        return True
+
     @abc.abstractmethod
     def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
         """How many tokens to keep of each row.
@@ -77,6 +82,11 @@ class TokenBudget(Budget):
             _check_keep(self.keep)
         else:
             _check_rate(self.pruning_rate)
+
+    @property
+    def reads_scores(self) -> bool:
+        """Never."""
+        return False
 
     def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
         """The same number of each row, of which a fraction is one of all N patches, but never more than take part."""
@@ -148,6 +158,65 @@ class Total(Budget):
         if len(groups) == len(areas):
             return [min(self.tokens, area) for area in areas]
         return shared(scores, areas, groups, [self.tokens] * len(groups))
+
+
+@dataclass(frozen=True)
+class AtMost(Budget):
+    """Never more than so many visual tokens of a picture or clip, whatever its size; below that what `keep` says.
+
+    | spelling            | of a picture of 100 tokens | of one of 4000      |
+    |---------------------|----------------------------|---------------------|
+    | `AtMost(256)`       | 100                        | 256                 |
+    | `AtMost(256, 0.1)`  | 10                         | 256                 |
+    | `AtMost(256, 58)`   | 58                         | 58                  |
+
+    The crops of a picture, or the frames of a clip, share its tokens in proportion to what `keep` gives each: whole tokens,
+    the largest remainders first, of equal ones the earlier crop's. So no scores are needed. Newline tokens are not counted.
+
+    Args:
+        tokens: at least one.
+        keep: what each picture, crop or frame keeps otherwise: a count, a fraction or a budget; all of it if left out.
+    """
+
+    of_picture: ClassVar[bool] = True
+
+    tokens: int
+    keep: int | float | Budget = 1.0
+
+    def __post_init__(self) -> None:
+        _check_count("AtMost", self.tokens)
+        if self.tokens is None:
+            raise UserTypeError("AtMost(None) is no whole number; give the most tokens of a picture or clip, such as 256.")
+        object.__setattr__(self, "keep", Budget.of(self.keep))
+
+    @property
+    def budget(self) -> Budget:
+        """What holds below the bound."""
+        return Budget.of(self.keep)
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether `keep` does."""
+        return self.budget.reads_scores
+
+    def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
+        """What `keep` gives, cut down picture by picture."""
+        given, counts = iter(self.budget.counts(scores, areas, groups)), list[int]()
+        for rows in groups:
+            counts += cut_down([next(given) for _ in range(rows)], self.tokens)
+        return counts
+
+
+def cut_down(counts: Sequence[int], most: int) -> list[int]:
+    """Counts of no more than `most` together, in proportion to those given: largest remainders first, then the earlier."""
+    total = sum(counts)
+    if total <= most:
+        return list(counts)
+    whole = [count * most // total for count in counts]
+    order = sorted(range(len(counts)), key=lambda row: -(counts[row] * most % total))
+    for row in order[: most - sum(whole)]:
+        whole[row] += 1
+    return whole
 
 
 @dataclass(frozen=True)

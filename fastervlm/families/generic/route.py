@@ -59,7 +59,11 @@ def find_route(model: Any) -> Route:
         raise _refused(model, "its config does not say which token stands for a picture (image_token_id)")
     if getattr(model.config, "is_encoder_decoder", False):
         raise _refused(model, "its language model is an encoder and a decoder, which read pictures in another way")
-    whole, errors = _Prompt.of(model), []
+    try:
+        whole = _Prompt.of(model)
+    except Exception as error:
+        raise _refused(model, f"it numbers tokens along several axes in a way of its own ({type(error).__name__})") from error
+    errors = []
     for listed in (True, False):
         try:
             route = Route(listed, axes=hasattr(model.base_model, "get_rope_index"))
