@@ -1,4 +1,4 @@
-"""Greedy covering: patches of which each further one adds most to what those before it cover. Dims: R rows to cover, N patches."""
+"""Greedy covering: each further patch adds most to what those before it cover. Dims: R rows to cover, N patches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def covering(shares: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
         weight: (N,) float64, at least 0; products are compared in float32. Without it all weigh alike.
     """
     if not waits(shares):
-        return torch.from_numpy(_on_host(shares.numpy(), k, None if weight is None else weight.numpy()))
+        return torch.from_numpy(_on_host(shares.detach().numpy(), k, None if weight is None else weight.detach().numpy()))
     chosen, covered = [], shares.new_zeros(len(shares))
     taken = torch.zeros(shares.shape[1], dtype=torch.bool, device=shares.device)
     for _ in range(k):
