@@ -16,6 +16,8 @@ from fastervlm.selection.method import Traits
 
 # So many duplicates go in a round.
 _ROUND = 8
+# From so many patches on, lists of neighbours are faster than whole rows.
+_MANY = 1024
 # So many of the most similar patches are known of each; the rest is looked up where none of them is left.
 _KNOWN = 16
 # So many rows are ordered at a time.
@@ -30,8 +32,8 @@ class VisPruner:
     patches of the first half leave: those that are most similar to one of the second. The first round takes the patches in the
     order of their attention, each later one in the order that the last round left. So if two patches change places, many later
     choices change. Where all features are much alike, the result depends on the last bits of the similarities, in the authors'
-    code and here. Where the number of patches is odd, the first half here has one more, which is compared like the others; the
-    authors' code treats that patch differently.
+    code and here. Where an odd number of patches is left, as with 58 of 576, the first half here has one more than the second;
+    the authors' code ends with an error of shapes there.
 
     Args:
         important: the share of the tokens kept by attention, rounded down; in [0, 1].
@@ -59,7 +61,7 @@ class VisPruner:
 
 def _distinct(similar: Tensor, k: int) -> Tensor:
     """(B, k) of R rows, duplicates removed by similarity (B, R, R), which is symmetric, int32."""
-    if not waits(similar):
+    if similar.shape[1] >= _MANY and not waits(similar):
         return torch.stack([_distinct_by_neighbours(picture, k) for picture in similar])
     batch, count = similar.shape[:2]
     rows, before = similar.flatten(0, 1), count * torch.arange(batch, device=similar.device)[:, None]

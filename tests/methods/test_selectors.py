@@ -309,7 +309,7 @@ def test_patches_without_gain_go_by_relevance_then_by_score():
 @pytest.mark.parametrize("kind", ["random", "alike", "ties", "equal"])
 @pytest.mark.parametrize("count", [70, 333])
 def test_duplicates_are_the_same_however_they_are_found(kind, count, monkeypatch):
-    """By lists of neighbours, as on a processor, and by whole rows, as on a device; where lists run out too."""
+    """By whole rows, as of few patches and on a device, and by lists of neighbours, as of many; where lists run out too."""
     random = torch.Generator().manual_seed(count)
     features = {
         "random": torch.randn(2, count, 64, generator=random),
@@ -319,9 +319,11 @@ def test_duplicates_are_the_same_however_they_are_found(kind, count, monkeypatch
     }[kind]
     patches = patches_of(features)
     found = {k: VisPruner()(patches, k).index for k in (2, 9, count // 2)}
-    monkeypatch.setattr(vispruner, "waits", lambda x: True)
+    monkeypatch.setattr(vispruner, "_MANY", 1)
     for k, index in found.items():
         assert torch.equal(VisPruner()(patches, k).index, index)
+    monkeypatch.setattr(vispruner, "_KNOWN", 2)
+    assert torch.equal(VisPruner()(patches, 9).index, found[9])
 
 
 @pytest.mark.parametrize("kind", ["random", "ties", "equal"])
