@@ -3,14 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format slow mistakes long-ray gpu docs
+.PHONY: demo test check format slow mistakes long-ray gpu docs dist
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.core: pyproject.toml
+	@echo "Making $(VENV) and installing fastervlm into it. torch alone is some hundred megabytes: this takes minutes, once."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --editable .
 	touch $@
 
-demo: $(VENV)/.installed
+$(VENV)/.installed: $(VENV)/.core
+	@echo "Installing what tests and checks need: gradio, ray, lmms-eval and more. This takes minutes, once."
+	$(BIN)/pip install --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.core
 	PYTHON=$(BIN)/python bash scripts/v1_5/eval/textvqa.sh 58
 
 test: $(VENV)/.installed
@@ -39,3 +45,8 @@ gpu: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m scripts.docs
+
+dist: $(VENV)/.installed
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*

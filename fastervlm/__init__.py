@@ -13,7 +13,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fastervlm.reporting.shadows import shadow
+
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from fastervlm.api import *  # noqa: F403
@@ -24,6 +26,8 @@ else:
         """Load what is exported when it is first asked for, so that the command line answers without torch."""
         if name.startswith("_") and name != "__all__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if hidden := shadow("encoders"):
+            raise ImportError(hidden)
         api = import_module("fastervlm.api")
         if name != "__all__" and name not in api.__all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

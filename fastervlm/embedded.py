@@ -1,28 +1,40 @@
-"""The tiny models and their mini benchmarks in a checkout, for commands that are given no model and no data."""
+"""The tiny models that ship, and the mini benchmarks that are drawn for them, for commands that are given no model and no data.
+
+In a checkout both lie in its `playground`. The wheel carries the models and what draws in `fastervlm/shipped/playground`
+(pyproject.toml says what); what an installed package draws goes to `playground/data/eval` below the working folder, which is
+where LLaVA's own evaluation has its data.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from encoders import UserError
+from fastervlm.reporting.extras import need
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "playground" / "models" / "tiny-llava"
-NEXT_MODEL = ROOT / "playground" / "models" / "tiny-llava-next"
-VIDEO_MODEL = ROOT / "playground" / "models" / "tiny-video-llava"
-QWEN_MODEL = ROOT / "playground" / "models" / "tiny-qwen2.5-vl"
-BENCHMARK = ROOT / "playground" / "data" / "eval" / "textvqa-mini"
+_HERE = Path(__file__).resolve().parent
+_SHIPPED = _HERE / "shipped"
+INSTALLED = _SHIPPED.is_dir()  # from a wheel, not a checkout
+ROOT = _SHIPPED if INSTALLED else _HERE.parent  # of the package `playground`
+MODELS = ROOT / "playground" / "models"
+DATA = (Path() if INSTALLED else ROOT) / "playground" / "data" / "eval"
+MODEL = MODELS / "tiny-llava"
+NEXT_MODEL = MODELS / "tiny-llava-next"
+VIDEO_MODEL = MODELS / "tiny-video-llava"
+QWEN_MODEL = MODELS / "tiny-qwen2.5-vl"
+NAMES = tuple(folder.name for folder in (MODEL, NEXT_MODEL, VIDEO_MODEL, QWEN_MODEL))
+BENCHMARK = DATA / "textvqa-mini"
 NEXT_BENCHMARK = BENCHMARK.with_name("textvqa-next-mini")
 VIDEO_BENCHMARK = BENCHMARK.with_name("video-mini")
 BENCHMARKS = {MODEL: BENCHMARK, NEXT_MODEL: NEXT_BENCHMARK, QWEN_MODEL: BENCHMARK}
@@ -30,15 +42,24 @@ QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_imag
 VIDEO_QUESTIONS, VIDEO_ANSWERS, VIDEOS = "test_q.json", "test_a.json", "videos"
 
 
-def embedded_model() -> Path:
-    """The folder of the tiny LLaVA-1.5.
+def embedded_model(folder: Path = MODEL) -> Path:
+    """The folder of a tiny model, the tiny LLaVA-1.5 if none is named.
 
     Raises:
-        UserError: this is an installed package without the checkout's `playground`.
+        UserError: this is an installed package that does not carry it.
     """
-    if not MODEL.is_dir():
-        raise UserError("The tiny model is part of a checkout of fastervlm and is not here; give --model.")
-    return MODEL
+    if not folder.is_dir():
+        raise UserError(f"{folder.name} is part of a checkout of fastervlm and is not here; give --model.")
+    return folder
+
+
+def named_model(name: str) -> str:
+    """A model as users name it: one of NAMES is the tiny model that ships; all else, and a folder of that name, stays.
+
+    Raises:
+        UserError: it is one of NAMES, and this installed package does not carry it.
+    """
+    return str(embedded_model(MODELS / name)) if name in NAMES and not Path(name).exists() else name
 
 
 def embedded_benchmark(model: Path = MODEL) -> tuple[Path, Path, Path]:
@@ -80,8 +101,7 @@ def example(number: int = 0) -> tuple[Image, str]:
 
 def need_av() -> None:
     """Refuse to go on without the library that encodes clips."""
-    if find_spec("av") is None:
-        raise UserError("The video mini benchmark is encoded by PyAV, which is not installed: pip install 'fastervlm[video]'.")
+    need("av", "video", "The video mini benchmark")
 
 
 def _make(questions: Path, module: str, *arguments: str) -> None:
@@ -91,14 +111,15 @@ def _make(questions: Path, module: str, *arguments: str) -> None:
     """
     if questions.exists():
         return
-    embedded_model()
-    folder = questions.parent
+    folder = questions.parent.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not questions.exists():
             print(f"Drawing the mini benchmark into {folder}.", file=sys.stderr)
             command = [sys.executable, "-m", module, *arguments, "--out", str(folder)]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=2)
+            path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+            if subprocess.run(command, cwd=ROOT, stdout=2, env=os.environ | {"PYTHONPATH": path}).returncode:
+                raise UserError(f"The mini benchmark could not be drawn into {folder}; what is said above tells why.")
 
 
 if __name__ == "__main__":  # for scripts, which share the lock with the commands that way

@@ -12,6 +12,7 @@ from PIL import Image
 
 from encoders import UserError, UserTypeError
 from fastervlm.families.llava_next.trace import CropsTrace
+from fastervlm.families.traces import AnyTrace
 from fastervlm.families.video_llava.trace import ClipTrace
 from fastervlm.pictures import BadPicture, to_rgb
 from fastervlm.selection.trace import ImageTrace
@@ -20,7 +21,7 @@ Fit = Literal["crop", "pad"]
 Trace = ImageTrace | CropsTrace
 
 
-def overlay(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "crop", side: int = 672) -> Image.Image:
+def overlay(image: Image.Image, trace: AnyTrace | Sequence[AnyTrace], *, fit: Fit = "crop", side: int = 672) -> Image.Image:
     """Draw the kept patches and the score map of one picture side by side.
 
     On the left the picture with all dropped patches dimmed, on the right the [CLS] attention over it, from dark (least) to
@@ -68,7 +69,7 @@ class Layers:
     tokens: tuple[int, ...]
 
 
-def layers(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "crop", side: int = 672) -> Layers:
+def layers(image: Image.Image, trace: AnyTrace | Sequence[AnyTrace], *, fit: Fit = "crop", side: int = 672) -> Layers:
     """The parts that `overlay` draws, each on its own; arguments and errors are the same."""
     if not isinstance(image, Image.Image):
         raise UserTypeError(f"overlay draws on a PIL picture, not on a {type(image).__name__}; open it with PIL.Image.open.")

@@ -19,6 +19,7 @@ from fastervlm.families.base import Encoded, Family
 from fastervlm.families.pruning import Options, Pruning, check_choice
 from fastervlm.families.registry import family_of
 from fastervlm.families.shrunk import check_shrinking
+from fastervlm.families.traces import AnyTrace
 from fastervlm.generation import run
 from fastervlm.generation.draft import get_candidate_generator
 from fastervlm.generation.host import HOST, Host
@@ -160,7 +161,7 @@ class PruneHandle(Handle):
             model.__dict__[name] = _bound(model, name, function)
 
     @property
-    def trace(self) -> list[Any]:  # type: ignore[override]
+    def trace(self) -> list[AnyTrace]:  # type: ignore[override]
         """One `ImageTrace`, or one `CropsTrace` of LLaVA-NeXT, for each <image> of the last call with pictures, and one
         `ClipTrace` for each <video>, in the order of the prompts."""
         return self.host.trace

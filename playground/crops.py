@@ -23,12 +23,10 @@ from transformers import (
 
 from fastervlm.families.llava_next.crops import NEWLINE, CropLayout
 from playground.language import CHAT_TEMPLATE, LanguageTask, Questions, llava_config
-from playground.scenes import CELL, draw, questions
+from playground.scenes import CELL, CROPPED_SHAPES, draw, questions
 from playground.tower import GRID, WIDTH
 from playground.trainer import Phase
 
-# Heights and widths of the scenes, in half crops.
-SHAPES = ((4, 4), (4, 4), (3, 4), (4, 3), (2, 4), (4, 2), (2, 6), (6, 2))
 # Canvases as (height, width) in crops, the usual five.
 _CANVASES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 
@@ -70,7 +68,7 @@ class CropQuestions(Questions):
     def crops(self, seed: tuple[int, ...], size: int, side: int, whole: float, per_picture: int = 8) -> dict[str, Tensor]:
         """Packed questions about `size` scenes of one shape, in crops of `side` patches; see `Questions.batch`."""
         rng = np.random.default_rng(seed)
-        shape = SHAPES[rng.integers(len(SHAPES))]
+        shape = CROPPED_SHAPES[rng.integers(len(CROPPED_SHAPES))]
         cells = shape[0] * side // 2, shape[1] * side // 2
         scenes = [draw(rng, cells) for _ in range(size)]
         asked = self.pack([questions(rng, scene)[:per_picture] for scene in scenes])

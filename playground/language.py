@@ -18,13 +18,12 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, LlavaConfig, PreTrainedTokenizerFast
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from playground.scenes import draw, questions
+from playground.scenes import INSTRUCTION, draw, questions
 from playground.tower import GRID, WIDTH, hidden_states, pixels, vision_config
 from playground.trainer import Phase
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 VOCABULARY = 512
-INSTRUCTION = "Answer the question using a single word or phrase."
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\\n' }}{% endif %}{% endfor %}"

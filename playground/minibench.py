@@ -20,17 +20,14 @@ from PIL import Image
 
 from fastervlm.embedded import ANNOTATIONS, BENCHMARK, IMAGES, NEXT_BENCHMARK, QUESTIONS
 from fastervlm.reporting.files import write_text
-from playground.crops import SHAPES
-from playground.language import INSTRUCTION
-from playground.scenes import draw, questions
-from playground.tower import GRID
+from playground.scenes import CROPPED_SHAPES, GRID, INSTRUCTION, draw, questions
 
 # Of each benchmark: where it goes, how many pictures, the shapes of the scenes in cells, and the first word of every seed of
 # a scene; training counts its seeds from the --seed it is given, 0.
 _HALF = GRID // 2
 KINDS: dict[str, tuple[Path, int, Sequence[tuple[int, int]], int]] = {
     "llava": (BENCHMARK, 320, [(GRID, GRID)], 20_250),
-    "next": (NEXT_BENCHMARK, 200, [(high * _HALF, wide * _HALF) for high, wide in SHAPES], 20_251),
+    "next": (NEXT_BENCHMARK, 200, [(high * _HALF, wide * _HALF) for high, wide in CROPPED_SHAPES], 20_251),
 }
 _ASKED = ("number", "sign", "colour", "shape", "exists")
 

@@ -15,6 +15,10 @@ import numpy as np
 from playground.glyphs import LETTERS, SHAPES
 
 CELL = 8
+GRID = 24  # rows and columns of a whole picture of the tiny LLaVA
+# Heights and widths of the tiny LLaVA-NeXT's pictures, in half crops.
+CROPPED_SHAPES = ((4, 4), (4, 4), (3, 4), (4, 3), (2, 4), (4, 2), (2, 6), (6, 2))
+INSTRUCTION = "Answer the question using a single word or phrase."  # behind each question
 COLOURS = {
     "red": (214, 40, 40),
     "green": (40, 160, 60),

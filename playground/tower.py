@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from playground.scenes import CELL, FACTS, IDENTITIES, KINDS, PATCH_COLOURS, PATTERNS, draw
+from playground.scenes import CELL, FACTS, GRID, IDENTITIES, KINDS, PATCH_COLOURS, PATTERNS, draw
 from playground.trainer import Phase
 
-GRID = 24
 WIDTH = 128
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

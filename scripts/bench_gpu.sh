@@ -26,7 +26,7 @@ OUT="${OUT:-$ROOT/playground/results}"
 DTYPE="${DTYPE:-float16}"
 BATCH="${BATCH:-1,8}"
 for SHAPE in ${SHAPES:-llava-1.5-7b llava-1.5-13b llava-next-7b video-llava-7b}; do
-    "$PYTHON" -m fastervlm.cli bench --shape "$SHAPE" --random-weights --methods "${METHODS:-none,cls,fastv,reference-route}" \
+    "$PYTHON" -m fastervlm.cli bench shape "$SHAPE" --methods "${METHODS:-none,cls,fastv,reference-route}" \
         --batch "$BATCH" --dtype "$DTYPE" --device "${DEVICE:-cuda}" --repeats "${REPEATS:-7}" --new-tokens "${TOKENS:-64}" \
         --out "$OUT/bench-$SHAPE.json"
     if [[ $# -eq 1 ]]; then

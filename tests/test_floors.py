@@ -14,17 +14,17 @@ PACKAGES = ("encoders", "fastervlm", "video")
 # From the ground up. A module lives on the floor of the longest name that its own begins with; what stands on the same floor
 # may know each other, as long as there is no circle.
 FLOORS = (
-    ("encoders", "fastervlm.reporting", "fastervlm.pictures"),
+    ("encoders", "fastervlm.reporting", "fastervlm.pictures", "fastervlm.embedded"),
     ("fastervlm.selection",),
     ("fastervlm.families",),
     ("fastervlm.checkpoints", "fastervlm.generation", "fastervlm.handle"),
     ("fastervlm.inllm",),
     ("fastervlm.methods",),
-    ("fastervlm.prune_model", "fastervlm.patches", "fastervlm.overlays", "fastervlm.embedded"),
+    ("fastervlm.prune_model", "fastervlm.patches", "fastervlm.overlays"),
     ("fastervlm.api",),
     ("fastervlm",),
     ("fastervlm.eval",),
-    ("fastervlm.bench", "fastervlm.analysis", "fastervlm.demo", "fastervlm.lmms"),
+    ("fastervlm.ask", "fastervlm.bench", "fastervlm.analysis", "fastervlm.demo", "fastervlm.lmms"),
     ("fastervlm.commands", "fastervlm.cli"),
     ("video",),
 )

@@ -20,6 +20,7 @@ from fastervlm.commands.common import (
     OptionalModel,
     Workers,
     check_method,
+    default_answers,
     engine_of,
     report_failures,
     resumable,
@@ -84,7 +85,7 @@ def video_qa(
 ) -> None:
     """Answer a question about a video file, or the questions of a benchmark, with pruned frames.
 
-    Without a model and data the tiny video model of this checkout answers its mini benchmark.
+    Without a model and data the tiny video model answers its mini benchmark.
     """
     from fastervlm.eval.settings import Settings, chosen
     from fastervlm.eval.subject import Subject
@@ -154,27 +155,9 @@ def refuse_range(start: float | None, end: float | None) -> None:
 
 def tiny_model() -> Path:
     """The folder of the tiny video model."""
-    from fastervlm.embedded import VIDEO_MODEL
+    from fastervlm.embedded import VIDEO_MODEL, embedded_model
 
-    if not VIDEO_MODEL.is_dir():
-        raise UserError("The tiny video model is part of a checkout of fastervlm and is not here; give --model.")
-    return VIDEO_MODEL
-
-
-def default_answers(question_file: Path, model: str, method: str | None, kept: str | None) -> Path:
-    """Where the answers go if nothing else is said."""
-    name = "all" if kept is None else f"{(method or _usual_method(model)).replace(':', '-')}/n_{kept}"
-    return question_file.parent / "answers" / Path(model).name / f"{name}.jsonl"
-
-
-def _usual_method(model: str) -> str:
-    """What a model of that kind is pruned by where nothing is said."""
-    from fastervlm.checkpoints.config import read_config
-    from fastervlm.checkpoints.original import is_original
-    from fastervlm.families.registry import family_of_type
-
-    told = read_config(model)
-    return "cls" if is_original(told) else family_of_type(str(told.get("model_type")), model).usual_method
+    return embedded_model(VIDEO_MODEL)
 
 
 def check(method: str | None, kept: str | None, sheet: Path | None, of_pruning: bool) -> None:

@@ -36,7 +36,7 @@ def video_compare(
 ) -> None:
     """Table and plot of accuracy and time to first token over visual tokens of a frame and methods.
 
-    Without a model and data it compares the tiny video model of this checkout on its mini benchmark.
+    Without a model and data it compares the tiny video model on its mini benchmark.
     """
     from fastervlm.eval.compare import compare
     from fastervlm.eval.settings import Settings

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from encoders.errors import UserError, UserNote, UserTypeError
+from fastervlm.reporting.extras import need
 from video.decoder import Crashed, decoder
 from video.sampling import LIST, MOST_PIXELS, STRATEGIES, Limits, Sampling
-from video.worker import READERS, Request
+from video.worker import MODULES, READERS, Request
 
 BUFFERED = 64e6
 MOST_CRASHES = 4
@@ -140,10 +141,11 @@ def _sample(file: Path, sampling: Sampling, limits: Limits | None) -> Frames:
 
 
 def _order(file: Path) -> tuple[str, ...]:
-    """The readers to try; decord keeps as much of a file in memory as it can, so that it comes last for large ones."""
-    if find_spec("av") is None:
-        return READERS[:1]
-    return READERS if file.stat().st_size <= BUFFERED else READERS[::-1]
+    """The readers that are there; decord keeps as much of a file in memory as it can, so that it comes last for large ones."""
+    here = tuple(name for name in READERS if find_spec(MODULES[name]) is not None)
+    if not here:
+        need("av", "video", "A video")
+    return here if file.stat().st_size <= BUFFERED else here[::-1]
 
 
 def _ask(file: Path, request: Request, failed: set[str]) -> Frames | None:

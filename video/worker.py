@@ -17,7 +17,8 @@ from video.sampling import MOST_PIXELS, Limits, Refused, Sampling, choose_frames
 
 MOST_MEMORY = 4 << 30
 STARVED = f"takes more than the {MOST_MEMORY >> 30} GB of memory that reading a file may take"
-READERS = ("decord", "pyav")
+MODULES = {"decord": "decord", "pyav": "av"}  # that the readers are made of
+READERS = tuple(MODULES)
 
 
 @dataclass(frozen=True)

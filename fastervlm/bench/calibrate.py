@@ -54,7 +54,7 @@ class Measured:
 
 
 def read_bench(path: Path) -> Measured:
-    """What `fastervlm bench --shape` wrote.
+    """What `fastervlm bench shape` wrote.
 
     Raises:
         UserError: the file is none of it.
@@ -69,7 +69,7 @@ def read_bench(path: Path) -> Measured:
         where = {name: told[name] for name in ("processor", "threads") if name in told}
         return Measured(shape, told["dtype"], str(told["device"]), rows, where)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"The file {path} holds no benchmark of a shape; give what fastervlm bench --shape wrote.") from error
+        raise UserError(f"The file {path} holds no benchmark of a shape; give what fastervlm bench shape wrote.") from error
 
 
 def _row(shape: Shape, told: dict[str, Any], row: dict[str, Any]) -> MeasuredRow:

@@ -15,6 +15,8 @@ from fastervlm.checkpoints.original import is_original, read
 from fastervlm.checkpoints.parts import ADAPTER, how_to_merge
 from fastervlm.checkpoints.processors import check_processor
 from fastervlm.checkpoints.quantize import check_quantize, quantization
+from fastervlm.checkpoints.typed import Processor, VisionLanguageModel
+from fastervlm.embedded import named_model
 from fastervlm.families.registry import family_of_type
 
 
@@ -26,7 +28,7 @@ def load(
     anyres: Literal["native", "paper"] = "native",
     vision_tower: str | Path | None = None,
     quantize: Literal["4bit", "8bit"] | None = None,
-) -> tuple[Any, Any]:
+) -> tuple[VisionLanguageModel, Processor]:
     """Load a LLaVA or Video-LLaVA checkpoint and its processor, ready for `fastervlm.prune`.
 
     It may be in the layout of transformers or in the one that the authors publish (LLaVA-1.5, LLaVA-1.6 and Video-LLaVA on
@@ -34,7 +36,8 @@ def load(
     Weights are read from safetensors, or from torch files with `weights_only=True`; remote code is never run.
 
     Args:
-        name_or_path: a folder, or a name on the Hugging Face hub such as "llava-hf/llava-1.5-7b-hf".
+        name_or_path: a folder, a name on the Hugging Face hub such as "llava-hf/llava-1.5-7b-hf", or a tiny model that ships:
+            "tiny-llava", "tiny-llava-next", "tiny-video-llava".
         dtype: "float32", "float16", "bfloat16" or a torch dtype; float16 on a GPU and float32 elsewhere by default.
         device: a torch device; the first GPU if there is one, else the CPU.
         anyres: how the processor cuts pictures into crops; no matter for models with one crop.
@@ -59,7 +62,7 @@ def load(
         raise UserError(f"anyres={anyres!r} is not known; choose one of native, paper.")
     target = find_device(device)
     kind = find_dtype(dtype, target)
-    name = str(name_or_path)
+    name = named_model(str(name_or_path))
     check_quantize(quantize)
     told = read_config(name)
     if is_original(told):

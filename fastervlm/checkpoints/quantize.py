@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from encoders import UserError
 from fastervlm.checkpoints.models import empty_model
+from fastervlm.reporting.extras import need
 
 _QUANTIZED = "model.language_model.layers."
 
@@ -19,8 +19,8 @@ def check_quantize(quantize: str | None) -> None:
     """Refuse a kind that is not there, or one whose libraries are not."""
     if quantize not in (None, "4bit", "8bit"):
         raise UserError(f"quantize={quantize!r} is not known; choose one of 4bit, 8bit.")
-    if quantize is not None and not all(map(find_spec, ("bitsandbytes", "accelerate"))):
-        raise UserError(f"{quantize} weights need bitsandbytes and accelerate: pip install 'fastervlm[quant]'.")
+    if quantize is not None:
+        need("bitsandbytes accelerate", "quant", f"A model with {quantize} weights")
 
 
 def quantization(config: Any, quantize: str, dtype: torch.dtype) -> Any:

@@ -21,10 +21,17 @@ from fastervlm.commands.common import (
     report_failures,
     resumable,
 )
+from fastervlm.commands.names import TASKS, completer, listed
 from fastervlm.commands.numbers import WHOLE, whole
 
 Questions = Annotated[Path | None, typer.Option(help="Questions of a benchmark, or LLaVA conversations (.json or .jsonl).")]
-TaskOption = Annotated[str, typer.Option(help="The benchmark whose questions these are, if they are no conversations.")]
+TaskOption = Annotated[
+    str,
+    typer.Option(
+        help=f"The benchmark whose questions these are, if they are no conversations: {listed(TASKS)}.",
+        autocompletion=completer(TASKS),
+    ),
+]
 First = Annotated[int, typer.Option(help="Take only the first questions.", **whole(1))]
 AttentionFolder = Annotated[
     Path | None, typer.Option(help="Where the results go; analysis/attention/MODEL beside the question file if left out.")
@@ -60,7 +67,7 @@ def attn_efficiency(
 ) -> None:
     """Attention allocation and efficiency of system prompt, image, instruction and output in each layer, and attention maps.
 
-    Without a model and data it analyses the tiny model of this checkout on the mini benchmark.
+    Without a model and data it analyses the tiny model on the mini benchmark.
     """
     from fastervlm.analysis import attn_efficiency as run
 
@@ -91,7 +98,7 @@ def attn_shift(
 ) -> None:
     """Where each layer's attention to visual tokens goes, beside the [CLS] scores: maps, centre of mass, overlap.
 
-    Without a model and data it analyses the tiny model of this checkout on the mini benchmark. Nothing is pruned. Models for
+    Without a model and data it analyses the tiny model on the mini benchmark. Nothing is pruned. Models for
     clips are asked the questions of a test_q.json.
     """
     from fastervlm.analysis.shift import attn_shift as run
@@ -119,7 +126,7 @@ def attn_dispersion(
 ) -> None:
     """How widely each layer's attention to visual tokens is spread, beside the [CLS] scores: curves, entropy, Gini.
 
-    Without a model and data it analyses the tiny model of this checkout on the mini benchmark. Nothing is pruned. Models for
+    Without a model and data it analyses the tiny model on the mini benchmark. Nothing is pruned. Models for
     clips are asked the questions of a test_q.json.
     """
     from fastervlm.analysis.dispersion import attn_dispersion as run

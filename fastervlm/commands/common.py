@@ -12,14 +12,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from encoders.errors import UserError
+from fastervlm.commands.names import METHODS, TASKS, TINY, completer, list_completer, listed
 from fastervlm.commands.numbers import WHOLE
+from fastervlm.reporting.shadows import shadow
 
 if TYPE_CHECKING:
     from fastervlm.eval.engine import Engine
     from fastervlm.eval.task import Submission, Task
 
-TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The benchmark, for example textvqa.")]
-ModelPath = Annotated[str, typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub.")]
+OWN_TASK = "textvqa"  # whose mini benchmark is drawn for the tiny models
+
+
+def named(typed: str) -> str:
+    """A model as typed: the tiny ones go by their names."""
+    from fastervlm.embedded import named_model
+
+    return named_model(typed)
+
+
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help=f"The benchmark: {listed(TASKS)}.", autocompletion=completer(TASKS))
+]
+TaskOption = Annotated[str, typer.Option("--task", help=f"The benchmark: {listed(TASKS)}.", autocompletion=completer(TASKS))]
 BatchSize = Annotated[int, typer.Option(help="Questions answered at a time.", **WHOLE)]
 Limit = Annotated[int | None, typer.Option(help="Ask only the first questions; the others do not count.", **WHOLE)]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; chosen for the device if left out.")]
@@ -61,22 +75,31 @@ Address = Annotated[
 ]
 OptionalModel = Annotated[
     str | None,
-    typer.Option("--model", "--model-path", help="Folder of the model, or its name on the hub; the tiny model if left out."),
+    typer.Option(
+        "--model",
+        "--model-path",
+        help=f"Folder of the model, its name on the hub, or one that ships: {listed(TINY)}. The tiny model if left out.",
+        parser=named,
+        metavar="TEXT",
+        autocompletion=completer(TINY),
+    ),
 ]
 MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help="A pruning method, such as cls, coverage, random or grid, or METHOD:SCORE with what scores patches, such as "
-        "cls:received; the default of the kind of model if left out.",
+        help=f"How tokens are chosen: {listed(METHODS)}; or METHOD:SCORE with what scores patches, such as cls:received. The "
+        "default of the kind of model if left out.",
+        autocompletion=completer(METHODS),
     ),
 ]
 MethodNames = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help="Methods, separated by commas, each a METHOD or METHOD:SCORE; the default of the kind of model, random and grid "
-        "if left out.",
+        help=f"Methods, separated by commas, each a METHOD or METHOD:SCORE: {listed(METHODS)}. The default of the kind of model, "
+        "random and grid if left out.",
+        autocompletion=list_completer(METHODS),
     ),
 ]
 DataFolder = Annotated[
@@ -110,6 +133,36 @@ def model_and_data(model: str | None, **files: Path | None) -> tuple[str, dict[s
     return str(tiny), settings_of({name: found[name] for name in files})
 
 
+def model_and_files(
+    task: Task, model: str | None, data: Path | None, questions: Path | None, images: Path | None, right: Path | None
+) -> tuple[str, dict[str, Any]]:
+    """The model, and the benchmark's files by its folder or one by one; the tiny ones where they are left out."""
+    from fastervlm.embedded import embedded_model
+
+    if data is not None:
+        return model or str(embedded_model()), files_in(task, data, questions, images, right)
+    if task.name != OWN_TASK and questions is None:
+        raise UserError(f"The mini benchmark is {OWN_TASK}'s; give --data with the folder of {task.name}, or its files.")
+    right = task.annotations(questions, right)
+    return model_and_data(model, question_file=questions, image_folder=images, annotation_file=right)
+
+
+def default_answers(question_file: Path, model: str, method: str | None, kept: str | None) -> Path:
+    """Where the answers go if nothing else is said."""
+    name = "all" if kept is None else f"{(method or _usual_method(model)).replace(':', '-')}/n_{kept}"
+    return question_file.parent / "answers" / Path(model).name / f"{name}.jsonl"
+
+
+def _usual_method(model: str) -> str:
+    """What a model of that kind is pruned by where nothing is said."""
+    from fastervlm.checkpoints.config import read_config
+    from fastervlm.checkpoints.original import is_original
+    from fastervlm.families.registry import family_of_type
+
+    told = read_config(model)
+    return "cls" if is_original(told) else family_of_type(str(told.get("model_type")), model).usual_method
+
+
 def files_in(task: Task, data: Path, *others: Path | None) -> dict[str, Any]:
     """The files of a benchmark in its folder, by the names of `Settings`; refused if `others` are given as well."""
     from fastervlm.eval.data import files_of
@@ -126,6 +179,8 @@ def settings_of(files: Mapping[str, Path | None]) -> dict[str, Any]:
 
 def clips(**settings: Any) -> Any:
     """How clips are read, by the package above that knows it, with its settings."""
+    if hidden := shadow("video"):
+        raise UserError(hidden)
     for point in entry_points(group="fastervlm.media", name="video"):
         return point.load()(**settings)
     raise UserError("No installed package reads clips; install fastervlm again, with its package video.")

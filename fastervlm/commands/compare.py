@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encoders.errors import UserError
 from fastervlm.commands.common import (
+    OWN_TASK,
     AnyresMode,
     AspectRatio,
     BatchSize,
@@ -26,8 +26,8 @@ from fastervlm.commands.common import (
     OptionalImageFolder,
     OptionalModel,
     OptionalQuestionFile,
-    files_in,
-    model_and_data,
+    TaskOption,
+    model_and_files,
     names_of,
     report_failures,
     resumable,
@@ -36,9 +36,6 @@ from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
 
 if TYPE_CHECKING:
     from fastervlm.eval.table import Comparison
-    from fastervlm.eval.task import Task
-
-OWN_TASK = "textvqa"  # whose mini benchmark a checkout draws for its tiny models
 
 
 def compare(
@@ -51,7 +48,7 @@ def compare(
     out_dir: Annotated[
         Path | None, typer.Option(help="Where answers, table and plot go; compare/MODEL beside the question file if left out.")
     ] = None,
-    task: Annotated[str, typer.Option(help="The benchmark.")] = OWN_TASK,
+    task: TaskOption = OWN_TASK,
     visual_token_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "576,288,144,58,29",
     methods: MethodNames = None,
     layers: Annotated[
@@ -73,8 +70,8 @@ def compare(
 ) -> None:
     """Table and plot of accuracy and time to first token over visual tokens and methods.
 
-    The data are a benchmark's folder, or its files one by one. Without a model and data it compares the tiny model of this
-    checkout on the mini benchmark; without data a tiny model.
+    The data are a benchmark's folder, or its files one by one. Without a model and data it compares the tiny model on the mini
+    benchmark; without data a tiny model.
     """
     from fastervlm.eval import get_task
     from fastervlm.eval.compare import compare as run
@@ -84,7 +81,7 @@ def compare(
     from fastervlm.families.llava_next.settings import Anyres
 
     benchmark = get_task(task)
-    model, files = _model_and_files(benchmark, model, data, question_file, image_folder, annotation_file)
+    model, files = model_and_files(benchmark, model, data, question_file, image_folder, annotation_file)
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     folder = out_dir or files["question_file"].parent / "compare" / subject.name
     asking = {"batch_size": batch_size, "limit": limit, "conv_mode": conv_mode, "max_new_tokens": max_new_tokens}
@@ -95,20 +92,6 @@ def compare(
     with resumable():
         comparison = run(subject, settings, out_dir=folder, layers=pruned_at, **choice)
     show(comparison, folder)
-
-
-def _model_and_files(
-    task: Task, model: str | None, data: Path | None, questions: Path | None, images: Path | None, right: Path | None
-) -> tuple[str, dict[str, Any]]:
-    """The model, and the benchmark's files by its folder or one by one; the tiny ones where they are left out."""
-    from fastervlm.embedded import embedded_model
-
-    if data is not None:
-        return model or str(embedded_model()), files_in(task, data, questions, images, right)
-    if task.name != OWN_TASK and questions is None:
-        raise UserError(f"The mini benchmark is {OWN_TASK}'s; give --data with the folder of {task.name}, or its files.")
-    right = task.annotations(questions, right)
-    return model_and_data(model, question_file=questions, image_folder=images, annotation_file=right)
 
 
 def show(comparison: Comparison, folder: Path) -> None:

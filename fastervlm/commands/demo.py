@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from encoders.errors import UserError
 from fastervlm.commands.common import Device, Dtype, OptionalModel, clips
 from fastervlm.commands.numbers import whole
+from fastervlm.reporting.extras import need
 
 
 def demo(
@@ -26,13 +26,10 @@ def demo(
 ) -> None:
     """Open the demo in a browser: a question about a picture, answered with all visual tokens and with a few, side by side.
 
-    Without a model it shows the tiny model of this checkout.
+    Without a model it shows the tiny model that ships.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise UserError("The demo needs Gradio; install it with: pip install 'fastervlm[demo]'.") from None
+    need("gradio", "demo", "The demo")
     from fastervlm.demo.engine import Engine
     from fastervlm.demo.serve import examples_for, port_at, serve
     from fastervlm.demo.uploads import CLIP_LIMITS

@@ -23,15 +23,17 @@ from fastervlm.commands.common import (
     Limit,
     MaxNewTokens,
     MethodName,
-    ModelPath,
     Newline,
+    OptionalAnnotationFile,
     OptionalImageFolder,
+    OptionalModel,
     OptionalQuestionFile,
     TaskName,
     Workers,
     check_method,
+    default_answers,
     engine_of,
-    files_in,
+    model_and_files,
     report_failures,
     resumable,
     write_submission,
@@ -45,20 +47,21 @@ if TYPE_CHECKING:
     from fastervlm.eval.task import Submission
 
 Kept = Annotated[str | None, typer.Option(help="Visual tokens kept: a count (58) or a fraction (0.1); all if left out.")]
+AnswersFile = Annotated[
+    Path | None, typer.Option(help="Where the answers go (.jsonl); answers/MODEL beside the question file if left out.")
+]
 Overlay = Annotated[Path | None, typer.Option(help="Save a PNG of what was kept for the first question.")]
 
 
 def evaluate(
     task: TaskName,
     *,
-    model: ModelPath,
+    model: OptionalModel = None,
     data: DataFolder = None,
     question_file: OptionalQuestionFile = None,
     image_folder: OptionalImageFolder = None,
-    answers_file: Annotated[Path, typer.Option(help="Where the answers go (.jsonl).")],
-    annotation_file: Annotated[
-        Path | None, typer.Option(help="The right answers, if the question file does not hold them; without them no score.")
-    ] = None,
+    answers_file: AnswersFile = None,
+    annotation_file: OptionalAnnotationFile = None,
     visual_token_num: Kept = None,
     method: MethodName = None,
     seed: Annotated[int, typer.Option(help="Of a random method and of sampling.", **WHOLE)] = 0,
@@ -79,7 +82,10 @@ def evaluate(
     workers: Workers = None,
     address: Address = None,
 ) -> None:
-    """Answer a benchmark's questions and score the answers."""
+    """Answer a benchmark's questions and score the answers.
+
+    Without a model and data the tiny model answers its mini benchmark, which is one of textvqa.
+    """
     from fastervlm.eval import get_task
     from fastervlm.eval.medium import Pictures
     from fastervlm.eval.runner import evaluate as run
@@ -87,11 +93,13 @@ def evaluate(
     from fastervlm.eval.subject import Subject
     from fastervlm.families.llava_next.settings import Anyres
 
+    benchmark = get_task(task)
+    model, files = _model_and_files(benchmark, model, data, question_file, image_folder, annotation_file)
     settings = Settings(
-        task=get_task(task),
+        task=benchmark,
         medium=Pictures(),
-        **_files(get_task(task), data, question_file, image_folder, annotation_file),
-        answers_file=answers_file,
+        **files,
+        answers_file=answers_file or default_answers(files["question_file"], model, method, visual_token_num),
         keep=None if visual_token_num is None else number(visual_token_num),
         **chosen(method, seed),
         batch_size=batch_size,
@@ -124,13 +132,16 @@ def _tell(subject: Subject, settings: Settings, protocol: dict[str, Any], score:
     report_failures(protocol["failed"], protocol["failures"])
 
 
-def _files(task: Task, data: Path | None, questions: Path | None, images: Path | None, right: Path | None) -> dict[str, Any]:
-    """Where the benchmark's files are, by its folder or one by one."""
-    if data is not None:
-        return files_in(task, data, questions, images, right)
-    if questions is None:
-        raise UserError("Give --data with the benchmark's folder, or --question-file and --image-folder.")
-    return {"question_file": questions, "media_folder": images, "annotation_file": task.annotations(questions, right)}
+def _model_and_files(
+    task: Task, model: str | None, data: Path | None, questions: Path | None, images: Path | None, right: Path | None
+) -> tuple[str, dict[str, Any]]:
+    """As `model_and_files`; beside a question file the others may be missing."""
+    from fastervlm.embedded import embedded_model
+
+    if data is None and questions is not None:
+        files = {"question_file": questions, "media_folder": images, "annotation_file": task.annotations(questions, right)}
+        return model or str(embedded_model()), files
+    return model_and_files(task, model, data, questions, images, right)
 
 
 def _submit(submission: Submission, settings: Settings) -> None:

@@ -48,13 +48,13 @@ WHOLE: dict[str, Any] = {"parser": whole_number, "metavar": "INTEGER"}
 DECIMAL: dict[str, Any] = {"parser": decimal_number, "metavar": "FLOAT"}
 
 
-def number(text: str) -> int | float:
+def number(text: str, option: str = "--visual-token-num") -> int | float:
     """A token budget as typed: a count, or a number with a point."""
     if _WHOLE.fullmatch(text):
         return int(text)
     if _DECIMAL.fullmatch(text):
         return float(text)
-    raise UserError(f"--visual-token-num is {text!r}; give a count such as 58 or a fraction such as 0.1.")
+    raise UserError(f"{option} is {text!r}; give a count such as 58 or a fraction such as 0.1.")
 
 
 def budgets_of(text: str) -> list[int | float]:

@@ -9,9 +9,12 @@ import typer
 
 from encoders.errors import UserError
 from fastervlm.commands.common import Dtype, check_json, names_of
+from fastervlm.commands.names import SHAPES, completer, listed
 from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
 
-ShapeName = Annotated[str, typer.Option("--shape", help="The model's shape, such as llava-1.5-7b.")]
+ShapeName = Annotated[
+    str, typer.Option("--shape", help=f"The model's shape: {listed(SHAPES)}.", autocompletion=completer(SHAPES))
+]
 SpecName = Annotated[
     str,
     typer.Option("--device-spec", help="h100, a100, l4, rtx4090, or cpu-measured: this machine, measured for some seconds."),
@@ -31,7 +34,7 @@ TextTokens = Annotated[int, typer.Option(help="Words of a prompt.", **WHOLE)]
 Layer = Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.", **WHOLE)]
 Calibrate = Annotated[
     Path | None,
-    typer.Option(help="What `fastervlm bench --shape` wrote on such a device; fits the prediction to it and tells its errors."),
+    typer.Option(help="What `fastervlm bench shape` wrote on such a device; fits the prediction to it and tells its errors."),
 ]
 Out = Annotated[Path | None, typer.Option(help="Write the numbers here (.json), and the tables beside it.")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+_MISSING = "missing"
 _PACKAGES = {"open_clip": "open_clip_torch"}
 _NOTE = (
     "A name counts for the first line that fits it. Score: cls is the attention of the [CLS] token, pool that of the pooling "
@@ -26,8 +27,10 @@ def towers() -> None:
         table.add_row(*map(Text, (tower.library, *lists, tower.tested)))  # no markup: a pattern may hold brackets
     console = Console(highlight=False)
     console.print(table)
-    libraries = dict.fromkeys(tower.library for tower in TOWERS)
-    console.print(Text(f"{_NOTE}{', '.join(f'{library} {_installed(library)}' for library in libraries)}."))
+    libraries = {tower.library: _installed(tower.library) for tower in TOWERS}
+    told = ", ".join(f"{library} {found}" for library, found in libraries.items())
+    advice = " Install what is missing with: pip install 'fastervlm[towers]'." if _MISSING in libraries.values() else ""
+    console.print(Text(f"{_NOTE}{told}.{advice}"))
 
 
 def _installed(library: str) -> str:
@@ -35,4 +38,4 @@ def _installed(library: str) -> str:
     try:
         return version(_PACKAGES.get(library, library))
     except PackageNotFoundError:
-        return "missing"
+        return _MISSING

@@ -21,6 +21,7 @@ from fastervlm.eval.layout import Layout
 from fastervlm.eval.questions import without_image_token
 from fastervlm.eval.score import Score, strays_of
 from fastervlm.eval.task import Answer, Question, Submission, Task, only_asked
+from fastervlm.reporting.extras import need
 from fastervlm.reporting.files import read_file, write_bytes
 
 LETTERS = "ABCD"
@@ -99,6 +100,7 @@ def _text(cell: Any) -> str | None:
 
 def _rows(table: Path) -> Any:
     """The table, texts as they stand but for empty cells and those that say nan, NA or null."""
+    need("pandas", "mmbench", "A table of MMBench")
     import pandas as pd
 
     content = read_file(table)
@@ -154,6 +156,7 @@ def indices(table: Path) -> set[Any]:
 
 def submission(answers: Sequence[Answer], table: Path, out: Path) -> tuple[int, int]:
     """The workbook the server takes: the table without some columns, the answers in the seventh; texts stay texts."""
+    need("openpyxl", "mmbench", "The submission to MMBench")
     from openpyxl import Workbook
     from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE

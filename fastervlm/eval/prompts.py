@@ -15,7 +15,7 @@ CONV_MODES = (*TEMPLATES, "chat")
 
 
 def conversation(processor: Any, mode: str | None, kind: str = "image") -> Callable[..., str]:
-    """A function `(text, with_picture=True)` from the question's text to the whole prompt about an "image" or a "video".
+    """A function `(text, shown=1)` from the question's text to the whole prompt about so many of an "image" or a "video".
 
     Without a mode it is the processor's chat template, if there is one.
     """
@@ -32,12 +32,12 @@ def conversation(processor: Any, mode: str | None, kind: str = "image") -> Calla
     return functools.partial(_chat, processor, kind)
 
 
-def _fill(template: str, shown: str, text: str, with_picture: bool = True) -> str:
-    return (template if with_picture else template.replace(shown, "")).replace("{text}", text)
+def _fill(template: str, placeholder: str, text: str, shown: int = 1) -> str:
+    return template.replace(placeholder, placeholder * shown).replace("{text}", text)
 
 
-def _chat(processor: Any, kind: str, text: str, with_picture: bool = True) -> str:
-    content = [*([{"type": kind}] if with_picture else []), {"type": "text", "text": text}]
+def _chat(processor: Any, kind: str, text: str, shown: int = 1) -> str:
+    content = [*[{"type": kind}] * shown, {"type": "text", "text": text}]
     try:
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     except Exception as error:  # a template may raise anything
@@ -45,7 +45,7 @@ def _chat(processor: Any, kind: str, text: str, with_picture: bool = True) -> st
             f"The chat template of the model's processor cannot be used ({reason(error)}); use --conv-mode vicuna_v1."
         ) from error
     token = getattr(processor, f"{kind}_token")
-    if with_picture and token not in prompt:
+    if shown and token not in prompt:
         raise UserError(f"The chat template of the model's processor places no <{kind}>; use --conv-mode vicuna_v1.")
     if token in text and token != f"<{kind}>":  # which those who read questions refuse
         raise UserError(f"The question holds {token}, at which the model would look for a picture; remove it.")

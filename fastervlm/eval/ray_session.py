@@ -8,10 +8,10 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from importlib.util import find_spec
 from typing import Any
 
 from encoders.errors import UserError
+from fastervlm.reporting.extras import need
 
 # Ray tells nobody that it runs; its workers, which are the run, do not stand back behind other processes.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
@@ -20,8 +20,7 @@ STORE = 128 << 20  # bytes for objects in flight: questions and answers, no pict
 
 def check_installed() -> None:
     """A `UserError` if Ray is not installed; it is not imported."""
-    if find_spec("ray") is None:
-        raise UserError("--engine ray needs Ray; install it with: pip install 'fastervlm[ray]'.")
+    need("ray", "ray", "--engine ray")
 
 
 @contextmanager

@@ -23,11 +23,11 @@ from fastervlm.families.pruning import Pruning
 from fastervlm.selection.blends import Blend, remembered
 from fastervlm.selection.budget import AtMost, TokenBudget, cut_down
 from fastervlm.selection.choice import Choice, asked, choose, window_of
-from fastervlm.selection.trace import ImageTrace
+from fastervlm.selection.trace import ImageTrace, Trace
 
 
 @dataclass(frozen=True, eq=False)
-class ResizedTrace:
+class ResizedTrace(Trace):
     """One picture of the last pruned call whose map of crops was resized.
 
     Attributes:

@@ -22,6 +22,7 @@ from fastervlm.inllm.generate import METHODS_OF_GENERATE
 from fastervlm.inllm.method import InLLM
 from fastervlm.inllm.prompt import Prompt, has_pictures
 from fastervlm.inllm.run import RUN, Run
+from fastervlm.inllm.trace import TokenTrace
 from fastervlm.selection.budget import Budget, TokenBudget
 
 DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
@@ -47,7 +48,7 @@ class InLLMHandle(Handle):
         self.model: Any = model
         self.budget = budget
         self.method = method
-        self.trace: list[Any] = []
+        self.trace: list[TokenTrace] = []
         hooks = model.__dict__.get(_HOOKS)
         if hooks is None:
             hooks = model.__dict__[_HOOKS] = _Hooks(model)

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fastervlm.selection.trace import Trace
+
 
 @dataclass(frozen=True, eq=False)
-class TokenTrace:
+class TokenTrace(Trace):
     """One prompt of the last call that was pruned inside the language model. Dims: n visual tokens of all its pictures, K kept.
 
     Visual tokens that the caller's attention_mask hides are none of the n: neither scores nor index count them.

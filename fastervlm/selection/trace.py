@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 
+class Trace:
+    """What was kept of one picture, clip or prompt; of which kind it is, its class says.
+
+    A handle gives one of several kinds. An editor completes what all of them have; to a type checker, what this one has not is
+    `Any`, so that nobody has to ask for the kind first.
+    """
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
 @dataclass(frozen=True, eq=False)
-class ImageTrace:
+class ImageTrace(Trace):
     """One picture of the last pruned call, or one crop of it.
 
     Attributes:

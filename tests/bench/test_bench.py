@@ -8,7 +8,7 @@ from PIL import Image
 from encoders import UserError
 from fastervlm.bench import PRESETS
 from fastervlm.bench import bench as run
-from fastervlm.commands.bench import bench as command
+from fastervlm.commands.bench import task as command
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
 from tests.support import plain_next, tiny

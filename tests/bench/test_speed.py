@@ -9,7 +9,8 @@ from fastervlm.bench import speed as module
 from fastervlm.bench.speed import speed
 from fastervlm.bench.stages import STAGES
 from fastervlm.bench.variants import Variant, variants
-from fastervlm.commands.bench import bench as command
+from fastervlm.commands.bench_speed import model as command_of_model
+from fastervlm.commands.bench_speed import shape as command
 from tests.support import tiny
 
 METHODS = ["none", "cls", "fastv", "visionzip", "reference-route"]
@@ -167,17 +168,7 @@ MISTAKES = [
     ({"device": "abacus"}, "abacus"),
     ({"out": "speed.txt"}, r"speed.txt must be a file that ends in .json"),
     ({"out": "."}, "must be a file that ends in .json, and no folder"),
-    ({"model": "m"}, "--model cannot go with --shape"),
-    ({"limit": 0}, "--limit belongs to a benchmark with a score"),
-    ({"load_in_4bit": True}, "--load-in-4bit cannot go with --shape"),
-    ({"question_file": "q"}, "--question-file belongs to a benchmark with a score"),
-    ({"out_dir": "o"}, "--out-dir belongs to a benchmark with a score"),
-    ({"batch_size": 8}, "--batch-size belongs to a benchmark with a score"),
-    ({"conv_mode": "vicuna_v1"}, "--conv-mode belongs to a benchmark with a score"),
     ({"out": "/proc/none/speed.json"}, "output folder /proc/none cannot be made"),
-    ({"shape": None, "methods": "cls", "random_weights": True}, "--random-weights goes with --shape"),
-    ({"shape": None, "random_weights": True}, "--random-weights belongs to a benchmark of speed alone"),
-    ({"shape": None, "batch": "1"}, "--batch belongs to a benchmark of speed alone"),
     ({"shape": "tiny-video", "visual_token_num": "58"}, "holds 58, but a picture, crop or frame has 16"),
 ]
 
@@ -196,7 +187,7 @@ def test_mistake_is_one_sentence(tmp_path, monkeypatch, changes, message):
 
 def test_command_measures_a_shape(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    command(shape="tiny", random_weights=True, visual_token_num="8,4", batch="1,2", repeats=1, new_tokens=1, dtype="bfloat16")
+    command("tiny", visual_token_num="8,4", batch="1,2", repeats=1, new_tokens=1, dtype="bfloat16")
     assert {path.name for path in tmp_path.iterdir()} == {"bench-tiny.json", "bench-tiny.md", "bench-tiny.png"}
     data = json.loads((tmp_path / "bench-tiny.json").read_text())
     assert (data["dtype"], data["random_weights"], data["new_tokens"], len(data["rows"])) == ("bfloat16", True, 1, 10)
@@ -215,7 +206,7 @@ def test_command_measures_a_shape(tmp_path, monkeypatch, capsys):
 def test_command_measures_a_checkpoint(tmp_path, undrawn):
     folder = tiny.save_llava(tmp_path / "tiny")
     out = tmp_path / "new" / "speed.json"
-    command(model=str(folder), methods="cls", visual_token_num="4", repeats=1, new_tokens=2, text_tokens=6, out=out)
+    command_of_model(model=str(folder), methods="cls", visual_token_num="4", repeats=1, new_tokens=2, text_tokens=6, out=out)
     data = json.loads(out.read_text())
     assert (data["model"], data["shape"], data["random_weights"]) == ("tiny", None, False)
     assert [row["method"] for row in data["rows"]] == ["none", "cls"]

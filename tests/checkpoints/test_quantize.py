@@ -64,8 +64,8 @@ def test_kind_that_is_not_there_is_refused(folder):
 @pytest.mark.parametrize("missing", ["bitsandbytes", "accelerate"])
 def test_missing_library_is_named(folder, monkeypatch, missing):
     find = importlib.util.find_spec
-    monkeypatch.setattr("fastervlm.checkpoints.quantize.find_spec", lambda name: None if name == missing else find(name))
-    with pytest.raises(UserError, match=r"need bitsandbytes and accelerate: pip install 'fastervlm\[quant\]'"):
+    monkeypatch.setattr("fastervlm.reporting.extras.find_spec", lambda name: None if name == missing else find(name))
+    with pytest.raises(UserError, match=rf"needs {missing}; install it with: pip install 'fastervlm\[quant\]'"):
         fastervlm.load(folder, quantize="4bit")
     fastervlm.load(folder)
 

@@ -44,6 +44,9 @@ def test_the_versions_here_stand_beside_the_tested(listed):
     assert out.endswith(f"Installed: {installed}.")
 
 
+ADVICE = "Install what is missing with: pip install 'fastervlm[towers]'."
+
+
 def test_another_version_and_a_missing_library_are_no_mistake(listed, monkeypatch):
     def found(package):
         if package == "timm":
@@ -52,5 +55,5 @@ def test_another_version_and_a_missing_library_are_no_mistake(listed, monkeypatc
 
     monkeypatch.setattr(module, "version", found)
     out = " ".join(listed().split())
-    assert out.endswith("Installed: transformers 99.9, fastervlm 99.9, open_clip 99.9, timm missing.")
+    assert out.endswith(f"Installed: transformers 99.9, fastervlm 99.9, open_clip 99.9, timm missing. {ADVICE}")
     assert all(tower.tested in out for tower in TOWERS)

@@ -208,9 +208,9 @@ def test_mistakes_are_told_in_one_sentence(command, arguments, sentence, tmp_pat
 
 
 def test_without_ray_it_says_how_to_install_it(command, monkeypatch):
-    monkeypatch.setattr("fastervlm.eval.ray_session.find_spec", lambda name: None)
+    monkeypatch.setattr("fastervlm.reporting.extras.find_spec", lambda name: None)
     code, _, err = command("--engine", "ray")
-    assert (code, err) == (2, "fastervlm: --engine ray needs Ray; install it with: pip install 'fastervlm[ray]'.\n")
+    assert (code, err) == (2, "fastervlm: --engine ray needs ray; install it with: pip install 'fastervlm[ray]'.\n")
 
 
 @pytest.mark.parametrize("address", ["auto", "127.0.0.1:9"])

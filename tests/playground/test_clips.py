@@ -201,7 +201,7 @@ def test_batches_hold_all_patches_or_as_many_of_each_clip(tokenizer: Any) -> Non
 
 def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(embedded, "VIDEO_BENCHMARK", tmp_path / "video-mini")
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setattr("fastervlm.reporting.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'fastervlm\[video\]'"):
         embedded.embedded_video_benchmark()
     monkeypatch.setattr("sys.argv", ["videobench", "--out", str(tmp_path / "out")])

@@ -12,8 +12,8 @@ import fastervlm
 from fastervlm.embedded import MODEL
 from fastervlm.families.llava_next.crops import NEWLINE, CropLayout
 from playground import crops
-from playground.crops import SHAPES, CropQuestions, CropsTask
-from playground.scenes import CELL, draw
+from playground.crops import CropQuestions, CropsTask
+from playground.scenes import CELL, CROPPED_SHAPES, draw
 from playground.tower import GRID
 
 
@@ -22,7 +22,7 @@ def llava():
     return fastervlm.load(MODEL, device="cpu")
 
 
-@pytest.mark.parametrize("shape", sorted(set(SHAPES)))
+@pytest.mark.parametrize("shape", sorted(set(CROPPED_SHAPES)))
 def test_training_sees_the_visual_tokens_of_the_exported_model(llava, tmp_path: Path, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     task = CropsTask(llava[0]).eval()

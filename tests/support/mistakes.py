@@ -88,12 +88,12 @@ def kinds(there: dict[str, str], out: Path) -> list[Kind]:
             ("--calibrate", "--out"),
         ),
         Kind(
-            ["bench", *model, *data, "--out-dir", str(out), "--samples", "1"],
+            ["bench", "task", *model, *data, "--out-dir", str(out), "--samples", "1"],
             ("--repeats", "--new-tokens", "--samples", "--layer", "--limit", "--batch-size", "--visual-token-num"),
             ("--preset", "--task", "--dtype"),
             (*files, "--out-dir"),
         ),
-        Kind(["bench", "--shape", "llava-1.5-7b"], ("--batch", "--text-tokens"), ("--shape", "--methods"), ("--out",)),
+        Kind(["bench", "shape", "llava-1.5-7b"], ("--batch", "--text-tokens"), ("--methods",), ("--out",)),
         Kind(
             ["analyze", "attn-shift", *model, *data[:4], "--out-dir", str(out), "--limit", "1"],
             ("--limit",),

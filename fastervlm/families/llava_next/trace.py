@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fastervlm.families.llava_next.crops import NEWLINE, CropLayout
-from fastervlm.selection.trace import ImageTrace
+from fastervlm.selection.trace import ImageTrace, Trace
 
 
 @dataclass(frozen=True, eq=False)
-class CropsTrace:
+class CropsTrace(Trace):
     """One picture of the last pruned call, cut into crops (LLaVA-NeXT).
 
     Attributes:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from fastervlm.selection.trace import ImageTrace
+from fastervlm.selection.trace import ImageTrace, Trace
 
 
 @dataclass(frozen=True, eq=False)
-class ClipTrace:
+class ClipTrace(Trace):
     """One clip of the last pruned call (Video-LLaVA). Dims: F frames.
 
     Attributes:

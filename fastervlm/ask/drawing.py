@@ -1,0 +1,54 @@
+"""What was kept of the pictures of a question, as one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+import fastervlm
+from encoders.errors import UserError
+from fastervlm.ask.asked import Asked, Pruner, Reply
+from fastervlm.eval.overlay import patches_of
+from fastervlm.eval.subject import Subject
+from fastervlm.reporting.files import whole
+
+_GAP = 14  # pixels
+
+
+def check_overlay(path: Path | None, pruner: Pruner, pictures: int) -> None:
+    """Refuse, before the model is loaded, a place that cannot be written, and what could not be drawn.
+
+    Raises:
+        UserError: either of the two.
+    """
+    from fastervlm.eval.answers import writable_folder
+
+    if path is None:
+        return
+    if path.suffix != ".png" or path.is_dir():
+        raise UserError(f"--overlay {path} is no name of a picture; give a .png file.")
+    if pruner.in_llm and pictures > 1:
+        raise UserError(
+            "--overlay draws one picture where the language model is pruned inside; ask about one, or leave it out."
+        )
+    writable_folder(path.parent)
+
+
+def save_overlay(subject: Subject, asked: Asked, pruner: Pruner, reply: Reply, path: Path) -> None:
+    """Save what was kept of each picture, one below the other.
+
+    Raises:
+        UserError: nothing tells where in the pictures the kept tokens lie.
+    """
+    traces = [patches_of(reply.trace[0], asked.pictures[0], subject)] if pruner.in_llm else reply.trace
+    if len(traces) != len(asked.pictures):
+        raise UserError(f"A {type(asked.model).__name__} does not tell which part of a picture it kept; leave --overlay out.")
+    parts = [fastervlm.overlay(picture, trace) for picture, trace in zip(asked.pictures, traces, strict=True)]
+    size = max(part.width for part in parts), sum(part.height for part in parts) + _GAP * (len(parts) - 1)
+    sheet, top = Image.new("RGB", size, "white"), 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height + _GAP
+    with whole(path) as file:
+        sheet.save(file, "PNG")
