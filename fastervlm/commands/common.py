@@ -97,8 +97,8 @@ MethodNames = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help=f"Methods, separated by commas, each a METHOD or METHOD:SCORE: {listed(METHODS)}. The default of the kind of model, "
-        "random and grid if left out.",
+        help=f"Methods, separated by commas, each a METHOD or METHOD:SCORE: {listed(METHODS)}. The default of the kind of "
+        "model, random and grid if left out.",
         autocompletion=list_completer(METHODS),
     ),
 ]
