@@ -8,6 +8,7 @@ a tiny model stands in for it; a block of some other language is only shown.
 import shlex
 
 import pytest
+from PIL import Image
 
 from tests.support import readmes, shell_blocks, stand_ins
 from tests.support.clips import numbered_frames, write_clip
@@ -23,6 +24,7 @@ def a_folder_of_the_readers(tmp_path, monkeypatch):
     for name in ("playground", "scripts", "tests"):
         (tmp_path / name).symlink_to(readmes.ROOT / name)
     stand_ins.link(tmp_path)
+    Image.new("RGB", (320, 240), "teal").save(tmp_path / "street.jpg")
     write_clip(tmp_path / "clip.mp4", numbered_frames(16))
 
 
