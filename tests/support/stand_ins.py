@@ -1,5 +1,7 @@
 """Tiny models in the place of checkpoints that READMEs load by their names on the hub."""
 
+from pathlib import Path
+
 import fastervlm
 from fastervlm.embedded import MODEL, NEXT_MODEL, VIDEO_MODEL
 
@@ -9,7 +11,7 @@ TINY = {"llava-1.5": MODEL, "llava-v1.5": MODEL, "llava-v1.6": NEXT_MODEL, "Vide
 
 def tiny_for(name):
     """The folder that stands in for a checkpoint of the hub; other names as they are."""
-    if "/" not in str(name):
+    if "/" not in str(name) or Path(name).exists():
         return name
     (folder,) = {tiny for part, tiny in TINY.items() if part in str(name)}
     return folder
