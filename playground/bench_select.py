@@ -4,8 +4,8 @@
     python -m playground.bench_select --sides 24,48,96 --keep 0.1 --batch 1 --repeats 3 --out select-sizes.json
 
 Pictures are random, of width 1024 and 16 heads; those of a ViT-L/14 for 336 pixels have 24 x 24 patches. What is chosen hardly
-changes the time. The methods run in turns, so that other load on the machine falls on all of them alike: where it is not idle,
-the ratios to one of them count.
+changes the time. The methods run in turns and processor time is counted, yet other load on the machine makes memory and caches
+slower: where it is not idle, the ratios to one of them count.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,22 @@ def in_front(names: str | None) -> dict[str, Method]:
 
 @torch.inference_mode()
 def measure(patches: ScoredPatches, keep: int, repeats: int, methods: Mapping[str, Method]) -> dict[str, Spread]:
-    """Milliseconds a picture of each method, in turns, after a first round that does not count."""
+    """Milliseconds a picture of each method, in turns, after a first round that does not count where there are several.
+
+    On a processor it is the time that the process ran, not that it waited for others.
+    """
     taken: dict[str, list[float]] = {name: [] for name in methods}
-    watch, batch = Stopwatch(patches.scores.device), len(patches.scores)
-    for turn in range(repeats + 1):
+    device, batch = patches.scores.device, len(patches.scores)
+    watch = Stopwatch(device)
+    for turn in range(repeats + (repeats > 1)):
         for name, method in methods.items():
             watch.lap()
+            began = time.process_time()
             method(patches, keep)
+            own = time.process_time() - began
             seconds = watch.lap()
-            if turn:
-                taken[name].append(1000 * seconds / batch)
+            if turn or repeats == 1:
+                taken[name].append(1000 * (own if device.type == "cpu" else seconds) / batch)
     return {name: Spread(values) for name, values in taken.items()}
 
 

@@ -8,9 +8,12 @@ import torch
 
 import fastervlm
 from fastervlm import Mass, UserError, prune_patches
+from fastervlm.selection.method import traits
 from tests.support import plain, tiny, towers
 from tests.support.checks import close, one_sentence
 from tests.support.towers import TOWERS
+
+TOLD = {name: traits(method) for name, method in fastervlm.METHODS.items()}
 
 
 class Graphs:
@@ -204,3 +207,16 @@ def test_a_pruned_model_is_exported_as_a_whole():
             found = exported(**picture(seed), use_cache=False).logits
             close(found, model(**picture(seed), use_cache=False).logits)
             assert found.shape[1] == picture(seed)["input_ids"].shape[1] - tiny.PATCHES + 5
+
+
+@pytest.mark.parametrize("name", [name for name, told in TOLD.items() if told.ordered and not told.in_llm])
+@torch.no_grad()
+def test_every_ordered_method_is_one_graph(name):
+    """Questions apart, whatever else a method reads; a further block's scores too."""
+    tower, graphs = tiny.llava().model.vision_tower, Graphs()
+    pixels = picture(0)["pixel_values"]
+    expected, kept = prune_patches(tower, pixels, 4, method=name)
+    compiled = torch.compile(lambda x: prune_patches(tower, x, 4, method=name)[0], backend=graphs, fullgraph=True)
+    assert torch.equal(compiled(pixels), expected)
+    assert graphs.count == 1
+    assert kept.index.shape == (1, 4)

@@ -54,12 +54,12 @@ class HoloV:
         total = scores.shape[1]
         if k >= total:
             return KeptTokens.top(scores, k)
-        places, real = _cut(total, min(self.runs, total), scores.device)
+        places, real, slots = _cut(total, min(self.runs, total), scores.device)
         scores = scores[:, places].masked_fill(~real, -torch.inf)
         variance = _variance(patches.features(), places, real).to(scores.device)
         weights = self._weights(scores.double().masked_fill(~real, 0).sum(dim=2) / real.sum(dim=1), variance)
         turns = _turns(scores, weights, real, k)
-        return KeptTokens.top(-turns[:, real], k)
+        return KeptTokens.top(-turns.flatten(1)[:, slots], k)
 
     def _weights(self, attention: Tensor, variance: Tensor) -> Tensor:
         """(B, R) float64, shares that sum to a little less than 1, given the means (B, R) of both over each run."""
@@ -67,14 +67,15 @@ class HoloV:
         return weights / (weights.sum(dim=1, keepdim=True) + _SMALL)
 
 
-def _cut(total: int, runs: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The patches of each run (R, L), and (R, L) bool which of them are there; the others are any."""
+def _cut(total: int, runs: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The patches of each run (R, L), (R, L) bool which of them are there, the others being any, and the slot (N,) of each."""
     lengths = [len(range(run, total, runs)) for run in range(runs)]
     starts = [sum(lengths[:run]) for run in range(runs)]
     slot = torch.arange(lengths[0])
     real = slot < torch.tensor(lengths)[:, None]
     places = (torch.tensor(starts)[:, None] + slot).clamp(max=total - 1)
-    return places.to(device, non_blocking=True), real.to(device, non_blocking=True)
+    slots = torch.tensor([run * lengths[0] + i for run, length in enumerate(lengths) for i in range(length)])
+    return places.to(device, non_blocking=True), real.to(device, non_blocking=True), slots.to(device, non_blocking=True)
 
 
 def _variance(features: Tensor, places: Tensor, real: Tensor) -> Tensor:
