@@ -31,7 +31,8 @@ def demo(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     need("gradio", "demo", "The demo")
     from fastervlm.demo.engine import Engine
-    from fastervlm.demo.serve import examples_for, port_at, serve
+    from fastervlm.demo.examples import examples_for
+    from fastervlm.demo.serve import port_at, serve
     from fastervlm.demo.uploads import CLIP_LIMITS
     from fastervlm.embedded import embedded_model
     from fastervlm.eval.subject import Subject

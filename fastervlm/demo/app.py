@@ -11,46 +11,61 @@ import gradio as gr
 from fastervlm.demo import parts, views
 from fastervlm.demo.engine import Engine
 from fastervlm.demo.events import Events
+from fastervlm.demo.examples import Example
+from fastervlm.demo.foreign import SoundBlocks
 
-STYLE = Path(__file__).with_name("style.css")
+STYLE, SCRIPT = (Path(__file__).with_name(name) for name in ("style.css", "page.js"))
 MOST_WAITING = 16
 _MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
 _LOOK: dict[str, Any] = {"concurrency_limit": 4, "show_progress": "hidden"}  # in the queue, without which there are no messages
 _LIGHT: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+_PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 _OPACITY = "value => { document.documentElement.style.setProperty('--fv-opacity', value / 100); }"
+_BEGIN, _END, _SETTINGS = "() => fv.begin()", "() => fv.end()", "(...values) => fv.settings(...values)"
 
 
-def build(engine: Engine, examples: Sequence[tuple[str, str]] = ()) -> gr.Blocks:
+def build(engine: Engine, examples: Sequence[Example] = ()) -> gr.Blocks:
     """The page over an engine; `examples` are pictures' files with questions, of which the first is there at the start."""
-    with gr.Blocks(analytics_enabled=False, title="fastervlm", delete_cache=(3600, 3600)) as blocks:
+    with SoundBlocks(analytics_enabled=False, title="fastervlm", delete_cache=(3600, 3600)) as blocks:
         parts.header(engine)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
                 asked = parts.asked(engine, examples)
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(scale=3, min_width=320, elem_id="fv-results"):
                 shown = parts.shown()
         _connect(Events(engine, examples), asked, shown)
+        _look_after(blocks, Events(engine, examples), asked, shown)
     return blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
 
 
 def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
-    """What happens when a part is touched; one turn at a time has the model, all others wait."""
+    """What happens when one asks, stops or brings a file; one turn at a time has the model, all others wait."""
     inputs, outputs = [*asked.values, shown.known], [*shown.results, shown.known]
-    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}  # Gradio would decode pictures, sound or not
-    started: dict[str, Any] = {"fn": events.ask, "inputs": inputs, "outputs": outputs, **_MODEL, **private}
+    quiet: dict[str, Any] = {**_PRIVATE, "preprocess": False}  # Gradio would decode pictures, sound or not
+    started: dict[str, Any] = {"fn": events.ask, "inputs": inputs, "outputs": outputs, **_MODEL, **quiet}
     picked: dict[str, Any] = started | {"trigger_mode": "always_last"}
-    moved = started | {"fn": events.ask_again, "trigger_mode": "always_last"}
+    for start in (asked.ask.click, asked.question.submit, asked.examples.select):
+        start(None, js=_BEGIN, **_PRIVATE)  # before the turn: what an event starts is started one after the other
     turns: list[Any] = [
         asked.ask.click(**started),
         asked.question.submit(**started),
-        asked.keep.change(**moved),
-        asked.layer.change(**moved),
-        asked.method.input(events.show_layer, asked.method, asked.layer, **_LIGHT, **private).then(**moved),
-        asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **private).then(**picked),
+        asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **quiet).then(**picked),
     ]
-    asked.stop.click(None, cancels=turns, api_visibility="private")
-    asked.stop.click(views.stopped, shown.answers, shown.answers, **_LIGHT, **private)
-    asked.picture.change(events.look_at, asked.picture, [asked.picture, *outputs], **_LOOK, **private)
-    asked.picture.input(None, cancels=turns, api_visibility="private")
-    asked.picture.input(events.forget, None, outputs, **_LIGHT, api_visibility="private")
-    shown.opacity.change(None, shown.opacity, js=_OPACITY, api_visibility="private")
+    for turn in turns:
+        turn.then(None, js=_END, **_PRIVATE)
+    asked.stop.click(None, cancels=turns, **_PRIVATE)
+    asked.stop.click(views.stopped, shown.answers, shown.answers, **_LIGHT, **quiet).then(None, js=_END, **_PRIVATE)
+    asked.picture.change(events.look_at, asked.picture, [asked.picture, *outputs], **_LOOK, **quiet)
+    asked.picture.input(None, cancels=turns, **_PRIVATE)
+    asked.picture.input(events.forget, None, outputs, **_LIGHT, **_PRIVATE).then(None, js=_END, **_PRIVATE)
+
+
+def _look_after(blocks: gr.Blocks, events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
+    """What the page does by itself: it brings settings back from its address, and knows which settings the numbers are of."""
+    restored = blocks.load(events.restore, None, asked.values, **_LOOK, **_PRIVATE)
+    restored.then(None, asked.settings, js=_SETTINGS, **_PRIVATE).then(None, js="() => fv.asksAtOnce()", **_PRIVATE)
+    for part in asked.settings:
+        part.change(None, asked.settings, js=_SETTINGS, **_PRIVATE)
+    for part in (asked.method, asked.beside):
+        part.input(events.show_layer, [asked.method, asked.beside], asked.layer, **_LIGHT, **_PRIVATE, preprocess=False)
+    shown.opacity.change(None, shown.opacity, js=_OPACITY, **_PRIVATE)

@@ -1,23 +1,22 @@
-"""The model behind the demo: one question, answered with all visual tokens or with some, measured."""
+"""The model behind the demo: one question, answered with all visual tokens or with some, timed."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from transformers import StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
 
 import fastervlm
 from encoders.errors import UserError
 from fastervlm.demo.answers import Ask, Figures, Reply
 from fastervlm.demo.attention import Attention, read_attention
-from fastervlm.demo.drawing import clip_layers, picture_layers
+from fastervlm.demo.drawing import Drawn, draw_clip, draw_picture
+from fastervlm.demo.streaming import Stop, Writer
 from fastervlm.demo.uploads import sound_clip, sound_picture
 from fastervlm.eval.answerer import GREEDY, on_device, preparation, pruned
 from fastervlm.eval.medium import Pictures
@@ -25,7 +24,6 @@ from fastervlm.eval.settings import Medium, Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question, Task
 from fastervlm.generation.kv_cache import CACHE
-from fastervlm.overlays import Layers
 from fastervlm.reporting.measure import FirstTokenClock, cache_bytes
 
 SWEEP = (1.0, 0.5, 0.25, 0.1, 0.05)
@@ -49,13 +47,22 @@ class Engine:
         return self.medium.kind == "video"
 
     @property
+    def count(self) -> int | None:
+        """Visual tokens of a picture, or of each crop or frame; None where they are as many as its shape asks for."""
+        return self.subject.tokens_of(self.medium.kind)
+
+    @property
     def tokens(self) -> int:
-        """Visual tokens of a picture, crop or frame; 100, for percent, where they are as many as its shape asks for."""
-        return self.subject.tokens_of(self.medium.kind) or 100
+        """The most that one can keep: the count, or 100 percent."""
+        return self.count or 100
+
+    def amount(self, keep: int) -> str:
+        """So many of all, in words."""
+        return f"{keep} of {self.count}" if self.count else f"{keep} %"
 
     @property
     def usual_method(self) -> str:
-        """What the kind of model is pruned by where nothing is said."""
+        """The method that is meant where none is named."""
         return self.subject.family.default_method(self.model)
 
     @property
@@ -73,25 +80,39 @@ class Engine:
         return sound_clip(path) if self.shows_clips else sound_picture(path)
 
     def reply(self, ask: Ask, keep: int | None, write: Callable[[str], None], stopped: Callable[[], bool]) -> tuple[Reply, Any]:
-        """One measured answer and the trace of what was kept; the model is as it was afterwards."""
+        """One answer and the trace of what was kept; the model is as it was afterwards."""
         kind = "full" if keep is None else repr(ask.pruner)
         if kind not in self._warm:
-            self._generate(replace(ask, max_new_tokens=1), keep, write=None, stopped=stopped)
+            self._generate(replace(ask, max_new_tokens=1), keep, None, stopped)
             self._warm.add(kind)
-        return self._generate(ask, keep, write, stopped)
+        run = self._generate(ask, keep, write, stopped)
+        figures = Figures(
+            visual_tokens=sum(each.num_tokens for each in run.traces) or int((run.prompt == self._placeholder).sum()),
+            rate=(len(run.new) - 1) / (run.seconds - run.first) if len(run.new) > 1 else None,
+            cache_bytes=run.cache_bytes,
+        )
+        text = self.processor.tokenizer.decode(run.new, skip_special_tokens=True).strip()
+        return Reply(keep, text, figures), run.traces[0] if run.traces else None
+
+    def seconds(self, ask: Ask, keep: int | None) -> float:
+        """From the file to the first token of one answer that nobody sees."""
+        return self._generate(replace(ask, max_new_tokens=1), keep, None, lambda: False).first
 
     def attention(self, ask: Ask) -> Attention:
         """Where the last token of the prompt looks in each layer of the full model."""
         inputs = self._inputs(ask, _settings(ask, None, self.medium))
-        return read_attention(self.model, inputs, self._placeholder, lambda trace: self.layers_of(ask, trace))
+        return read_attention(self.model, inputs, self._placeholder, lambda trace: self.drawn(ask, trace).layers)
 
-    def layers_of(self, ask: Ask, trace: Any) -> Layers:
-        """What was asked about, what was kept of it and the scores, to be drawn."""
+    def drawn(self, ask: Ask, trace: Any) -> Drawn:
+        """What was asked about, what was kept of it and the scores.
+
+        Raises:
+            UserError: nothing tells where in the picture the kept tokens lie.
+        """
         if self.shows_clips:
-            return clip_layers(self._frames(ask.picture).pixels, trace, self.tokens)
+            return draw_clip(self._frames(ask.picture).pixels, trace, self.tokens)
         prepare: Any = preparation(self.subject, _settings(ask, None, self.medium))
-        picture = prepare.picture(_question(ask), self.processor)
-        return picture_layers(picture, trace, self.subject)
+        return draw_picture(prepare.picture(_question(ask), self.processor), trace, self.subject)
 
     @property
     def _placeholder(self) -> int:
@@ -108,10 +129,8 @@ class Engine:
             raise UserError(reason if self.shows_clips else f"The picture {reason}; choose another.")
         return on_device(batch.inputs, self.model)
 
-    def _generate(
-        self, ask: Ask, keep: int | None, write: Callable[[str], None] | None, stopped: Callable[[], bool]
-    ) -> tuple[Reply, Any]:
-        """The answer, timed from the file on; as a fraction, a budget inside the language model counts all crops or frames."""
+    def _generate(self, ask: Ask, keep: int | None, write: Callable[[str], None] | None, stopped: Callable[[], bool]) -> _Run:
+        """One run, timed from the file on; as a fraction, a budget inside the language model counts all crops or frames."""
         settings = _settings(ask, None if keep is None else keep / self.tokens, self.medium)
         clock = FirstTokenClock(self.model.device)
         with pruned(self.subject, settings) as handle:
@@ -122,52 +141,26 @@ class Engine:
                 **GREEDY,
                 max_new_tokens=ask.max_new_tokens,
                 pad_token_id=self.processor.tokenizer.pad_token_id,
-                stopping_criteria=[clock, _Stop(stopped)],
-                streamer=None if write is None else _Writer(self.processor.tokenizer, write),
+                stopping_criteria=[clock, Stop(stopped)],
+                streamer=None if write is None else Writer(self.processor.tokenizer, write),
                 return_dict_in_generate=True,
             )
-            seconds, found = clock.stop(), handle.trace if handle else []
+            seconds, traces = clock.stop(), handle.trace if handle else []
         prompt = inputs["input_ids"]
         new = output.sequences[0, prompt.shape[1] :]
-        first = clock.seconds or seconds
-        figures = Figures(
-            visual_tokens=sum(each.num_tokens for each in found) or int((prompt == self._placeholder).sum()),
-            first_token=first,
-            rate=(len(new) - 1) / (seconds - first) if len(new) > 1 else None,
-            cache_bytes=cache_bytes(output[CACHE]),
-        )
-        text = self.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-        return Reply(keep, text, figures), found[0] if found else None
+        return _Run(prompt, new, clock.seconds or seconds, seconds, cache_bytes(output[CACHE]), traces)
 
 
-class _Writer(BaseStreamer):
-    """Hands over the text so far after each token."""
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One answer: token ids of prompt (1, T) and answer (n,), seconds to the first token and in all, what was kept."""
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
-        self.tokenizer, self.write = tokenizer, write
-        self.ids: list[int] | None = None
-
-    def put(self, value: torch.Tensor) -> None:
-        """Called with the prompt (B, T) first, then with each new token (B,)."""
-        if self.ids is None:
-            self.ids = []
-            return
-        self.ids += value.tolist()
-        self.write(self.tokenizer.decode(self.ids, skip_special_tokens=True).strip())
-
-    def end(self) -> None:
-        """Called at the end."""
-
-
-class _Stop(StoppingCriteria):
-    """Ends the generation when told to."""
-
-    def __init__(self, stopped: Callable[[], bool]) -> None:
-        self.stopped = stopped
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
-        """Called by `generate` after each new token; `input_ids` is (B, T), the result (B,)."""
-        return torch.full((input_ids.shape[0],), self.stopped(), dtype=torch.bool, device=input_ids.device)
+    prompt: torch.Tensor
+    new: torch.Tensor
+    first: float
+    seconds: float
+    cache_bytes: int
+    traces: list[Any]
 
 
 def _question(ask: Ask) -> Question:

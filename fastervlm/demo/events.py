@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,55 +13,53 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from encoders.errors import UserError
-from fastervlm.demo import views
-from fastervlm.demo.answers import Answers, Ask, Reply, has_layer
+from fastervlm.demo import pictures, views
+from fastervlm.demo.answers import Answers, Ask, has_layer
 from fastervlm.demo.asking import answers
+from fastervlm.demo.downloads import downloads
 from fastervlm.demo.engine import Engine
+from fastervlm.demo.examples import Example
+from fastervlm.demo.known import Known
+from fastervlm.demo.links import link_to, restored
 from fastervlm.demo.parts import LONGEST_ANSWER, LONGEST_QUESTION
 from fastervlm.demo.uploads import handed_in
+from fastervlm.methods import METHODS
 from fastervlm.methods.lookup import get_method
 
 Update = tuple[Any, ...]
 File = dict[str, Any] | None  # as Gradio's page sends it
-_BLANK = ("", "", "", "")
+_BLANK = ("",) * 5
 
 
 class Events:
     """The handlers of one page; they hold nothing of any user."""
 
-    def __init__(self, engine: Engine, examples: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, engine: Engine, examples: Sequence[Example]) -> None:
         self.engine, self.examples = engine, examples
 
     def pick(self, event: gr.SelectData) -> tuple[str, str]:
         """Picture and question of an example."""
         return self.examples[event.index]
 
-    def ask(
-        self, picture: File, question: str, keep: Any, method: str, layer: Any, short: bool, longest: Any, known: Any
-    ) -> Iterator[Update]:
-        """One turn with the model; what only picture, question and method decide is not computed again."""
+    def ask(self, picture: File, *values: Any) -> Iterator[Update]:
+        """One turn with the model; what only picture, question and methods decide is not computed again.
+
+        `values` are those of `Asked.settings`, and what is known.
+        """
+        *settings, known = values
         try:
             with _in_words():
                 if picture is None:
                     raise UserError(f"Choose a {'clip' if self.engine.shows_clips else 'picture'} first.")
-                kept = _whole(keep, 1, self.engine.tokens, "Choose {} to {} tokens.")
-                chosen = (
-                    _whole(layer, 0, self.engine.layers - 1, "Choose a layer from {} to {}.") if has_layer(method) else None
-                )
-                longest = _whole(longest, 1, LONGEST_ANSWER, "Choose {} to {} tokens for the longest answer.")
-                asked = Ask(self._file(picture), question[:LONGEST_QUESTION], kept, method, chosen, bool(short), longest)
-                about = replace(asked, keep=0)
-                yield from self._shown(answers(self.engine, asked, more=about != known), asked, about, about != known)
+                asked = self._asked(self._file(picture), *settings)
+                yield from self._shown(asked, Known.still(known, asked), settings)
         except gr.Error:
             yield (*_BLANK, None)
             raise
 
-    def ask_again(
-        self, picture: File, question: str, keep: int | None, method: str, layer: int | None, *others: Any
-    ) -> Iterator[Update]:
-        """The same when a slider has moved; without a picture, a question or a number nothing happens."""
-        if picture is not None and question.strip() and None not in (keep, layer):
-            yield from self.ask(picture, question, keep, method, layer, *others)
+    def restore(self, request: gr.Request) -> Update:
+        """For picture and settings what the page's address tells of them."""
+        return restored(dict(request.query_params), self.engine, self.examples)
 
     def look_at(self, picture: File) -> Update:
         """Check a file as soon as it is there: one that cannot be used goes, one that a camera has turned is set upright."""
@@ -81,31 +78,65 @@ class Events:
         """Another file is there: what was said about the one before goes."""
         return (*_BLANK, None)
 
-    def show_layer(self, method: str) -> Any:
-        """The slider of the layer, where the method has one."""
-        if not has_layer(method):
+    def show_layer(self, method: Any, beside: Any) -> Any:
+        """The slider of the layer, where one of the methods has one."""
+        named = next((each for each in METHODS if each in (method, beside) and has_layer(each)), None)
+        if named is None:
             return gr.update(visible=False)
-        return gr.update(visible=True, value=min(get_method(method).layer, self.engine.layers - 1))  # type: ignore[attr-defined]
+        return gr.update(visible=True, value=min(get_method(named).layer, self.engine.layers - 1))  # type: ignore[attr-defined]
 
     def _file(self, picture: File) -> Path:
         return handed_in(picture, Path(get_upload_folder()), [file for file, _ in self.examples])
 
-    def _shown(self, states: Iterator[Answers], asked: Ask, about: Any, more: bool) -> Iterator[Update]:
+    def _asked(
+        self, file: Path, question: Any, keep: Any, method: Any, beside: Any, layer: Any, short: Any, longest: Any
+    ) -> Ask:
+        """What the page's values mean."""
+        kept = _whole(
+            keep, 1, self.engine.tokens, "Choose {} to {} tokens." if self.engine.count else "Choose {} to {} percent."
+        )
+        if not all(isinstance(each, str) for each in (question, method, beside or "")):
+            raise UserError("The page has sent no words where words belong; load it anew.")
+        chosen = None
+        if any(has_layer(each) for each in (method, beside) if each):
+            chosen = _whole(layer, 0, self.engine.layers - 1, "Choose a layer from {} to {}.")
+        longest = _whole(longest, 1, LONGEST_ANSWER, "Choose {} to {} tokens for the longest answer.")
+        return Ask(file, question[:LONGEST_QUESTION], kept, method, beside or None, chosen, bool(short), longest)
+
+    def _shown(self, asked: Ask, known: Known | None, settings: Sequence[Any]) -> Iterator[Update]:
         """Each state as HTML; parts that are as they were are left alone."""
-        if more:
+        if known is None:
             yield (*_BLANK, None)
-        before = Answers(Reply(None), Reply(asked.keep))
-        for state in states:
+        told = [*settings[:4], asked.layer, *settings[5:]]
+        budgets, unit = len(self.engine.budgets) if known is None else 0, "" if self.engine.count else " %"
+        before: Answers | None = None
+        for state in answers(self.engine, asked, more=known is None):
             yield (
-                views.answers(state, self.engine.tokens),
-                gr.skip() if state.kept is before.kept else views.kept(state.kept, state.pruned),
-                gr.skip() if state.sweep == before.sweep else views.sweep(state.sweep, asked.question),
-                gr.skip() if state.attention is before.attention else views.attention(state.attention),
+                views.answers(state, self.engine.amount, told, views.step_of(state, budgets) or "Done …"),
+                pictures.kept(state.pruned) if before is None or _drawn(state) != _drawn(before) else gr.skip(),
+                views.sweep(state.pruned, asked.question, unit) if budgets and _swept(state) != _swept(before) else gr.skip(),
+                pictures.attention(state.attention) if before and state.attention is not before.attention else gr.skip(),
+                "" if before is None else gr.skip(),
                 gr.skip(),
             )
             before = state
-        if more and before.attention is not None:
-            yield (*(gr.skip() for _ in _BLANK), about)
+        if before is not None:
+            known = known or Known.of(asked, before)
+            yield self._last(asked, before, known, told)
+
+    def _last(self, asked: Ask, shown: Answers, known: Known, told: Sequence[Any]) -> Update:
+        """When all is known: nothing is being done any more, and the numbers can be had."""
+        link = link_to(asked, self.examples)
+        page = views.answers(shown, self.engine.amount, told)
+        return page, gr.skip(), gr.skip(), gr.skip(), downloads(self.engine, asked, shown, known, link), known
+
+
+def _drawn(state: Answers) -> list[Any]:
+    return [each.drawn for each in state.pruned]
+
+
+def _swept(state: Answers | None) -> list[int]:
+    return [len(each.sweep) for each in state.pruned] if state else []
 
 
 def _whole(value: Any, least: int, most: int, sentence: str) -> int:

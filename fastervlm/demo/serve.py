@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import threading
 import warnings
@@ -12,20 +11,21 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
+from starlette.middleware import Middleware
 
 from encoders.errors import UserError
-from fastervlm.demo.app import STYLE, build
-from fastervlm.demo.engine import SHORT, Engine
+from fastervlm.demo.app import SCRIPT, STYLE, build
+from fastervlm.demo.engine import Engine
+from fastervlm.demo.examples import Example
+from fastervlm.demo.foreign import SoundRequests
 from fastervlm.demo.uploads import MOST_BYTES, MOST_CLIP_BYTES
-from fastervlm.embedded import BENCHMARKS, MODEL, embedded_benchmark, embedded_video_benchmark
 
-EXAMPLES = 6
 _FONT, _MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 
 
 def serve(
     engine: Engine,
-    examples: Sequence[tuple[str, str]] = (),
+    examples: Sequence[Example] = (),
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
@@ -38,6 +38,7 @@ def serve(
     """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # such pictures are refused in a sentence
     warnings.filterwarnings("ignore", message="decord cannot read")  # the other reader does
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"gradio\.helpers")  # messages to a client that is no page
     port = port_at(host, port)
     page = build(engine, examples)
     try:
@@ -57,6 +58,8 @@ def serve(
             allowed_paths=sorted({str(Path(file).parent) for file, _ in examples}),
             theme=gr.themes.Default(primary_hue="blue", font=_FONT, font_mono=_MONO),
             css_paths=STYLE,
+            app_kwargs={"middleware": [Middleware(SoundRequests)]},
+            head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
         )
     except OSError:
         raise UserError(f"No port from 7860 on is free at {host}; give --port.") from None
@@ -85,29 +88,3 @@ def port_at(host: str, port: int | None) -> int | None:
     except (OSError, OverflowError):
         where = f"{host}, port {port}" if port else host
         raise UserError(f"Nothing can listen at {where}; give another --host or --port.") from None
-
-
-def examples_for(engine: Engine) -> list[tuple[str, str]]:
-    """Files of a mini benchmark with a question about each, every one of another kind; none outside a checkout."""
-    if not MODEL.is_dir():
-        return []
-    chosen: dict[str, tuple[str, str]] = {}
-    used: set[str] = set()
-    for file, question in _clips() if engine.shows_clips else _pictures(Path(engine.subject.path).resolve()):
-        kind = " ".join(question.split()[:2])
-        if kind not in chosen and file not in used:
-            chosen[kind] = file, question
-            used.add(file)
-    return list(chosen.values())[:EXAMPLES]
-
-
-def _pictures(model: Path) -> list[tuple[str, str]]:
-    questions, images, _ = embedded_benchmark(model if model in BENCHMARKS else MODEL)
-    records = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
-    return [(str(images / record["image"]), record["text"].removesuffix(SHORT)) for record in records]
-
-
-def _clips() -> list[tuple[str, str]]:
-    questions, _, videos = embedded_video_benchmark()
-    records = json.loads(questions.read_text(encoding="utf-8"))
-    return [(str(videos / f"{record['video_name']}.mp4"), record["question"].removesuffix(SHORT)) for record in records]

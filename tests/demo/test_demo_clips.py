@@ -10,7 +10,7 @@ from PIL import Image
 from encoders import UserError
 from fastervlm.demo.answers import Ask
 from fastervlm.demo.asking import answers
-from fastervlm.demo.drawing import DRAWN, clip_layers
+from fastervlm.demo.drawing import DRAWN, Drawn, draw_clip
 from fastervlm.demo.engine import SHORT, Engine
 from fastervlm.embedded import VIDEO_MODEL
 from fastervlm.eval.settings import Settings
@@ -43,14 +43,18 @@ def test_answers_and_tokens_are_those_of_video_qa(engine, clip, method):
     shown = list(answers(engine, ask, more=False))[-1]
     task = Task("same", lambda *_: [], lambda *_: None)  # type: ignore[arg-type,return-value]
     files = {"question_file": clip, "media_folder": None, "answers_file": clip.with_suffix(".jsonl")}
-    for reply, keep in ((shown.full, None), (shown.pruned, 26 / 256)):
+    for reply, keep in ((shown.full, None), (shown.pruned[0].reply, 26 / 256)):
         settings = Settings(task, **files, keep=keep, method=method, max_new_tokens=4, medium=Videos())
         expected = asked_by_video_qa(engine.subject, settings, clip, "What number is in the red box?" + SHORT)
         assert reply.text == expected.text
         assert reply.figures
         assert reply.figures.visual_tokens == expected.visual_tokens[0]
-    assert shown.kept
-    assert shown.kept.picture.shape == (DRAWN, DRAWN, 3)
+    drawn = shown.pruned[0].drawn
+    assert isinstance(drawn, Drawn)
+    assert drawn.layers.picture.shape == (DRAWN, DRAWN, 3)
+    ((first, *others),) = drawn.patches
+    assert (len(others), first.box, first.grid) == (7, (0, 0, pytest.approx(1 / 3), pytest.approx(1 / 3)), (16, 16))
+    assert first.ranked == (256 if method == "cls" else 8 * 256)
     assert shown.full.figures
     assert shown.full.figures.visual_tokens == 8 * 257
 
@@ -59,7 +63,7 @@ def test_attention_over_a_clip(engine, clip):
     shown = list(answers(engine, Ask(clip, "What number is in the red box?", 26)))[-1]
     assert len(shown.attention.shares) == engine.layers  # type: ignore[union-attr]
     assert all(sum(shares) == pytest.approx(1, abs=1e-4) for shares in shown.attention.shares)  # type: ignore[union-attr]
-    assert [reply.keep for reply in shown.sweep] == [256, 128, 64, 26, 13]
+    assert [reply.keep for reply in shown.pruned[0].sweep] == [256, 128, 64, 26, 13]
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -74,7 +78,7 @@ def test_frames_stand_in_rows_with_what_was_kept_of_each(inside):
         padded = torch.cat((torch.zeros(5, 1), scores), dim=1).flatten()
         index = torch.cat((torch.zeros(5, 1, dtype=torch.bool), mask), dim=1).flatten().nonzero().flatten()
         trace = TokenTrace(padded, index, layer=1)
-    drawn = clip_layers(frames, trace, 4)
+    drawn = draw_clip(frames, trace, 4).layers
     size = DRAWN // 3
     for i in range(9):
         top, left = i // 3 * size, i % 3 * size
@@ -130,7 +134,7 @@ def test_a_clip_of_too_much_is_refused_before_it_is_decoded(engine, tmp_path, na
     write_clip(path, numbered_frames(10, 128, 128))
     limited = Engine(engine.subject, Videos(**limits))
     if sentence is None:
-        assert list(answers(limited, Ask(path, "What?", 26), more=False))[-1].pruned.figures
+        assert list(answers(limited, Ask(path, "What?", 26), more=False))[-1].pruned[0].reply.figures
         return
     with pytest.raises(UserError) as error:
         list(answers(limited, Ask(path, "What?", 26)))

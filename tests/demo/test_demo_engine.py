@@ -12,10 +12,11 @@ from PIL import Image
 
 import fastervlm
 from encoders import UserError
-from fastervlm.demo import views
+from fastervlm.demo import pictures
 from fastervlm.demo.answers import has_layer
 from fastervlm.demo.asking import answers
 from fastervlm.demo.engine import SHORT, Engine
+from fastervlm.demo.speed import RUNS
 from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.subject import Subject
 from fastervlm.generation.kv_cache import CACHE
@@ -57,25 +58,26 @@ def test_both_answers_and_their_numbers(engine, asked, short):
     assert shown.full.figures.visual_tokens == 16
     assert shown.full.figures.cache_bytes == bytes_of([length, length], new)
     _, pruned, _, new = by_hand(engine, ask, keep=4)
-    assert shown.pruned.text == pruned
-    assert shown.pruned.figures.visual_tokens == 4
-    assert shown.pruned.figures.cache_bytes == bytes_of([length - 12, length - 12], new)
-    for reply in (shown.full, shown.pruned):
-        assert 0 < reply.figures.first_token < 60
+    assert shown.pruned[0].reply.text == pruned
+    assert shown.pruned[0].reply.figures.visual_tokens == 4
+    assert shown.pruned[0].reply.figures.cache_bytes == bytes_of([length - 12, length - 12], new)
+    for reply in (shown.full, shown.pruned[0].reply):
+        assert len(reply.times) == RUNS
+        assert all(0 < seconds < 60 for seconds in reply.times)
         assert reply.figures.rate > 0
 
 
 def test_the_sweep_is_of_the_models_own_tokens(engine, asked):
     ask = asked()
     shown = last(answers(engine, ask))
-    assert [reply.keep for reply in shown.sweep] == engine.budgets == [16, 8, 4, 2, 1]
-    assert [reply.text for reply in shown.sweep] == [by_hand(engine, ask, keep)[1] for keep in (None, 8, 4, 2, 1)]
-    assert [reply.figures.visual_tokens for reply in shown.sweep] == [16, 8, 4, 2, 1]
-    assert len({reply.text for reply in shown.sweep}) > 1
+    assert [reply.keep for reply in shown.pruned[0].sweep] == engine.budgets == [16, 8, 4, 2, 1]
+    assert [reply.text for reply in shown.pruned[0].sweep] == [by_hand(engine, ask, keep)[1] for keep in (None, 8, 4, 2, 1)]
+    assert [reply.figures.visual_tokens for reply in shown.pruned[0].sweep] == [16, 8, 4, 2, 1]
+    assert len({reply.text for reply in shown.pruned[0].sweep}) > 1
 
 
 def test_what_was_kept_is_drawn(engine, asked):
-    kept = last(answers(engine, asked())).kept
+    kept = last(answers(engine, asked(), more=False)).pruned[0].drawn.layers
     with fastervlm.prune(engine.model, 4) as handle:
         engine.model.generate(**by_hand(engine, asked())[0], max_new_tokens=1)
         mask = handle.trace[0].mask
@@ -102,17 +104,72 @@ def test_attention_of_the_last_token(engine, asked):
         assert scores[60 + 120 * brightest[0], 60 + 120 * brightest[1]] == scores.max()
 
 
+def test_two_methods_answer_as_each_does_alone(engine, asked):
+    both = last(answers(engine, asked(method="cls", beside="fastv", layer=1)))
+    for each, alone in zip(both.pruned, (asked(method="cls"), asked(method="fastv", layer=1)), strict=True):
+        one = last(answers(engine, alone)).pruned[0]
+        assert (each.method, each.reply.text, each.reply.figures.cache_bytes) == (
+            alone.method,
+            one.reply.text,
+            one.reply.figures.cache_bytes,
+        )
+        assert each.drawn.patches == one.drawn.patches
+        assert [reply.text for reply in each.sweep] == [reply.text for reply in one.sweep]
+        assert len(each.reply.times) == len(both.full.times) == RUNS
+    with pytest.raises(UserError, match="The two methods are the same"):
+        answers(engine, asked(method="cls", beside="cls"))
+
+
+def test_the_models_take_turns_to_be_timed(engine, asked, monkeypatch):
+    """Each run of all models is followed by one in the opposite order, and each time is put down to its own model."""
+    ran = []
+    monkeypatch.setattr(engine, "seconds", lambda ask, keep: ran.append((ask.method, keep)) or len(ran))
+    shown = last(answers(engine, asked(beside="vispruner"), more=False))
+    there = [("cls", None), ("cls", 4), ("vispruner", 4)]
+    assert ran == [model for run in range(RUNS) for model in (there if run % 2 == 0 else there[::-1])]
+    times = [reply.times for reply in (shown.full, *(each.reply for each in shown.pruned))]
+    for run in range(RUNS):
+        first = 3 * run + 1
+        assert [each[run] for each in times] == (
+            [first, first + 1, first + 2] if run % 2 == 0 else [first + 2, first + 1, first]
+        )
+
+
+def test_scores_and_ranks_of_patches(engine, asked):
+    """Against the trace of the model asked by hand: what was kept are the patches of the first ranks."""
+    ((patches,),) = last(answers(engine, asked(), more=False)).pruned[0].drawn.patches
+    with fastervlm.prune(engine.model, 4) as handle:
+        engine.model.generate(**by_hand(engine, asked())[0], max_new_tokens=1)
+        trace = handle.trace[0]
+    assert (patches.box, patches.grid, patches.ranked) == ((0, 0, 1, 1), (4, 4), 16)
+    assert list(patches.scores) == trace.scores.tolist()
+    assert list(patches.kept) == trace.index.tolist()
+    by_rank = [i for _, i in sorted((-score, i) for i, score in enumerate(trace.scores.tolist()))]
+    assert [by_rank.index(i) + 1 for i in range(16)] == list(patches.ranks)
+    assert sorted(by_rank[:4]) == list(patches.kept)
+
+
+def test_what_cannot_be_drawn_is_said(engine, asked, monkeypatch):
+    def fail(*_):
+        raise UserError("This cannot be drawn.")
+
+    monkeypatch.setattr(engine, "drawn", fail)
+    shown = last(answers(engine, asked(), more=False))
+    assert "This cannot be drawn." in pictures.kept(shown.pruned)
+    assert len(shown.full.times) == RUNS
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(engine, asked, method):
     shown = last(answers(engine, asked(method=method, layer=1 if has_layer(method) else None), more=False))
-    assert shown.pruned.figures.visual_tokens == 4
-    assert shown.kept.kept[0].mean() == pytest.approx(4 / 16)
-    assert shown.sweep == ()
+    assert shown.pruned[0].reply.figures.visual_tokens == 4
+    assert shown.pruned[0].drawn.layers.kept[0].mean() == pytest.approx(4 / 16)
+    assert shown.pruned[0].sweep == ()
     assert engine.model.__dict__.keys() & {"generate", "forward", "_fastervlm_host"} == set()
 
 
 def test_the_layer_is_the_one_that_was_chosen(engine, asked):
-    sizes = [last(answers(engine, asked(method="fastv", layer=layer), more=False)).pruned.figures for layer in (0, 1)]
+    sizes = [last(answers(engine, asked(method="fastv", layer=layer), more=False)).pruned[0].reply.figures for layer in (0, 1)]
     ask = asked(method="fastv")
     length = by_hand(engine, ask)[0]["input_ids"].shape[1]
     new = [by_hand(engine, asked(method="fastv", layer=layer), 4)[3] for layer in (0, 1)]
@@ -129,15 +186,33 @@ def test_crops(tmp_path, picture, asked, method):
         answers(engine, asked(picture=picture("wide.png", (60, 30)), method=method, layer=1 if method == "fastv" else None))
     )
     assert engine.tokens == 16
-    assert len(shown.kept.kept) == 2
-    captions = re.findall(r"<figcaption>(\d+) tokens kept of the (\w+)<", views.kept(shown.kept, shown.pruned))
+    assert len(shown.pruned[0].drawn.layers.kept) == 2
+    captions = re.findall(r"<figcaption>(\d+) tokens kept of the (\w+)<", pictures.kept(shown.pruned))
     assert [part for _, part in captions] == ["overview", "crops"]
     overview, crops = (int(count) for count, _ in captions)
-    assert overview == pytest.approx(16 * shown.kept.kept[0].mean())
-    assert (overview, crops) == (4, 8) if method == "cls" else overview + crops < shown.pruned.figures.visual_tokens
+    assert overview == pytest.approx(16 * shown.pruned[0].drawn.layers.kept[0].mean())
+    assert (overview, crops) == (4, 8) if method == "cls" else overview + crops < shown.pruned[0].reply.figures.visual_tokens
     assert shown.full.figures.visual_tokens > 2 * 16
-    assert shown.pruned.figures.visual_tokens < shown.full.figures.visual_tokens / 2
+    assert shown.pruned[0].reply.figures.visual_tokens < shown.full.figures.visual_tokens / 2
     assert len(shown.attention.maps) == 2
+    whole, parts = shown.pruned[0].drawn.patches
+    assert [len(whole), len(parts)] == [1, 2]
+    assert [each.box for each in parts] == [(0, 0, 0.5, 1), (0.5, 0, 1, 1)]
+    assert {each.ranked for each in parts} == {16 if method == "cls" else 48}
+    assert (len(whole[0].kept), sum(len(each.kept) for each in parts)) == (overview, crops)
+
+
+def test_pictures_without_a_common_count_are_pruned_by_percent(engine, asked, monkeypatch):
+    """Of a family that shows each picture in as many tokens as its shape asks for."""
+    fresh = Engine(engine.subject)
+
+    monkeypatch.setattr(type(engine.subject), "tokens_of", lambda *_: None)
+    assert (fresh.count, fresh.tokens, fresh.budgets) == (None, 100, [100, 50, 25, 10, 5])
+    assert fresh.amount(25) == "25 %"
+    shown = last(answers(fresh, asked(keep=25)))
+    assert shown.pruned[0].reply.text == by_hand(engine, asked(), keep=4)[1]
+    assert [reply.figures.visual_tokens for reply in shown.pruned[0].sweep] == [16, 8, 4, 2, 1]
+    assert [reply.keep for reply in shown.pruned[0].sweep] == [100, 50, 25, 10, 5]
 
 
 def test_placeholders_in_a_question_are_no_pictures(engine, asked):
@@ -157,7 +232,7 @@ def test_text_comes_while_it_is_written(engine, asked):
     full = [state.full.text for state in states if state.full.figures is None]
     assert len({text for text in full if text}) > 1
     assert all(later.startswith(earlier.rstrip("�")) for earlier, later in pairwise(full))
-    assert all(state.full.figures for state in states if state.pruned.text)
+    assert all(state.full.figures for state in states if state.pruned[0].reply.text)
 
 
 def test_two_users_at_once_get_their_own_answers(engine, picture, asked):
@@ -175,9 +250,10 @@ def test_two_users_at_once_get_their_own_answers(engine, picture, asked):
     for thread in users:
         thread.join(60)
     for i, before in enumerate(alone):
-        assert (found[i].full.text, found[i].pruned.text) == (before.full.text, before.pruned.text)
-        assert found[i].pruned.keep == asks[i].keep
-        assert (found[i].kept.picture == before.kept.picture).all()
+        (mine,), (then,) = found[i].pruned, before.pruned
+        assert (found[i].full.text, mine.reply.text) == (before.full.text, then.reply.text)
+        assert mine.reply.keep == asks[i].keep
+        assert (mine.drawn.layers.picture == then.drawn.layers.picture).all()
 
 
 def test_who_goes_away_stops_the_model(engine, asked):
@@ -187,7 +263,7 @@ def test_who_goes_away_stops_the_model(engine, asked):
     states.close()
     assert engine.lock.acquire(timeout=30)
     engine.lock.release()
-    assert last(answers(engine, asked(), more=False)).pruned.figures
+    assert last(answers(engine, asked(), more=False)).pruned[0].reply.figures
 
 
 def test_too_little_memory_is_one_sentence(engine, asked, monkeypatch):

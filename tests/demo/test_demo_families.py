@@ -21,11 +21,12 @@ def test_both_answers(name, tmp_path):
     keep = max(1, engine.tokens // 2)
     ask = Ask(path, "What is it?", keep, method=engine.usual_method, short=False, max_new_tokens=4)
     shown = list(answers(engine, ask, more=False))[-1]
+    assert shown.pruned[0].drawn is not None
     model, processor = engine.model, engine.processor
     content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(images=[Image.open(path).convert("RGB")], text=[prompt], return_tensors="pt")
-    for reply, share in ((shown.full, 1.0), (shown.pruned, keep / engine.tokens)):
+    for reply, share in ((shown.full, 1.0), (shown.pruned[0].reply, keep / engine.tokens)):
         with fastervlm.prune(model, share) as handle:
             ids = model.generate(**inputs, do_sample=False, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
         assert reply.text == processor.decode(ids, skip_special_tokens=True).strip()

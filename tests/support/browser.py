@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,22 @@ class Page:
 
     def open(self, width=1280, height=900, scheme="light"):
         """Load it, at a size and in a colour scheme."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.width(width, height)
         scheme = {"name": "prefers-color-scheme", "value": scheme}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         self.driver.get(self.address)
         self.until(lambda: self.button("Ask"))
         return self
+
+    def width(self, width, height):
+        """Look at the page as it is at another size."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    @property
+    def stale(self):
+        """Whether the numbers are shown as those of other settings."""
+        return self.driver.execute_script("return document.documentElement.classList.contains('fv-stale')")
 
     def until(self, condition) -> Any:
         """Wait until it holds, and return it; parts of the page that are drawn anew meanwhile are looked for again."""
@@ -119,11 +129,11 @@ class Page:
         """Ask, and click the element of a CSS selector as soon as a model writes."""
         self.driver.execute_script(
             "window.fvDone = false; const seen = setInterval(() => {"
-            " if (!document.querySelector('.fv-verdict')?.innerText.endsWith('model …')) return;"
+            " if (!document.querySelector('#fv-now').innerText.endsWith('answers …')) return;"
             " clearInterval(seen); document.querySelector(arguments[0]).click(); window.fvDone = true; }, 1)",
             css,
         )
-        self.click("Ask")
+        self.ask()
         self.until(lambda: self.driver.execute_script("return window.fvDone"))
 
     def press(self, css):
@@ -145,9 +155,19 @@ class Page:
         """Click the button of that text."""
         self.until(lambda: self.button(text) and (self.button(text).click() or True))
 
+    def ask(self):
+        """Press Ask; what stood there before is known by its mark from what is answered now."""
+        self.driver.execute_script("document.querySelectorAll('.fv-verdict').forEach(e => e.dataset.step = 'before')")
+        self.click("Ask")
+
+    @property
+    def step(self):
+        """What is being done; empty when all is done, None while there are no answers."""
+        return self.driver.execute_script("return document.querySelector('.fv-verdict')?.dataset.step ?? null")
+
     @property
     def numbers(self):
-        """Of each of the two cards what stands beside each name, or nothing."""
+        """Of each of the cards what stands beside each name, or nothing."""
         cards = self.driver.execute_script(
             "return [...document.querySelectorAll('.fv-pair .fv-card')].map(card =>"
             " [...card.querySelectorAll('dl div')].map(line => [...line.querySelectorAll('dt, dd')].map(e => e.innerText)))"
@@ -155,13 +175,20 @@ class Page:
         return [dict(card) for card in cards]
 
     def answered(self):
-        """Wait for both answers and their numbers; gives the two texts."""
+        """Wait for all answers and their numbers; gives the texts."""
 
-        def both():
-            answers = self.texts(".fv-pair .fv-answer")  # of a question asked anew they are not there yet, beside older numbers
-            return answers if "…" not in answers and [len(card) for card in self.numbers] == [4, 4] else None
+        def whole():
+            answers, step = self.texts(".fv-pair .fv-answer"), self.step
+            if "…" in answers or step in (None, "before", "Working …"):
+                return None
+            return answers if [len(card) for card in self.numbers] == [4] * max(2, len(answers)) else None
 
-        return self.until(both)
+        return self.until(whole)
+
+    def done(self):
+        """Wait for the end of the turn; gives the texts of the answers."""
+        self.until(lambda: self.step == "")
+        return self.texts(".fv-pair .fv-answer")
 
     def titled(self, question):
         """Wait until the answers stand under this question."""
@@ -181,6 +208,15 @@ class Page:
     def toast(self):
         """Wait for a message, and give its text."""
         return self.until(lambda: self.texts(".toast-body"))[0]
+
+    def axe(self):
+        """What axe-core finds on the page: for each rule that is broken the elements, as HTML."""
+        self.driver.execute_script(files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
+        self.driver.set_script_timeout(PATIENCE)
+        run = (
+            "axe.run().then(found => arguments[0](found.violations.map(each => [each.id, each.nodes.map(node => node.html)])))"
+        )
+        return dict(self.driver.execute_async_script(run))
 
     def requests(self):
         """The addresses of all requests since the last call."""
