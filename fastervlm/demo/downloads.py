@@ -17,7 +17,17 @@ from fastervlm.demo.engine import Engine
 from fastervlm.demo.known import Known
 from fastervlm.reporting.provenance import device_name, program
 
-COLUMNS = ("kind", "method", "keep", "visual_tokens", "answer", "first_token_ms", "runs", "tokens_per_second", "kv_cache_bytes")
+COLUMNS: tuple[str, ...] = (
+    "kind",
+    "method",
+    "keep",
+    "visual_tokens",
+    "answer",
+    "first_token_ms",
+    "runs",
+    "tokens_per_second",
+    "kv_cache_bytes",
+)
 
 
 def downloads(engine: Engine, asked: Ask, shown: Answers, known: Known, link: str) -> str:

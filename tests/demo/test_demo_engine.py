@@ -81,7 +81,8 @@ def test_what_was_kept_is_drawn(engine, asked):
     kept = last(answers(engine, asked(), more=False)).pruned[0].drawn.layers
     with fastervlm.prune(engine.model, 4) as handle:
         engine.model.generate(**by_hand(engine, asked())[0], max_new_tokens=1)
-        mask = handle.trace[0].mask
+        trace: Any = handle.trace[0]
+        mask = trace.mask
     assert kept.picture.shape == (480, 480, 3)
     assert torch.equal(torch.from_numpy(kept.kept[0].copy())[60::120, 60::120].bool(), mask)
 
@@ -141,7 +142,7 @@ def test_scores_and_ranks_of_patches(engine, asked):
     ((patches,),) = last(answers(engine, asked(), more=False)).pruned[0].drawn.patches
     with fastervlm.prune(engine.model, 4) as handle:
         engine.model.generate(**by_hand(engine, asked())[0], max_new_tokens=1)
-        trace = handle.trace[0]
+        trace: Any = handle.trace[0]
     assert (patches.box, patches.grid, patches.ranked) == ((0, 0, 1, 1), (4, 4), 16)
     assert list(patches.scores) == trace.scores.tolist()
     assert list(patches.kept) == trace.index.tolist()

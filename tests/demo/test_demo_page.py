@@ -143,7 +143,7 @@ def test_one_turn_fills_the_page(events, picture):
     assert any(isinstance(update[2], str) and "Why?" in update[2] for update in other)
 
 
-def taken_home(updates, kind):
+def taken_home(updates, kind) -> Any:
     """What the links hand over in the end."""
     (data,) = re.findall(rf'download="fastervlm.{kind}" href="data:[^;]+;base64,([^"]+)"', updates[-1][4])
     text = base64.b64decode(data).decode()
