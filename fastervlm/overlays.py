@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from PIL import Image
 
 from encoders import UserError, UserTypeError
 from fastervlm.families.llava_next.trace import CropsTrace
+from fastervlm.families.resized import ResizedTrace
 from fastervlm.families.traces import AnyTrace
 from fastervlm.families.video_llava.trace import ClipTrace
 from fastervlm.pictures import BadPicture, to_rgb
 from fastervlm.selection.trace import ImageTrace
 
 Fit = Literal["crop", "pad"]
-Trace = ImageTrace | CropsTrace
 
 
 def overlay(image: Image.Image, trace: AnyTrace | Sequence[AnyTrace], *, fit: Fit = "crop", side: int = 672) -> Image.Image:
@@ -30,7 +31,8 @@ def overlay(image: Image.Image, trace: AnyTrace | Sequence[AnyTrace], *, fit: Fi
 
     Args:
         image: the picture, as it was given to the processor.
-        trace: what was kept of it, one entry of `PruneHandle.trace`, or that list itself where it has one entry.
+        trace: what was kept of it, one entry of `PruneHandle.trace`, or that list itself where it has one entry or holds the
+            tiles of one picture.
         fit: how the processor made the picture square: "crop" cut out the middle, as CLIP does, "pad" added borders; no matter
             for a picture cut into crops.
         side: height of the square, or longer side of the picture cut into crops, in pixels.
@@ -76,18 +78,29 @@ def layers(image: Image.Image, trace: AnyTrace | Sequence[AnyTrace], *, fit: Fit
     if fit not in get_args(Fit):
         raise UserError(f"fit={fit!r} is not known; choose one of {', '.join(get_args(Fit))}.")
     if isinstance(trace, Sequence):
+        if _are_tiles(trace):
+            return _of_parts(image, [trace[-1:], trace[:-1]], side)  # type: ignore[list-item]
         if len(trace) != 1:
-            raise UserError(f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0].")
+            raise UserError(
+                f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0], or the "
+                "tiles of one."
+            )
         trace = trace[0]
     if isinstance(trace, ClipTrace):
         raise UserError("overlay draws one picture; of a clip, pass one frame with its own trace, such as trace.frames[0].")
-    if not isinstance(trace, (ImageTrace, CropsTrace)):
-        raise UserError(f"overlay cannot draw a {type(trace).__name__} yet; pass one of its parts that is an ImageTrace.")
     if isinstance(trace, CropsTrace):
         return _of_crops(image, trace, side)
-    if trace.shows == "part":
-        raise UserError("overlay cannot draw this trace: nothing tells which part of the picture its patches lie in.")
-    return _of_whole(image, trace, side) if trace.shows == "whole" else _of_square(image, trace, fit, side)
+    if isinstance(trace, ResizedTrace):
+        return _of_parts(image, [[trace.overview], [trace.map]], side)
+    if trace.shows == "square":
+        return _of_square(image, trace, fit, side)
+    return _of_parts(image, [[trace]], side)
+
+
+def _are_tiles(traces: Sequence[AnyTrace]) -> bool:
+    """Whether these are all tiles of one picture."""
+    tiles = [trace.tile for trace in traces if isinstance(trace, ImageTrace)]
+    return len(tiles) > 1 and tiles == [(number, len(traces)) for number in range(len(traces))]
 
 
 def _of_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> Layers:
@@ -98,17 +111,31 @@ def _of_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> La
     return Layers(square, (mask,), _enlarge(scores, side), (trace.num_tokens,))
 
 
-def _of_whole(image: Image.Image, trace: ImageTrace, side: int) -> Layers:
-    """Those of a picture that the model saw whole, whatever its shape."""
+def _of_parts(image: Image.Image, drawings: Sequence[Sequence[ImageTrace]], side: int) -> Layers:
+    """Those of a picture of which each trace covers a part, or all; the scores are those of the last drawing."""
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     picture = np.asarray(_rgb(image).resize(size, Image.Resampling.NEAREST), dtype=np.float32)
-    scores = _stretch(trace.scores.float().cpu().numpy()).reshape(trace.grid)
-    maps = [
-        np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.NEAREST))
-        for values in (trace.mask.numpy(), scores)
-    ]
-    return Layers(picture, (maps[0],), maps[1], (trace.num_tokens,))
+    regions = [[trace.region(size[::-1]) for trace in traces] for traces in drawings]
+    kept = [[trace.mask.numpy() for trace in traces] for traces in drawings]
+    logs = _stretch(torch.cat([trace.scores.float().cpu() for trace in drawings[-1]]).numpy())
+    ends = np.cumsum([len(trace.scores) for trace in drawings[-1]])[:-1]
+    scores = [part.reshape(trace.grid) for part, trace in zip(np.split(logs, ends), drawings[-1], strict=True)]
+    maps = [_placed(parts, boxes, size) for parts, boxes in zip([*kept, scores], [*regions, regions[-1]], strict=True)]
+    tokens = tuple(sum(trace.num_tokens for trace in traces) for traces in drawings)
+    return Layers(picture, tuple(maps[:-1]), maps[-1], tokens)
+
+
+def _placed(
+    parts: Sequence[np.ndarray], regions: Sequence[tuple[float, float, float, float]], size: tuple[int, int]
+) -> np.ndarray:
+    """(H, W) of the values of parts (rows, columns), each enlarged to its region; 0 elsewhere."""
+    canvas = Image.new("F", size)
+    for values, region in zip(parts, regions, strict=True):
+        left, top, right, bottom = (round(x) for x in region)
+        piece = Image.fromarray(values.astype(np.float32))
+        canvas.paste(piece.resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.NEAREST), (left, top))
+    return np.asarray(canvas)
 
 
 def _of_crops(image: Image.Image, trace: CropsTrace, side: int) -> Layers:

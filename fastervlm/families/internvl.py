@@ -8,7 +8,8 @@ Dims: S tiles, N tokens of a tile, g patches of a token.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from fastervlm.families.encoding import INPUTS, check_tower, flat, in_groups, sc
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.selection.choice import asked, choose, counts_for
 from fastervlm.selection.groups import grouped
+from fastervlm.selection.kept import waits
 from fastervlm.selection.schedule import refuse_schedule
+from fastervlm.selection.trace import ImageTrace
 
 
 class InternVL(Family):
@@ -64,7 +67,10 @@ class InternVL(Family):
             groups = _tiles(model, call, *patches.scores.shape)
         patches = asked(patches, call.get("questions"), groups)
         counts = counts_for(pruning.budget, patches.scores, groups=groups, pool=pruning.settings)
-        return {"image": flat(choose(patches, counts, pruning.method), model.model.multi_modal_projector, "part")}
+        encoded = flat(choose(patches, counts, pruning.method), model.model.multi_modal_projector, "part")
+        if groups is None and call.get("image_index") is None and not waits(call["input_ids"]):
+            groups = _tiles(model, call, *patches.scores.shape)
+        return {"image": encoded if groups is None else replace(encoded, trace=_placed(encoded.trace, groups))}
 
     def outputs(self, features: list[Tensor], kind: str) -> Tensor:
         """One tensor, see `in_groups`."""
@@ -138,6 +144,15 @@ def _joined(model: Any, patches: ScoredPatches) -> ScoredPatches:
     numbers = torch.arange(rows * columns, dtype=torch.float32).view(1, rows, columns, 1)
     members = model.model.pixel_shuffle(numbers, scale_factor=ratio).long().view(-1, side * side)
     return grouped(patches, members, (rows // side, columns // side), lambda x: x.flatten(-2))
+
+
+def _placed(traces: Sequence[ImageTrace], groups: Sequence[int]) -> list[ImageTrace]:
+    """The traces of tiles, told which tiles of their pictures they are; a picture of one tile is shown whole."""
+    places = [(number, count) for count in groups for number in range(count)]
+    return [
+        replace(trace, tile=place, shows="whole" if place[1] == 1 else "part")
+        for trace, place in zip(traces, places, strict=True)
+    ]
 
 
 def _tiles(model: Any, call: Mapping[str, Any], tiles: int, tokens: int) -> list[int]:

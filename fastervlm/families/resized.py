@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,14 +102,15 @@ def encode_resized(
         ends = (source[keep] == NEWLINE).to(tokens.device)
         number = ((~ends).long().cumsum(0) - 1).clamp(min=0)
         features = torch.where(ends[:, None], newline.to(tokens), tokens[number])
-    of_overview, of_rest = _trace(first, "whole"), _trace(second, "part")
+    of_overview, of_rest = _trace(first), _trace(second)
     newlines = len(features) - of_overview.num_tokens - of_rest.num_tokens
     return Encoded([features], [keep], [ResizedTrace(of_overview, of_rest, newlines)])
 
 
-def _trace(choice: Choice, shows: Literal["whole", "part"]) -> ImageTrace:
+def _trace(choice: Choice) -> ImageTrace:
+    """Without padding the crops lie over the whole picture, as the overview does."""
     patches = choice.patches
-    return ImageTrace(patches.scores[0].detach(), choice.mask[0].nonzero()[:, 0], patches.grid, shows=shows)
+    return ImageTrace(patches.scores[0].detach(), choice.mask[0].nonzero()[:, 0], patches.grid, shows="whole")
 
 
 def _shape(cut: CropLayout) -> Size:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastervlm.selection.kept import waits
 
 # So many numbers are looked at in one go, few enough for a cache.
-_AT_ONCE = 1 << 16
+_AT_A_TIME = 1 << 16
 
 
 def covering(shares: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
@@ -43,7 +43,7 @@ def covering(shares: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
 def _on_host(shares: np.ndarray, k: int, weight: np.ndarray | None) -> np.ndarray:
     """The same where values can be read."""
     chosen, covered = np.empty(k, dtype=np.int64), np.zeros_like(shares[:, 0])
-    gain, size = shares.sum(axis=0, dtype=np.float64), max(1, _AT_ONCE // shares.shape[1])
+    gain, size = shares.sum(axis=0, dtype=np.float64), max(1, _AT_A_TIME // shares.shape[1])
     for number in range(k):
         value = gain.copy() if weight is None else (gain * weight).astype(np.float32)
         value[chosen[:number]] = -1

@@ -23,7 +23,7 @@ class Blend:
 
     Attributes:
         sources: (T, s) int64, patches; one may stand there twice.
-        weights: (T, s) float32, their shares; each row sums to 1.
+        weights: (T, s) float64, their shares; each row sums to 1.
         grid: rows and columns of the tokens; rows * columns == T.
     """
 
@@ -96,7 +96,7 @@ class Blend:
         return rows[places < torch.tensor(choice.counts, device=rows.device)[:, None]]
 
     def _shares(self, patches: ScoredPatches) -> Tensor:
-        return self.weights.to(patches.cls_attention.device)
+        return self.weights.to(patches.cls_attention)
 
     def _mixed(self, x: Tensor) -> Tensor:
         """x (B, T, s, C) as (B, T, C)."""
@@ -110,7 +110,7 @@ def remembered(patches: ScoredPatches) -> ScoredPatches:
 
 def _line(old: int, new: int) -> tuple[Tensor, Tensor]:
     """(new, 2) places and shares of the points of a line of `old` that each of a line of `new` is mixed of."""
-    unit = torch.eye(old).view(1, old, old, 1)
+    unit = torch.eye(old, dtype=torch.double).view(1, old, old, 1)
     shares = F.interpolate(unit, size=[new, 1], mode="bilinear")[0, :, :, 0].T
     weights, places = shares.topk(min(2, old), dim=1)
     return places, weights

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from encoders.errors import UserError
+
 
 class Trace:
     """What was kept of one picture, clip or prompt; of which kind it is, its class says.
@@ -32,6 +34,7 @@ class ImageTrace(Trace):
         layout: how the kept tokens stand before the language model; "flat": in raster order, nothing between.
         shows: what the grid covers: the "square" that a processor cut or padded the picture to, the "whole" picture, stretched
             to it, or a "part" of it that nothing here tells.
+        tile: of a picture cut into tiles, which one this is, and of how many; the last of several is the whole picture again.
     """
 
     scores: Tensor
@@ -39,6 +42,7 @@ class ImageTrace(Trace):
     grid: tuple[int, int]
     layout: str = "flat"
     shows: Literal["square", "whole", "part"] = field(default="square", kw_only=True)
+    tile: tuple[int, int] | None = field(default=None, kw_only=True)
 
     @property
     def num_tokens(self) -> int:
@@ -51,3 +55,43 @@ class ImageTrace(Trace):
         mask = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.bool)
         mask[self.index.cpu()] = True
         return mask.view(self.grid)
+
+    def region(self, size: tuple[int, int], fit: Literal["crop", "pad"] = "crop") -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of what the grid covers, in pixels of a picture of that size (height, width).
+
+        Args:
+            size: of the picture as it was given to the processor.
+            fit: how the processor made it square, where it did: "crop" cut out the middle, "pad" added borders.
+
+        Raises:
+            UserError: nothing tells.
+        """
+        high, wide = size
+        if self.shows == "square":
+            side = min(size) if fit == "crop" else max(size)
+            left, top = (wide - side) / 2, (high - side) / 2
+            return left, top, left + side, top + side
+        if self.shows == "whole" or (self.tile is not None and self.tile[0] == self.tile[1] - 1):
+            return 0.0, 0.0, float(wide), float(high)
+        if self.tile is None:
+            raise UserError("Nothing tells which part of the picture these patches lie in; pass the trace of a whole picture.")
+        rows, columns = tile_grid(self.tile[1] - 1, size)
+        row, column = divmod(self.tile[0], columns)
+        return column * wide / columns, row * high / rows, (column + 1) * wide / columns, (row + 1) * high / rows
+
+    def boxes(self, size: tuple[int, int], fit: Literal["crop", "pad"] = "crop") -> Tensor:
+        """(K, 4) float32: left, top, right, bottom of each kept token, in pixels of the picture; arguments as for `region`.
+
+        A token of several patches has one box. Of a picture that was padded boxes may reach outside.
+        """
+        left, top, right, bottom = self.region(size, fit)
+        index = self.index.cpu()
+        corner = torch.stack((index % self.grid[1], index // self.grid[1]), dim=1)
+        start, unit = torch.tensor([left, top]), torch.tensor([(right - left) / self.grid[1], (bottom - top) / self.grid[0]])
+        return torch.cat((start + corner * unit, start + (corner + 1) * unit), dim=1)
+
+
+def tile_grid(tiles: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns that so many tiles of a picture of that size (height, width) stand in: those nearest to its shape."""
+    grids = [(rows, tiles // rows) for rows in range(1, tiles + 1) if tiles % rows == 0]
+    return min(grids, key=lambda grid: abs(size[1] / size[0] - grid[1] / grid[0]))

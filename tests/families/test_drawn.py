@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 import fastervlm
 from encoders import UserError
 from fastervlm.overlays import layers
-from fastervlm.selection.trace import ImageTrace
+from fastervlm.selection.trace import ImageTrace, tile_grid
 from tests.support import family_cases
 from tests.support.checks import one_sentence
 from tests.support.family_cases import CASES, prompt
@@ -25,7 +26,8 @@ def test_a_whole_picture_is_drawn_in_its_own_shape():
 
 
 @pytest.mark.parametrize(
-    ("name", "shows"), [("internvl", "part"), ("qwen2 pictures", "whole"), ("onevision clips", "whole"), ("vipllava", "square")]
+    ("name", "shows"),
+    [("internvl", "whole"), ("qwen2 pictures", "whole"), ("onevision clips", "whole"), ("vipllava", "square")],
 )
 @torch.no_grad()
 def test_each_family_says_what_its_grid_covers(name, shows):
@@ -35,10 +37,51 @@ def test_each_family_says_what_its_grid_covers(name, shows):
         model(**prompt(case, model, [[0]]))
     trace = getattr(handle.trace[0], "frames", handle.trace)[0]
     assert trace.shows == shows
-    if shows == "part":
-        with pytest.raises(UserError, match="nothing tells which part of the picture") as caught:
-            fastervlm.overlay(Image.new("RGB", (40, 40)), trace)
+    assert trace.boxes((40, 60)).shape == (trace.num_tokens, 4)
+    assert fastervlm.overlay(Image.new("RGB", (60, 40)), trace, side=64).width >= 64
+
+
+def test_what_nothing_tells_is_refused():
+    trace = ImageTrace(torch.ones(4) / 4, torch.tensor([0]), (2, 2), shows="part")
+    for use in (lambda: trace.boxes((40, 40)), lambda: fastervlm.overlay(Image.new("RGB", (40, 40)), trace)):
+        with pytest.raises(UserError, match="Nothing tells which part of the picture") as caught:
+            use()
         one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("size", [(448, 448), (300, 900), (900, 300), (600, 800), (1000, 700), (333, 1000), (2000, 1999)])
+def test_tiles_stand_as_the_processor_of_transformers_cuts_them(size):
+    for most in (4, 6, 12):
+        columns, rows = get_optimal_tiled_canvas(size, (448, 448), 1, most)
+        assert tile_grid(rows * columns, size) == (rows, columns)
+
+
+def test_boxes_of_tokens_by_hand():
+    scores, index = torch.ones(4) / 4, torch.tensor([0, 3])
+    size = (40, 120)  # three tiles side by side, and the whole once more
+    boxes = [ImageTrace(scores, index, (2, 2), shows="part", tile=(n, 4)).boxes(size).tolist() for n in range(4)]
+    assert boxes[1] == [[40, 0, 60, 20], [60, 20, 80, 40]]
+    assert boxes[3] == [[0, 0, 60, 20], [60, 20, 120, 40]]
+    assert ImageTrace(scores, index, (2, 2)).boxes(size).tolist() == [[40, 0, 60, 20], [60, 20, 80, 40]]
+    assert ImageTrace(scores, index, (2, 2)).boxes(size, "pad").tolist() == [[0, -40, 60, 20], [60, 20, 120, 80]]
+
+
+@torch.no_grad()
+def test_the_tiles_of_a_picture_are_drawn_together():
+    case = CASES["internvl"]
+    model = family_cases.random(case.make)
+    with fastervlm.prune(model, 1) as handle:
+        model(**prompt(case, model, [[2], [0]]))
+    tiles = handle.trace[:3]
+    assert [trace.tile for trace in handle.trace] == [(0, 3), (1, 3), (2, 3), (0, 1)]
+    drawn = layers(Image.new("RGB", (80, 40)), tiles, side=80)
+    assert drawn.tokens == (1, 2)
+    expected = np.zeros((40, 80))
+    for trace in tiles[:2]:
+        ((left, top, right, bottom),) = trace.boxes((40, 80)).int().tolist()
+        expected[top:bottom, left:right] = 1
+    assert np.array_equal(drawn.kept[1], expected)
+    assert drawn.kept[0].sum() == 40 * 80 / 4
 
 
 @torch.no_grad()
@@ -52,6 +95,8 @@ def test_pictures_beside_others_and_resized_maps():
     model = family_cases.random(resized.make)
     with fastervlm.prune(model, 5) as handle:
         model(**prompt(resized, model, [[0]]))
-    with pytest.raises(UserError, match="cannot draw a ResizedTrace yet") as caught:
-        fastervlm.overlay(Image.new("RGB", (60, 40)), handle.trace)
-    one_sentence(caught.value)
+    drawn = layers(Image.new("RGB", (60, 40)), handle.trace, side=60)
+    trace = handle.trace[0]
+    assert drawn.tokens == (trace.overview.num_tokens, trace.map.num_tokens)
+    assert 0 < drawn.kept[1].mean() < 1
+    assert trace.map.boxes((40, 60)).shape == (trace.map.num_tokens, 4)

@@ -20,7 +20,7 @@ each_case = pytest.mark.parametrize("name", CASES)
 
 
 def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6 * max(1.0, float(theirs.abs().max())))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * max(1.0, float(theirs.abs().max())))
 
 
 class Pruned:
@@ -153,6 +153,22 @@ def test_fewer_are_the_stock_embeddings_indexed_afterwards(models, name, rows, s
         close(own, reference.logits(columns, original=positions == "original"))
         if len(columns) < len(reference.embeds):
             assert not torch.allclose(own[-1], reference.whole[-1], atol=1e-4)
+
+
+@each_case
+@torch.no_grad()
+def test_in_float64_what_stays_is_the_same_to_twelve_digits(models, name):
+    """So that all that differs in float32 is rounding: other shapes of the same products."""
+    case, model = CASES[name], copy.deepcopy(models(name)).double()
+    batch = {key: x.double() if x.is_floating_point() else x for key, x in prompt(case, models(name), [[0, 2]]).items()}
+    reference, seen = Reference(model, batch), {}
+    hook = model.model.language_model.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    with Pruned(case, model) as pruned:
+        model(**batch)
+        (columns,) = pruned.columns(batch["input_ids"])
+    hook.remove()
+    kept = reference.embeds[columns]
+    torch.testing.assert_close(seen["inputs_embeds"][0], kept, rtol=0, atol=1e-12 * float(kept.abs().max()))
 
 
 @each_case
