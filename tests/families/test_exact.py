@@ -19,8 +19,9 @@ GREEDY = {"do_sample": False, "max_new_tokens": 5, "suppress_tokens": NEVER}
 each_case = pytest.mark.parametrize("name", CASES)
 
 
-def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * max(1.0, float(theirs.abs().max())))
+def close(ours, theirs, of_batch=False):
+    """To a millionth of the largest; twice that where a row of a padded batch, with its mask, is held to the row alone."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=(2e-6 if of_batch else 1e-6) * max(1.0, float(theirs.abs().max())))
 
 
 class Pruned:
@@ -150,7 +151,7 @@ def test_fewer_are_the_stock_embeddings_indexed_afterwards(models, name, rows, s
         told, pruned.columns(batch["input_ids"]), references(case, model, ROWS[rows]), strict=True
     ):
         own = row[len(row) - len(columns) :] if side == "left" else row[: len(columns)]
-        close(own, reference.logits(columns, original=positions == "original"))
+        close(own, reference.logits(columns, original=positions == "original"), rows == "ragged")
         if len(columns) < len(reference.embeds):
             assert not torch.allclose(own[-1], reference.whole[-1], atol=1e-4)
 
@@ -182,7 +183,7 @@ def test_a_batch_is_its_rows_one_by_one(models, name):
         for number, (seeds, own) in enumerate(zip(rows, columns, strict=True)):
             pruned.keep = {}
             alone = prompt(case, model, [seeds], first=number)
-            close(model(**alone).logits[0], told[number, -len(own) :])
+            close(model(**alone).logits[0], told[number, -len(own) :], of_batch=True)
             assert pruned.columns(alone["input_ids"]) == [own]
 
 
