@@ -20,6 +20,7 @@ from fastervlm.pictures import BadPicture, to_rgb
 from fastervlm.selection.trace import ImageTrace
 
 Fit = Literal["crop", "pad"]
+Trace = ImageTrace | CropsTrace | ResizedTrace
 
 
 def overlay(image: Image.Image, trace: AnyTrace | Sequence[AnyTrace], *, fit: Fit = "crop", side: int = 672) -> Image.Image:
