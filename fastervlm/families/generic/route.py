@@ -83,11 +83,11 @@ def _checked(model: Any, route: Route, whole: _Prompt) -> Route:
     for name in ("forward", "generate"):
         offset = route.first if name == "forward" else 0
         long, less = (_reached(model, name, part.call(route, offset)) for part in (whole, short))
-        for key in sorted(long.keys() | less.keys()):
-            if not _same(_indexed(long.get(key)), less.get(key)) and key != "position_ids":
-                raise _refused(model, f"what it hands to its language model beside the embeddings ({key}) does not follow them")
-        if not torch.equal(less["inputs_embeds"], own["inputs_embeds"][:, _STAYS]):
+        if not all(_same(_indexed(of["inputs_embeds"]), less["inputs_embeds"]) for of in (long, own)):
             raise _refused(model, "its embeddings of a shorter prompt are not those of the longer one")
+        for key in sorted((long.keys() | less.keys()) - {"inputs_embeds", "position_ids"}):
+            if not _same(_indexed(long.get(key)), less.get(key)):
+                raise _refused(model, f"what it hands to its language model beside the embeddings ({key}) does not follow them")
         _check_positions(model, less.get("position_ids"), short, route)
         route = replace(route, causal=route.causal and _causal(less))
     if route.axes and not _same(own.get("position_ids"), whole.axes):
