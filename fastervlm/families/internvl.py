@@ -9,6 +9,7 @@ Dims: S tiles, N tokens of a tile, g patches of a token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -68,8 +69,9 @@ class InternVL(Family):
         patches = asked(patches, call.get("questions"), groups)
         counts = counts_for(pruning.budget, patches.scores, groups=groups, pool=pruning.settings)
         encoded = flat(choose(patches, counts, pruning.method), model.model.multi_modal_projector, "part")
-        if groups is None and call.get("image_index") is None and not waits(call["input_ids"]):
-            groups = _tiles(model, call, *patches.scores.shape)
+        if groups is None and not waits(call["input_ids"]):
+            with suppress(UserError):  # prompts that do not fit are refused where they are shortened
+                groups = _tiles(model, call, *patches.scores.shape)
         return {"image": encoded if groups is None else replace(encoded, trace=_placed(encoded.trace, groups))}
 
     def outputs(self, features: list[Tensor], kind: str) -> Tensor:
