@@ -55,12 +55,12 @@ def test_a_model_that_hands_on_anything_else_is_refused_and_left_as_it_was(model
     fastervlm.prune(model, 3).remove()
 
 
-def test_a_model_that_fails_on_ready_features_is_refused(model, monkeypatch):
-    monkeypatch.setattr(model.config, "image_token_id", None)
+def test_a_model_that_does_not_say_or_fails_is_refused(model, monkeypatch):
+    known, model.config.image_token_id = model.config.image_token_id, None
     with pytest.raises(UserError, match="does not say which token stands for a picture") as caught:
         fastervlm.prune(model, 3)
     one_sentence(caught.value)
-    monkeypatch.undo()
+    model.config.image_token_id = known
     monkeypatch.setattr(model.model, "get_placeholder_mask", lambda *args, **kwargs: None)
     with pytest.raises(UserError, match=r"does not go on from ready features of the placeholders alone \(") as caught:
         fastervlm.prune(model, 3)
