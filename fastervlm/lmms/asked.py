@@ -131,5 +131,5 @@ def _sorted(shown: Sequence[Any], processor: Any, where: str) -> tuple[list[Imag
         else:
             raise UserError(f"{where} shows a {type(each).__name__}; pictures (PIL) and video files (paths) are known.")
     if clips and not hasattr(processor, "video_token"):
-        raise UserError(f"{where} shows a video, for which this model is not made; use one for videos.")
+        raise UserError(f"{where} shows a video, for which this model is not made; use fastervlm_video_llava.")
     return pictures, clips
