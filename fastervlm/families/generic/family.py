@@ -177,9 +177,9 @@ class Generic(Family):
         """The language model."""
         return model.get_decoder()
 
-    def num_visual_tokens(self, config: Any) -> int:
-        """Nothing says so for all of these classes."""
-        raise UserError(f"Of a {self.class_name} nothing tells how many visual tokens a picture has before it is shown one.")
+    def num_visual_tokens(self, config: Any, kind: str = "image") -> None:
+        """Nothing says so for all of these classes before a picture is shown."""
+        return
 
     def complete(self, processor: Any, config: Any, anyres: str) -> Any:
         """The processor, padding on the left."""
