@@ -28,7 +28,6 @@ Methods = Annotated[
         help="none, cls, coverage, fastv, reference-route, separated by commas; none and the model's own if left out."
     ),
 ]
-LlmLayers = Annotated[int | None, typer.Option(help="Layers of the language model, fewer than the shape has.", **WHOLE)]
 Batches = Annotated[str, typer.Option("--batch", help="Prompts at a time, separated by commas.")]
 TextTokens = Annotated[int, typer.Option(help="Words of a prompt.", **WHOLE)]
 Layer = Annotated[int, typer.Option(help="The first layer that FastV prunes, counted from 0.", **WHOLE)]
@@ -47,7 +46,6 @@ def plan(
     batch: Batches = "1",
     text_tokens: TextTokens = 64,
     layer: Layer = 2,
-    llm_layers: LlmLayers = None,
     dtype: Dtype = None,
     calibrate: Calibrate = None,
     out: Out = None,
@@ -70,7 +68,7 @@ def plan(
 
     check_numbers(text_tokens=text_tokens)
     check_json(out)
-    chosen, batches = get_shape(shape).with_layers(llm_layers), whole_numbers("batch", batch)
+    chosen, batches = get_shape(shape), whole_numbers("batch", batch)
     layers = range(chosen.config.text_config.num_hidden_layers)
     if layer not in layers:
         raise UserError(f"--layer is {layer}, but {shape} has the layers 0 to {layers[-1]}.")
