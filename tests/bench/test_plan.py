@@ -64,7 +64,8 @@ def test_prompts_are_as_long_as_the_models(name, workloads):
     job = job_of(shape, "none", shape.num_visual_tokens, 1, 12)
     if name in workloads:
         assert job.length == workloads[name].process(1)["input_ids"].shape[1]
-    newlines = 2 * shape.side if shape.kind == "llava_next" else 0
+    between = {"llava_next": 2 * shape.side, "llava_onevision": 2 * shape.side, "internvl": 2}  # newlines; around a picture
+    newlines = between.get(shape.kind, 0)
     assert job_of(shape, "cls", 3, 1, 12).length == 12 + 3 * shape.parts + newlines
     assert job_of(shape, "reference-route", 3, 1, 12).length == 12 + 3 * shape.parts
     fastv = job_of(shape, "fastv", 3, 1, 12, layer=1)
