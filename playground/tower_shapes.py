@@ -6,7 +6,7 @@ Dims: B pictures, N patches, T tokens, K kept, C tower width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from encoders import ScoredPatches, wrap
 from encoders.packed import PackedEncoder
 from fastervlm.methods.coverage import Coverage
+from fastervlm.selection.choice import once
 from fastervlm.selection.groups import blocks, grouped
 
 Route = Callable[[Any, Tensor, int], Tensor]
@@ -69,6 +70,7 @@ def by_scores(tokens: ScoredPatches, keep: int) -> Tensor:
 
 def by_coverage(tokens: ScoredPatches, keep: int) -> Tensor:
     """(B, K, C): what covers the picture best, for which all tokens are finished; the choice is timed too."""
+    tokens = replace(tokens, finish=once(tokens.finish))  # as under fastervlm.prune
     return tokens.features(Coverage()(tokens, keep).index)
 
 

@@ -36,8 +36,8 @@ def check_shrinking(family: Family, budget: Budget) -> None:
         )
     if family.shrinks != "tower":
         raise UserError(
-            f"'resize' means nothing to a {family.class_name}, whose pictures and frames are brought to one size before the "
-            "tower; use 'pool'."
+            f"'resize' cannot shrink what a {family.class_name} is shown; use 'pool', or let its processor make pictures "
+            "smaller."
         )
     if not isinstance(budget, TokenBudget):
         raise UserError("'resize' shrinks all pictures alike; give a count or a fraction of tokens to keep.")

@@ -157,8 +157,8 @@ def refused_models():
     from tests.support.family_cases import CASES
 
     return [
-        (tiny.llava_next, {}, "means nothing to a LlavaNextForConditionalGeneration"),
-        (tiny.video_llava, {}, "means nothing to a VideoLlavaForConditionalGeneration"),
+        (tiny.llava_next, {}, "cannot shrink what a LlavaNextForConditionalGeneration"),
+        (tiny.video_llava, {}, "cannot shrink what a VideoLlavaForConditionalGeneration"),
         (CASES["qwen2.5 pictures"].make, {}, "its processor's business"),
         (tiny.llava, {"keep": fastervlm.Mass(0.5)}, "give a count or a fraction"),
     ]
