@@ -24,6 +24,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 
 from encoders import ScoredPatches, wrap
 from encoders.packed import PackedEncoder
+from encoders.registry import Score
 from fastervlm.methods.coverage import Coverage
 from fastervlm.selection.choice import once
 from fastervlm.selection.groups import blocks, grouped
@@ -131,7 +132,7 @@ def qwen(dtype: torch.dtype, layers: int) -> Any:
     return Qwen2_5_VisionTransformerPretrainedModel._from_config(config, dtype=dtype).eval()
 
 
-def ours(select_layer: int, score: str, choose: Callable[[ScoredPatches, int], Tensor], side: int = 1) -> Route:
+def ours(select_layer: int, score: Score, choose: Callable[[ScoredPatches, int], Tensor], side: int = 1) -> Route:
     """A route by a tower stopped in its feature block, which finishes for what is kept of blocks of `side` x `side` patches."""
 
     def route(tower: Any, pixel_values: Tensor, keep: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
@@ -59,9 +60,14 @@ def train_llava(runs: Path, seed: int, scale: float, out: Path) -> None:
     export(answering, tokenizer, out)
 
 
+def tiny_llava() -> tuple[Any, Any]:
+    """The trained tiny LLaVA and its processor, from which the others begin."""
+    return fastervlm.load(MODEL, device="cpu")
+
+
 def train_next(runs: Path, seed: int, scale: float, out: Path) -> None:
     """Tune projector, newline and language model of the trained tiny LLaVA on crops."""
-    llava, processor = fastervlm.load(MODEL, device="cpu")
+    llava, processor = tiny_llava()
     torch.manual_seed(seed + 2)
     task = CropsTask(llava)
     train(task, crops.phases(processor.tokenizer, seed, scale), runs / "crops.pt")
@@ -70,7 +76,7 @@ def train_next(runs: Path, seed: int, scale: float, out: Path) -> None:
 
 def train_video(runs: Path, seed: int, scale: float, out: Path) -> None:
     """Teach the tower of the trained tiny LLaVA places, then tune projector and language model on clips."""
-    llava, processor = fastervlm.load(MODEL, device="cpu")
+    llava, processor = tiny_llava()
     torch.manual_seed(seed + 3)
     places = PlacesTask(llava.model.vision_tower)
     train(places, video_task.place_phases(seed, scale), runs / "places.pt")
@@ -85,7 +91,7 @@ def train_qwen(runs: Path, seed: int, scale: float, out: Path) -> None:
     torch.manual_seed(seed + 4)
     seeing = QwenTowerTask(Qwen2_5_VisionTransformerPretrainedModel(qwen_tower.vision_config()))
     train(seeing, qwen_tower.phases(seed, scale), runs / "qwen-tower.pt")
-    llava, processor = fastervlm.load(MODEL, device="cpu")
+    llava, processor = tiny_llava()
     tokenizer = qwen_tokenizer(processor.tokenizer)
     torch.manual_seed(seed + 5)
     answering = QwenTask(seeing.tower, llava, tokenizer)

@@ -29,6 +29,7 @@ class Pictures:
 
     def preparation(self, subject: Subject, settings: Settings) -> Preparation:
         """How questions become model inputs, given the processor."""
+        budget = settings.budget
         ask, task = conversation(subject.processor, settings.conv_mode), settings.task
         return Preparation(
             lambda question: ask(task.prompt(question), question.image is not None),
@@ -37,7 +38,7 @@ class Pictures:
             selector_of(settings),
             settings.exif,
             self.kind in subject.family.rows,
-            partial(shrunk_picture, budget=settings.budget) if settings.shrinks(subject) else None,
+            partial(shrunk_picture, budget=budget) if budget is not None and settings.shrinks(subject) else None,
         )
 
     def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
