@@ -49,7 +49,7 @@ def embedded_model(folder: Path = MODEL) -> Path:
         UserError: this is an installed package that does not carry it.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder.name} is part of a checkout of fastervlm and is not here; give --model.")
+        raise UserError(f"{folder.name} is part of a checkout of fastervlm and is not here; give another --model.")
     return folder
 
 

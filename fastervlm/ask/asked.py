@@ -14,6 +14,7 @@ from transformers.generation.streamers import BaseStreamer, TextStreamer
 
 import fastervlm
 from encoders.errors import UserError
+from encoders.registry import Score
 from fastervlm.checkpoints.errors import reason
 from fastervlm.eval.answerer import GREEDY
 from fastervlm.eval.pictures import shaped
@@ -32,10 +33,11 @@ from fastervlm.selection.method import traits
 
 @dataclass(frozen=True)
 class Pruner:
-    """How the model is pruned for an answer; `method` None is the model's own default."""
+    """How the model is pruned for an answer; `method` and `score` None are the model's own default."""
 
     keep: int | float
     method: Method | None = None
+    score: Score | None = None
 
     @property
     def in_llm(self) -> bool:
@@ -140,7 +142,7 @@ class Asked:
         clock = FirstTokenClock(self.model.device)
         pruned: AbstractContextManager[Any] = nullcontext()
         if pruner is not None:
-            pruned = fastervlm.prune(self.model, pruner.keep, method=pruner.method)
+            pruned = fastervlm.prune(self.model, pruner.keep, method=pruner.method, score=pruner.score)
         with pruned as handle:
             clock.start()
             output = self.model.generate(
@@ -174,8 +176,7 @@ def _opened(file: Path) -> Image.Image:
 
 def _shown(picture: Image.Image, file: Path, family: Family, processor: Any) -> Image.Image:
     """A picture as the processor gets it: in the shape that the family was trained with."""
-    usual = "anyres" if family.parts == "crops" else "pad" if family.measured else "native"
     try:
-        return shaped(picture, getattr(family, "shapes", (usual,))[0], processor)
+        return shaped(picture, family.shapes[0], processor)
     except BadPicture as error:
         raise UserError(f"{file} {error}.") from None

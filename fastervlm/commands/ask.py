@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encoders.errors import UserError
-from fastervlm.commands.common import ConvMode, Device, Dtype, named
-from fastervlm.commands.names import KINDS, METHODS, TINY, completer, listed
+from fastervlm.commands.common import ConvMode, Device, Dtype, MethodName, named
+from fastervlm.commands.names import KINDS, TINY, completer, listed
 from fastervlm.commands.numbers import number, whole
 
 if TYPE_CHECKING:
@@ -28,13 +28,6 @@ Keep = Annotated[
     str,
     typer.Option(
         "--keep", "--visual-token-num", help="Visual tokens kept of each picture, or crop of it: a count (58) or a fraction."
-    ),
-]
-Method = Annotated[
-    str | None,
-    typer.Option(
-        help=f"How they are chosen: {listed(METHODS)}. If left out cls, or coverage where the tower has no [CLS] token.",
-        autocompletion=completer(METHODS),
     ),
 ]
 Model = Annotated[
@@ -60,7 +53,7 @@ def ask(
     words: Words = None,
     *,
     keep: Keep = "0.1",
-    method: Method = None,
+    method: MethodName = None,
     model: Model = None,
     compare: Compare = False,
     overlay: Overlay = None,
@@ -111,12 +104,12 @@ def pictures_and_question(words: list[str]) -> tuple[list[Path], str]:
 
 def _pruner(keep: str, method: str | None) -> Pruner:
     from fastervlm.ask.asked import Pruner
-    from fastervlm.methods.lookup import get_method
+    from fastervlm.eval.settings import chosen
     from fastervlm.selection.budget import Budget
 
     kept = number(keep, "--keep")
     Budget.of(kept)  # refuses what is no budget
-    return Pruner(kept, None if method is None else get_method(method))
+    return Pruner(kept, **chosen(method))
 
 
 def _example() -> tuple[list[Path], str]:

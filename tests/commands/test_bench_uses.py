@@ -25,6 +25,7 @@ FOREIGN = [
     (["--batch=1"], "--batch belongs to bench model and bench shape, not to bench task"),
     (["model", "--question-file", "q"], "--question-file belongs to bench task, not to bench model"),
     (["shape", "tiny", "--out-dir", "o"], "--out-dir belongs to bench task, not to bench shape"),
+    (["model", "--llm-layers", "2"], "--llm-layers belongs to bench shape, not to bench model"),
     (["task", "--text-tokens", "3"], "--text-tokens belongs to bench model and bench shape, not to bench task"),
 ]
 

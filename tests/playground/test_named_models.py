@@ -27,7 +27,9 @@ def test_load_knows_the_names():
 
 def test_one_that_does_not_ship_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "MODELS", tmp_path)
-    with pytest.raises(UserError, match="tiny-llava-next is part of a checkout of fastervlm and is not here; give --model"):
+    with pytest.raises(
+        UserError, match="tiny-llava-next is part of a checkout of fastervlm and is not here; give another --model"
+    ):
         embedded.named_model("tiny-llava-next")
 
 
