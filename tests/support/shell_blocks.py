@@ -14,7 +14,7 @@ import typer
 from fastervlm import cli
 from tests.support.readmes import ROOT
 
-LIGHT = {"models", "towers", "data", "plan", "ask"}  # these run as they stand
+LIGHT = {"models", "towers", "plan", "ask"}  # these run as they stand
 MOST = 32  # and so do commands that are limited to so many questions,
 LONG = {"video-qa", "video-compare"}  # but for those whose benchmark takes a minute to draw
 ABOUT = {"report", "reproduce"}  # these run where what they are about is there
