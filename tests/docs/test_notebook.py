@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.support import readmes, stand_ins
+from tests.support import readmes
 
 NOTEBOOK = readmes.ROOT / "playground" / "quickstart.ipynb"
 MOST = 400_000  # bytes
@@ -33,7 +33,6 @@ def committed():
 def test_it_runs_and_shows_what_was_committed(committed, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(readmes.ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    stand_ins.link(tmp_path)
     ran = nbformat.from_dict(committed)
     NotebookClient(ran, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert said(ran) == said(committed)

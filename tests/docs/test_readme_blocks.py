@@ -23,7 +23,6 @@ def a_folder_of_the_readers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("playground", "scripts", "tests"):
         (tmp_path / name).symlink_to(readmes.ROOT / name)
-    stand_ins.link(tmp_path)
     Image.new("RGB", (320, 240), "teal").save(tmp_path / "street.jpg")
     write_clip(tmp_path / "clip.mp4", numbered_frames(16))
 

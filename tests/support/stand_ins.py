@@ -21,9 +21,3 @@ def put(monkeypatch):
     """Let `fastervlm.load` read a tiny model of the same kind."""
     load = fastervlm.load
     monkeypatch.setattr(fastervlm, "load", lambda name, **settings: load(tiny_for(name), **settings))
-
-
-def link(folder):
-    """Put the tiny models into a folder by their names."""
-    for tiny in {*TINY.values()}:
-        (folder / tiny.name).symlink_to(tiny)
