@@ -26,9 +26,9 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.answers import Entry, Journal, journal_file, read_protocol, refuse_difference, writable_folder
+from fastervlm.eval.chat import Chat, NoReply
 from fastervlm.reporting.files import hash_files, write_json
 from fastervlm.reporting.progress import console, track
-from video.chat import Chat, NoReply
 from video.questions import Prediction, read_predictions
 
 ROLE = (

@@ -14,7 +14,7 @@ from fastervlm.commands.common import resumable
 from fastervlm.commands.numbers import DECIMAL, whole
 
 if TYPE_CHECKING:
-    from video.chat import Chat
+    from fastervlm.eval.chat import Chat
 
 Predictions = Annotated[Path, typer.Option(help="The answers, as video-qa or the reference writes them (.pred.jsonl).")]
 Json = Annotated[Path | None, typer.Option(help="Write the score to this file as well.")]
@@ -62,8 +62,8 @@ def video_score(
         write_json(json, result.summary())
     if api_base is None or model is None:
         return
+    from fastervlm.eval.chat import Chat, RateLimit
     from fastervlm.reporting.progress import console
-    from video.chat import Chat, RateLimit
 
     key = os.environ.get("OPENAI_API_KEY", "").strip() or None
     chat = Chat(api_base, model, key, RateLimit(requests_per_minute), timeout, retries, say=console.print)

@@ -38,6 +38,7 @@ from fastervlm.commands.common import (
     resumable,
     write_submission,
 )
+from fastervlm.commands.endpoint import ApiBase, api_engine
 from fastervlm.commands.numbers import DECIMAL, WHOLE, number
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def evaluate(
     engine: EngineName = "local",
     workers: Workers = None,
     address: Address = None,
+    api_base: ApiBase = None,
 ) -> None:
     """Answer a benchmark's questions and score the answers.
 
@@ -99,8 +101,9 @@ def evaluate(
         task=benchmark,
         medium=Pictures(),
         **files,
-        answers_file=answers_file or default_answers(files["question_file"], model, method, visual_token_num),
-        keep=None if visual_token_num is None else number(visual_token_num),
+        answers_file=answers_file
+        or default_answers(files["question_file"], model, "server" if api_base else method, visual_token_num),
+        keep=None if visual_token_num is None or api_base else number(visual_token_num),
         **chosen(method, seed),
         batch_size=batch_size,
         limit=limit,
@@ -111,10 +114,16 @@ def evaluate(
         exif=exif,
         seed=seed,
     )
-    _check(method, settings.keep, overlay)
+    if api_base is None:
+        _check(method, settings.keep, overlay)
+        asked = engine_of(engine, workers, address)
+    else:
+        here = {"method": method, "dtype": dtype, "device": device, "anyres": anyres, "newline": newline, "budget": budget}
+        here |= {"overlay": overlay, "engine": engine, "address": address}
+        asked = api_engine(api_base, model, workers, visual_token_num, here)
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     with resumable():
-        protocol, score = run(subject, settings, engine_of(engine, workers, address))
+        protocol, score = run(subject, settings, asked)
     _tell(subject, settings, protocol, score, overlay)
 
 

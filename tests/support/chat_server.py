@@ -7,7 +7,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from video.chat import Chat
+from fastervlm.eval.chat import Chat
 
 YES = '{"pred": "yes", "score": 4}'
 

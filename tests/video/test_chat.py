@@ -9,9 +9,9 @@ from email.utils import formatdate
 import pytest
 
 from encoders import UserError
+from fastervlm.eval import chat as chat_module
+from fastervlm.eval.chat import Chat, NoReply, RateLimit
 from tests.support.chat_server import YES, completion
-from video import chat as chat_module
-from video.chat import Chat, NoReply, RateLimit
 from video.judge import judge
 
 

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from encoders import UserError
+from fastervlm.eval.chat import Chat, NoReply, RateLimit
 from tests.support.chat_server import YES
 from video import judge as judge_module
-from video.chat import Chat, NoReply, RateLimit
 from video.judge import ASKED, IN_A_ROW, Tally, judge, verdict_in
 
 

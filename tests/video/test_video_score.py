@@ -13,8 +13,8 @@ import pytest
 
 from encoders import UserError
 from fastervlm import cli
+from fastervlm.eval.chat import Chat
 from tests.support.chat_server import YES
-from video.chat import Chat
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from encoders.errors import UserError
-from video.deadline import TimedHttp, TimedHttps
+from fastervlm.eval.deadline import TimedHttp, TimedHttps
 
+_T = TypeVar("_T")
 LONGEST_WAIT = 60.0
 LONGEST_TIMEOUT = 86_400.0
 SLOWEST = 0.01
@@ -34,6 +35,14 @@ class NoReply(Exception):
     def __init__(self, message: str, everybody: bool = False) -> None:
         super().__init__(message)
         self.everybody = everybody
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said, and how many tokens its prompt had, if the endpoint counts them."""
+
+    text: str
+    prompt_tokens: int | None
 
 
 class RateLimit:
@@ -82,17 +91,34 @@ class Chat:
         if self.key is not None and not _is_key(self.key):
             raise UserError("The key in OPENAI_API_KEY holds characters that no key has; copy it again.")
 
-    def __call__(self, messages: list[dict[str, str]]) -> str:
-        """What the model says to the messages, at temperature 0.
+    def __call__(self, messages: list[dict[str, Any]], **fields: Any) -> str:
+        """What the model says to the messages, at temperature 0; `fields` are further ones of the request's body.
 
         Raises:
             NoReply: it says nothing to these, however often it is asked.
             UserError: it will say nothing to any: the key is wrong, or there is no such address or model.
         """
+        return self.reply(messages, **fields).text
+
+    def reply(self, messages: list[dict[str, Any]], **fields: Any) -> Reply:
+        """The same, with how long the prompt was."""
+        body = json.dumps({"model": self.model, "messages": messages, "temperature": 0, **fields}).encode()
+        return self._asked(lambda: _reply(self._send("chat/completions", body)))
+
+    def models(self) -> list[dict[str, Any]]:
+        """What the endpoint says of its models.
+
+        Raises:
+            NoReply: it does not say.
+            UserError: as for a call.
+        """
+        return self._asked(lambda: _models(self._send("models")))
+
+    def _asked(self, ask: Callable[[], _T]) -> _T:
         for attempt in range(self.retries + 1):
             self._sleep(self.rate.wait())
             try:
-                return self._post(messages)
+                return ask()
             except _Passing as passing:
                 if attempt == self.retries:
                     raise NoReply(f"{passing}, {attempt + 1} times", everybody=True) from None
@@ -109,13 +135,12 @@ class Chat:
         if self.stopped.wait(seconds):
             raise NoReply("the run was stopped")
 
-    def _post(self, messages: list[dict[str, str]]) -> str:
-        body = json.dumps({"model": self.model, "messages": messages, "temperature": 0}).encode()
+    def _send(self, path: str, body: bytes | None = None) -> bytes:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        request = urllib.request.Request(f"{self.base.rstrip('/')}/chat/completions", body, headers)
+        request = urllib.request.Request(f"{self.base.rstrip('/')}/{path}", body, headers)
         try:
             with _OPENER.open(request, timeout=self.timeout) as response:
-                return _content(response.read(LONGEST_REPLY))
+                return response.read(LONGEST_REPLY)
         except urllib.error.HTTPError as error:
             with error:
                 self._refused(error)
@@ -166,15 +191,27 @@ def _is_key(key: str) -> bool:
     return bool(key) and key.isascii() and key.isprintable()
 
 
-def _content(body: bytes) -> str:
-    """The text in a response; what is no such response may be better the next time."""
+def _reply(body: bytes) -> Reply:
+    """What a response holds; what is no such response may be better the next time."""
     try:
-        text = json.loads(body)["choices"][0]["message"]["content"]
+        told = json.loads(body)
+        text = told["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise _Passing("the response is no chat completion") from None
     if not isinstance(text, str):
         raise _Passing("the response holds no text")
-    return text
+    usage = told.get("usage")
+    length = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return Reply(text, length if isinstance(length, int) else None)
+
+
+def _models(body: bytes) -> list[dict[str, Any]]:
+    """The models in a response."""
+    try:
+        models = json.loads(body)["data"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise _Passing("the response is no list of models") from None
+    return [each for each in models if isinstance(each, dict)] if isinstance(models, list) else []
 
 
 def _message(error: urllib.error.HTTPError) -> str:
