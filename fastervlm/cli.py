@@ -28,6 +28,7 @@ from fastervlm.commands.compare import compare
 from fastervlm.commands.convert import convert
 from fastervlm.commands.data import data
 from fastervlm.commands.demo import demo
+from fastervlm.commands.embed import embed
 from fastervlm.commands.evaluate import evaluate
 from fastervlm.commands.models import models
 from fastervlm.commands.names import KINDS, METHODS, TASKS, TINY, listed
@@ -35,6 +36,7 @@ from fastervlm.commands.plan import plan
 from fastervlm.commands.quiet import hush
 from fastervlm.commands.report import report, reproduce
 from fastervlm.commands.score import score
+from fastervlm.commands.serve import PASSING_ON, serve
 from fastervlm.commands.towers import towers
 
 app = typer.Typer(
@@ -75,6 +77,8 @@ app.command()(plan)
 app.add_typer(analyze, name="analyze")
 app.command()(convert)
 app.command()(demo)
+app.command(context_settings=PASSING_ON)(serve)
+app.command()(embed)
 app.command()(data)
 app.command()(towers)
 app.command()(models)

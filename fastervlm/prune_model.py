@@ -23,6 +23,7 @@ from fastervlm.families.traces import AnyTrace
 from fastervlm.generation import run
 from fastervlm.generation.draft import get_candidate_generator
 from fastervlm.generation.host import HOST, Host
+from fastervlm.generation.versions import needs_transformers
 from fastervlm.generation.whole_prompt import get_logits_processor, get_stopping_criteria
 from fastervlm.handle import Handle
 from fastervlm.inllm import InLLM
@@ -110,6 +111,7 @@ def prune(
             raise UserError("Inside the language model all features are projected; leave features='projected' out.")
         return InLLMHandle(model, tokens, cast(InLLM, get_method(method)))
     family = family_of(model)
+    needs_transformers("5.18", "take the kept tokens of a picture", "install a later one")
     if features == "projected":
         method = Projected(get_method(family.default_method(model) if method is None else method), family.projector(model))
     if HOST in model.__dict__:

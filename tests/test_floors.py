@@ -24,7 +24,7 @@ FLOORS = (
     ("fastervlm.api",),
     ("fastervlm",),
     ("fastervlm.eval",),
-    ("fastervlm.ask", "fastervlm.bench", "fastervlm.analysis", "fastervlm.demo", "fastervlm.lmms"),
+    ("fastervlm.ask", "fastervlm.bench", "fastervlm.analysis", "fastervlm.demo", "fastervlm.lmms", "fastervlm.serving"),
     ("fastervlm.commands", "fastervlm.cli"),
     ("video",),
 )

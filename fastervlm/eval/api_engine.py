@@ -193,7 +193,8 @@ def _of_names(model: str, names: Sequence[object]) -> dict[str, Any]:
     """What is kept, by the second name that `fastervlm serve` gives a model: MODEL:visual_tokens=58,method=cls."""
     for name in map(str, names):
         if name.startswith(f"{model}:visual_tokens="):
-            parts = dict(part.partition("=")[::2] for part in name.removeprefix(f"{model}:").split(","))
+            told = (part.partition("=") for part in name.removeprefix(f"{model}:").split(","))
+            parts: dict[str, Any] = {key: value for key, _, value in told}
             count = parts["visual_tokens"]
-            return {**parts, "visual_tokens": int(count) if count.isdigit() else count}
+            return {**parts, "visual_tokens": int(count) if count.isdigit() else float(count)}
     return {}

@@ -23,6 +23,7 @@ from fastervlm.generation.kv_cache import CACHE, cache_in
 from fastervlm.generation.running import Running, current, running
 from fastervlm.generation.shorten import shorten, tell_of_context
 from fastervlm.generation.splice import Splice
+from fastervlm.generation.versions import needs_transformers
 from fastervlm.generation.whole_prompt import Streamer
 
 # How `forward` is told of columns of the prompt beside a value for each, and what cuts it.
@@ -49,6 +50,8 @@ def generate(host: Host, call: Call) -> Any:
         splice = continue_prompt(host.model, call, history)
     elif pictures_in(call):
         host.family.check_generation(host.model, partial(setting, host.model, call))
+        if setting(host.model, call, "prefill_chunk_size"):
+            needs_transformers("5.23", "read a prompt with pictures in chunks", "leave out prefill_chunk_size")
         splice, check = shorten(host, pruning, call, by_mask=True)
         _refuse_gap_at_the_end(splice)
     else:

@@ -139,6 +139,11 @@ def save_llava(folder, seed=0, chat_template=CHAT):
     return Path(folder)
 
 
+def picture(seed):
+    """A picture of noise, 40 pixels high and 56 wide."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 56, 3), dtype=np.uint8))
+
+
 def write_benchmark(folder, count=10) -> dict[str, Any]:
     """`count` questions about half as many pictures, ten answers each; returns the paths by option name."""
     folder = Path(folder)

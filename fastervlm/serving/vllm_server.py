@@ -1,0 +1,81 @@
+"""vLLM's own OpenAI-compatible server, started with a pruned architecture."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import NoReturn
+
+from encoders.errors import UserError
+from fastervlm.serving.architectures import architecture_of
+from fastervlm.serving.checkpoint import readable
+from fastervlm.serving.options import Served
+
+# What vLLM is told here; a second value would stand in its way.
+_OURS = ("--hf-overrides", "--mm-processor-kwargs", "--trust-request-mm-kwargs", "--model")
+
+
+def has_vllm() -> bool:
+    """Whether vLLM is installed here."""
+    return find_spec("vllm") is not None
+
+
+def start(checkpoint: str, served: Served, options: Sequence[str]) -> NoReturn:
+    """Become vLLM's server, which signals then reach directly.
+
+    Args:
+        checkpoint: a folder, or a name on the hub.
+        served: how it is pruned.
+        options: vLLM's own, as typed.
+
+    Raises:
+        UserError: vLLM is not installed, the model cannot be served by it, or an option is set here already.
+    """
+    if not has_vllm():
+        raise UserError("vLLM is not installed here; pip install 'fastervlm[vllm]', or use --engine transformers.")
+    command = command_of(checkpoint, served, options)
+    sys.stdout.flush()
+    os.execv(command[0], command)
+
+
+def command_of(checkpoint: str, served: Served, options: Sequence[str]) -> list[str]:
+    """The command that starts the server."""
+    for option in options:
+        if option.partition("=")[0].replace("_", "-") in _OURS:
+            raise UserError(f"{option.partition('=')[0]} is set by fastervlm serve; leave it out, or call vllm serve yourself.")
+    folder, told = readable(checkpoint)
+    architecture = architecture_of(told.get("model_type", ""))
+    ours = {
+        "--hf-overrides": json.dumps({"architectures": [architecture.name]}),
+        "--mm-processor-kwargs": json.dumps(served.told),
+    }
+    if not any(option.startswith(("--served-model-name", "--served_model_name")) for option in options):
+        ours["--served-model-name"] = checkpoint
+    names = [part for pair in ours.items() for part in pair]
+    if "--served-model-name" in ours:
+        names.append(f"{checkpoint}:{served}")  # a second name, by which a client reads in /v1/models what is kept
+    return [*_program(), *_model(folder), *names, "--trust-request-mm-kwargs", *options]
+
+
+def _program() -> list[str]:
+    """vLLM's `vllm serve`; its build for CPUs is another package, without which that command does not start."""
+    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"] if _has_command() else [sys.executable, "-m", _MODULE]
+
+
+_MODULE = "vllm.entrypoints.openai.api_server"
+
+
+def _model(folder: str) -> list[str]:
+    return [folder] if _has_command() else ["--model", folder]
+
+
+def _has_command() -> bool:
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return False
+    return True

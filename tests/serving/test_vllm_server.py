@@ -1,0 +1,106 @@
+"""`fastervlm serve` with vLLM: clients of OpenAI's protocol get the answers of `prune`."""
+
+import json
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fastervlm.embedded import MODEL, embedded_benchmark
+from tests.support.served import message, processes_of, serving
+from tests.support.vllm_engine import asked, pruned
+
+pytestmark = pytest.mark.vllm
+
+MOST = 144
+OPTIONS = ("--max-model-len", 1024, "--max-num-seqs", 16, "--block-size", 32, "--enforce-eager", "--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "log"
+    with serving(MODEL, "--keep", MOST, "--engine", "vllm", *OPTIONS, log=log) as (base, process):
+        yield base
+    assert processes_of(process.pid) == []
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    from openai import OpenAI
+
+    return OpenAI(base_url=server, api_key="none", max_retries=0)
+
+
+def text_of(ids):
+    import fastervlm
+
+    return fastervlm.load(MODEL)[1].tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def ask(client, request, keep=None, **more):
+    text = request["prompt"].removeprefix("USER: <image>\n").removesuffix(" ASSISTANT:")
+    body = {} if keep is None else {"mm_processor_kwargs": {"visual_tokens": keep}}
+    return client.chat.completions.create(
+        model=str(MODEL), messages=message(text, *request["images"]), temperature=0, max_tokens=20, extra_body=body, **more
+    )
+
+
+def test_thirty_two_clients_ask_for_different_counts(client):
+    """Nothing is lost, nothing is answered twice, and each gets what `prune` gives for its own K."""
+    requests = asked(MODEL, 40)
+    jobs = [(request, keep) for request in requests for keep in (29, 58, MOST)]
+    with ThreadPoolExecutor(32) as pool:
+        replies = list(pool.map(lambda job: ask(client, *job), jobs))
+    assert len({reply.id for reply in replies}) == len(jobs)
+    said = [reply.choices[0].message.content.strip() for reply in replies]
+    wanted = {keep: [text_of(ids) for ids in pruned(MODEL, requests, keep)] for keep in (29, 58, MOST)}
+    assert said == [wanted[keep][place] for place in range(len(requests)) for keep in (29, 58, MOST)]
+    lengths = [reply.usage.prompt_tokens for reply in replies[:3]]
+    assert (lengths[1] - lengths[0], lengths[2] - lengths[0]) == (58 - 29, MOST - 29)
+
+
+def test_a_stream_holds_the_same_answer_and_may_be_left(client):
+    (request,) = asked(MODEL, 1)
+    whole = ask(client, request).choices[0].message.content
+    stream = ask(client, request, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == whole
+    with ask(client, request, stream=True) as left:
+        next(iter(left))
+    assert ask(client, request).choices[0].message.content == whole
+
+
+def test_more_than_the_server_keeps_is_status_400(client):
+    from openai import BadRequestError
+
+    (request,) = asked(MODEL, 1)
+    with pytest.raises(BadRequestError, match=f"visual_tokens=145 is more than the {MOST} that this server keeps"):
+        ask(client, request, 145)
+
+
+def test_the_server_tells_what_it_keeps(server):
+    with urllib.request.urlopen(f"{server}/models") as reply:
+        names = [each["id"] for each in json.load(reply)["data"]]
+    assert names == [str(MODEL), f"{MODEL}:visual_tokens={MOST},newline=all"]
+
+
+def test_an_evaluation_by_the_server_is_that_of_the_model_here(server, tmp_path):
+    from fastervlm.eval import get_task
+    from fastervlm.eval.api_engine import ApiEngine
+    from fastervlm.eval.chat import Chat
+    from fastervlm.eval.medium import Pictures
+    from fastervlm.eval.runner import evaluate
+    from fastervlm.eval.settings import Settings
+    from fastervlm.eval.subject import Subject
+
+    questions, folder, annotations = embedded_benchmark(MODEL)
+    task, found = get_task("textvqa"), []
+    for name, keep in (("here", MOST), ("there", None)):
+        settings = Settings(
+            *(task, questions, folder, tmp_path / f"{name}.jsonl", annotations), keep=keep, limit=64, medium=Pictures()
+        )
+        engine = None if keep else ApiEngine(Chat(server, str(MODEL)), 8)
+        protocol, score = evaluate(Subject(str(MODEL)), settings, engine)
+        assert score is not None
+        found.append((score.summary(), [json.loads(line)["text"] for line in settings.answers_file.read_text().splitlines()]))
+    assert found[0] == found[1]
+    assert protocol["visual_token_num"] == MOST
