@@ -48,8 +48,8 @@ class TowerEncoder(ABC):
         self.tower: Any = tower
         self.score = score
         self._check_score()
-        self.depths = depths(select_layer, len(self.blocks), scored=score in _BY_BLOCK)
-        self.also = {name: block_of(name, len(self.blocks), max(self.depths)) for name in also}
+        self.depths = depths(select_layer, self.layers, scored=score in _BY_BLOCK)
+        self.also = {name: block_of(name, self.layers, max(self.depths)) for name in also}
 
     def __call__(self, pixel_values: Tensor, *, interpolate_pos_encoding: bool = False) -> ScoredPatches:
         """Score the patches of pixel_values (B, 3, H, W); see `VisionEncoder`."""
@@ -198,6 +198,11 @@ class TowerEncoder(ABC):
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
         """The tower's blocks, in their order."""
+
+    @property
+    def layers(self) -> int:
+        """How many blocks the tower has; an engine may have loaded no more than it needs."""
+        return len(self.blocks)
 
     @property
     @abstractmethod

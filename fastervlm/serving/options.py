@@ -97,7 +97,8 @@ class Served:
         """As a family is given it."""
         options = Options(newline=self.newline) if family.parts == "crops" else Options()  # type: ignore[arg-type]
         settings = family.settings(options)
-        return Pruning(TokenBudget(self.visual_tokens), get_method(self.method or family.usual_method), settings)
+        method = get_method(self.method or family.usual_method)
+        return Pruning(TokenBudget(self.visual_tokens), method, settings, score=traits(method).score or "cls")
 
 
 def check_method(name: object) -> None:

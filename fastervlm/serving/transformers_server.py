@@ -32,7 +32,7 @@ def start(checkpoint: str, served: Served, options: Sequence[str]) -> None:
         raise UserError("transformers' server needs some packages more; install them: pip install 'transformers[serving]'.")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(server_class(checkpoint, served))
-    app(args=[*options, "--non-blocking"], standalone_mode=False, prog_name="transformers serve")
+    app(args=[*options, "--non-blocking"], prog_name="transformers serve")
 
 
 def server_class(checkpoint: str, served: Served) -> type[Any]:

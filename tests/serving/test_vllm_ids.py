@@ -3,6 +3,8 @@
 import pytest
 
 from fastervlm.embedded import MODEL, NEXT_MODEL
+from fastervlm.methods import METHODS
+from fastervlm.selection.method import traits
 from tests.support.vllm_engine import asked, mixed, paired, pruned, rounds_of, served
 
 pytestmark = pytest.mark.vllm
@@ -46,19 +48,17 @@ def test_ids_are_those_of_prune(model, name, tmp_path):
     assert more - fewer >= 576 - 58
 
 
-METHODS = ("cls", "random", "grid", "vispruner", "visionzip", "divprune", "cdpruner", "dart", "coverage", "prumerge")
+SERVED = tuple(name for name, method in METHODS.items() if not traits(method).in_llm)
 
 
 def test_every_method_chooses_as_in_transformers(tmp_path):
     requests = asked(MODEL, 40)
     one_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    rounds = [requests for _ in METHODS]
-    found = rounds_of(served(MODEL, rounds, tmp_path, {"visual_tokens": 29}, methods=METHODS, env=one_process))
-    wanted = {method: pruned(MODEL, requests, 29, method=method) for method in METHODS}
-    assert {name: equal(got, wanted[name]) for name, got in zip(METHODS, found, strict=True)} == dict.fromkeys(
-        METHODS, (40, 40)
-    )
-    assert len({str(ids) for ids in wanted.values()}) > len(METHODS) // 2
+    rounds = [requests for _ in SERVED]
+    found = rounds_of(served(MODEL, rounds, tmp_path, {"visual_tokens": 29}, methods=SERVED, env=one_process))
+    wanted = {method: pruned(MODEL, requests, 29, method=method) for method in SERVED}
+    assert {name: equal(got, wanted[name]) for name, got in zip(SERVED, found, strict=True)} == dict.fromkeys(SERVED, (40, 40))
+    assert len({str(ids) for ids in wanted.values()}) > len(SERVED) // 2
 
 
 def test_pictures_text_and_refused_requests_in_one_server(tmp_path):

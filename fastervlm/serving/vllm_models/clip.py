@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vllm.distributed import tensor_model_parallel_all_gather
 
 from encoders.block import FeatureBlock, HalfBlock, heads, merged
-from encoders.tower import TowerEncoder, check_pixels, check_size, depths
+from encoders.tower import TowerEncoder, check_pixels, check_size
 
 
 class VllmClipEncoder(TowerEncoder):
@@ -23,11 +23,10 @@ class VllmClipEncoder(TowerEncoder):
     `select_layer` counts the layers of the whole tower, of which vLLM has loaded those that are needed.
     """
 
-    def __init__(self, tower: nn.Module, select_layer: int | Sequence[int] = -2, score: str = "cls") -> None:
-        self.tower: Any = tower
-        self.score = score
-        self._check_score()
-        self.depths = depths(select_layer, self.tower.config.num_hidden_layers)
+    @property
+    def layers(self) -> int:
+        """Those of the whole tower."""
+        return self.tower.config.num_hidden_layers
 
     @property
     def prefix(self) -> int:
