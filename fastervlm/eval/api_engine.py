@@ -93,7 +93,7 @@ class _Asked:
         self.identity = _identity(engine, settings, told)
 
     def answers(self, batches: Sequence[list[Question]]) -> Generator[list[Entry], None, None]:
-        """Each question as it is answered."""
+        """Each question as it is answered; what the server has answered when it fails is kept."""
         left, last = iter(chain.from_iterable(batches)), time.monotonic()
         pool = ThreadPoolExecutor(self.engine.workers)
         try:
@@ -101,10 +101,11 @@ class _Asked:
             while waiting:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 waiting |= {pool.submit(self._entry, each) for each in islice(left, len(done))}
-                now = time.monotonic()
-                entries = [_timed(future.result(), (now - last) / len(done)) for future in done]
+                now, failed = time.monotonic(), [future for future in done if future.exception()]
+                yield [_timed(future.result(), (now - last) / len(done)) for future in done if future not in failed]
                 last = now
-                yield entries
+                for future in failed:
+                    future.result()  # which raises
         finally:
             self.chat.stopped.set()
             pool.shutdown(cancel_futures=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from encoders import UserError
 from fastervlm.families.base import Family
@@ -37,7 +37,7 @@ class Served:
 
     visual_tokens: int | float = 1.0
     method: str | None = None
-    newline: str = "all"
+    newline: Literal["all", "none"] = "all"
 
     def __post_init__(self) -> None:
         _check_number(self.visual_tokens)

@@ -109,6 +109,12 @@ class CropLayout:
             rows[:, -1] = True if newline == "all" or left == right else rows[:, :-1].any(dim=1)
         return keep
 
+    def count(self, keep: int, newline: Literal["all", "none"]) -> int:
+        """How many tokens stay where each crop keeps so many patches, or all that it has."""
+        (top, bottom, _, _), areas = self.window, [(low - top) * (far - near) for top, low, near, far in self.windows()]
+        newlines = (bottom - top if self.cut else 1) if self.newlines and newline == "all" else 0
+        return sum(min(keep, area) for area in areas) + newlines
+
     def windows(self) -> list[tuple[int, int, int, int]]:
         """For each crop its patches that take part, as (top, bottom, left, right); empty where it is all padding."""
         (rows, columns), side = self.grid, self.side

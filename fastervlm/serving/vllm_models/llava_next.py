@@ -27,10 +27,7 @@ class PrunedLlavaNextProcessingInfo(PrunedInfo, LlavaNextProcessingInfo):
 
     def num_kept(self, size: tuple[int, int], served: Served) -> int:
         """The tokens of all crops together."""
-        layout, keep = cut(size, self.get_hf_config(), "native"), served.count(self.patches)
-        crops = sum(min(keep, (low - top) * (far - near)) for top, low, near, far in layout.windows())
-        top, bottom, _, _ = layout.window
-        return crops + (bottom - top if served.newline == "all" else 0)
+        return cut(size, self.get_hf_config(), "native").count(served.count(self.patches), served.newline)
 
 
 class PrunedLlavaNextMultiModalProcessor(PrunedProcessor, LlavaNextMultiModalProcessor):
