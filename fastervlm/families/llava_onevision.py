@@ -79,12 +79,12 @@ class LlavaOnevision(CropsAndClips):
         """A `LlavaOnevisionConfig` with the canvases of the published checkpoints."""
         from transformers import LlavaOnevisionConfig
 
+        placeholders: dict[str, Any] = {"image_token_id": tokens["image"], "video_token_id": tokens["video"]}
         sides = [vision.image_size * count for count in range(1, 7)]
         return LlavaOnevisionConfig(
             vision_config=vision,
             text_config=text,
-            image_token_id=tokens["image"],
-            video_token_id=tokens["video"],
+            **placeholders,
             image_grid_pinpoints=[[high, wide] for high in sides for wide in sides],
         )
 
