@@ -27,7 +27,10 @@ def named(typed: str) -> str:
     """A model as typed: the tiny ones go by their names."""
     from fastervlm.embedded import named_model
 
-    return named_model(typed)
+    try:
+        return named_model(typed)
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 TaskName = Annotated[
