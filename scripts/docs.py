@@ -174,7 +174,7 @@ def _target(link: str, path: str, start: str, out: Path) -> str:
     name = _pages().get(file.removesuffix("/README.md"))
     if name is not None:
         return os.path.relpath(_page(name), start or ".") + anchor
-    if file.endswith(_PICTURES):
+    if file.endswith(_PICTURES) and (ROOT / file).is_file():
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / file, out / file)
         return os.path.relpath(file, start or ".")
