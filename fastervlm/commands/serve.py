@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fastervlm.commands.common import named
 from fastervlm.commands.numbers import number
 
 # What the engine is told goes through this command as it was typed.
@@ -14,7 +15,10 @@ PASSING_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def serve(
     context: typer.Context,
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Folder of the checkpoint, or its name on the hub.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="CKPT", parser=named, help="Folder of the checkpoint, or its name on the hub, or tiny-llava."),
+    ],
     *,
     keep: Annotated[str, typer.Option(help="Visual tokens kept of each picture or crop: a count (58) or a fraction (0.1).")],
     method: Annotated[
