@@ -105,8 +105,8 @@ def check_method(name: object) -> None:
     """Refuse a method that a server cannot run in front of its language model.
 
     Raises:
-        UserError: it is no name of a method; or the method prunes inside the language model, reads the question, or chooses
-            the number of tokens.
+        UserError: it is no name of a method; or the method prunes inside the language model, reads the question, shrinks
+            pictures, or chooses the number of tokens.
     """
     if not isinstance(name, str):
         raise UserError(f"method={name!r} is no name of a method; give one such as 'cls'.")
@@ -116,6 +116,11 @@ def check_method(name: object) -> None:
         raise UserError(
             f"method={name!r} prunes inside the language model, which a server runs as it is; choose a method in front of it, "
             "such as 'cls'."
+        )
+    if told.resizes:
+        raise UserError(
+            f"method={name!r} shrinks pictures before the tower, and a server's processor does not; choose a method that keeps "
+            "some patches, such as 'cls'."
         )
     if told.other_counts:
         raise UserError(

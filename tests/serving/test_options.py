@@ -18,6 +18,8 @@ from tests.support.tiny import save_llava
 REFUSED = [
     ({"method": "fastv"}, "prunes inside the language model"),
     ({"method": "simignore"}, "prunes inside the language model"),
+    ({"method": "resize"}, "shrinks pictures before the tower"),
+    ({"method": "pool"}, "chooses the number of tokens by the picture"),
     ({"method": "nothing"}, "There is no method named 'nothing'"),
     ({"method": 3}, "no name of a method"),
     ({"newline": "kept"}, "depends on the picture"),
@@ -34,7 +36,8 @@ def test_what_a_server_cannot_know_beforehand_is_refused(told, sentence):
 
 def test_every_other_method_can_be_served():
     """By what methods say of themselves, whatever they are called."""
-    served = {name for name, method in METHODS.items() if not traits(method).in_llm}
+    told = {name: traits(method) for name, method in METHODS.items()}
+    served = {name for name, each in told.items() if not (each.in_llm or each.resizes or each.other_counts)}
     for name in served:
         assert Served(58, name).pruning(family_of_type("llava")).method is METHODS[name]
     assert served >= {"cls", "random", "grid", "vispruner", "visionzip", "divprune", "cdpruner", "dart", "coverage"}
