@@ -37,6 +37,7 @@ GUIDES = {
     "fastervlm.bench": "fastervlm/bench/README.md",
     "fastervlm.analysis": "fastervlm/analysis/README.md",
     "fastervlm.demo": "fastervlm/demo/README.md",
+    "fastervlm.serving": "fastervlm/serving/README.md",
     "scripts": "scripts/README.md",
     "playground": "playground/README.md",
     "contributing": "CONTRIBUTING.md",
