@@ -11,8 +11,8 @@ import torch
 from encoders.errors import UserError
 from fastervlm.demo.answers import Answers, Ask, Pruned, Reply
 from fastervlm.demo.engine import Engine
-from fastervlm.demo.speed import RUNS
 from fastervlm.demo.turns import in_turn
+from fastervlm.reporting.speed import RUNS
 
 
 def answers(engine: Engine, ask: Ask, *, more: bool = True) -> Generator[Answers, None, None]:

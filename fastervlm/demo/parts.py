@@ -11,8 +11,8 @@ import gradio as gr
 
 from fastervlm.demo.engine import Engine
 from fastervlm.demo.examples import Example, is_photograph, knows_scenes
-from fastervlm.demo.speed import AGREE, RUNS
 from fastervlm.methods import METHODS
+from fastervlm.reporting.speed import AGREE, RUNS
 
 LONGEST_QUESTION, LONGEST_ANSWER = 1000, 256
 _NOTE = (

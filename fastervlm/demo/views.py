@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from fastervlm.demo.answers import Answers, Figures, Pruned, Reply
-from fastervlm.demo.speed import RUNS, Speed
+from fastervlm.reporting.speed import RUNS, Speed
 
 Amount = Callable[[int], str]
 _WAITING = '<p class="fv-answer fv-wait" role="img" aria-label="no answer yet">…</p>'

@@ -23,21 +23,24 @@ class Blend:
 
     Attributes:
         sources: (T, s) int64, patches; one may stand there twice.
-        weights: (T, s) float64, their shares; each row sums to 1.
+        weights: (T, s) float32, their shares; each row sums to 1.
+        exact: the same in float64, for models in float64; in lower dtypes torch rounds them as `weights` are.
         grid: rows and columns of the tokens; rows * columns == T.
     """
 
     sources: Tensor
     weights: Tensor
+    exact: Tensor
     grid: tuple[int, int]
 
     @classmethod
     def bilinear(cls, old: tuple[int, int], new: tuple[int, int]) -> Blend:
         """As `torch.nn.functional.interpolate(..., mode="bilinear")` resizes a map of `old` rows and columns to `new` ones."""
-        (down, high), (right, wide) = _line(old[0], new[0]), _line(old[1], new[1])
+        (down, *high), (right, *wide) = _line(old[0], new[0]), _line(old[1], new[1])
         sources = down[:, None, :, None] * old[1] + right[None, :, None, :]
-        weights = high[:, None, :, None] * wide[None, :, None, :]
-        return cls(sources.flatten(2).flatten(0, 1), weights.flatten(2).flatten(0, 1), new)
+        weights = [a[:, None, :, None] * b[None, :, None, :] for a, b in zip(high, wide, strict=True)]
+        sources, rounded, exact = (each.flatten(2).flatten(0, 1) for each in (sources, *weights))
+        return cls(sources, rounded, exact, new)
 
     def tokens(self, patches: ScoredPatches) -> ScoredPatches:
         """The tokens as what is chosen among: scores and features of the tower, mixed as the projected ones are.
@@ -45,10 +48,9 @@ class Blend:
         `project` gives what stands for those that were chosen; features computed for the choice are not computed again.
         """
         whole = patches.features
-        shares = self._shares(patches)
 
         def mixed(attention: Tensor) -> Tensor:
-            return (attention[..., self.sources.to(attention.device)] * shares).sum(-1)
+            return (attention[..., self.sources.to(attention.device)] * self._shares(attention)).sum(-1)
 
         def finish(index: Tensor | None, cls: bool = False) -> Tensor:
             if cls:
@@ -91,16 +93,17 @@ class Blend:
         else:
             table = projector(patches.features(sources))
         table = table.unflatten(1, (-1, count))
-        rows = (table * self.weights.to(table)[index.to(table.device)][..., None]).sum(dim=2)
+        rows = (table * self._shares(table)[index.to(table.device)][..., None]).sum(dim=2)
         places = torch.arange(index.shape[1], device=rows.device)
         return rows[places < torch.tensor(choice.counts, device=rows.device)[:, None]]
 
-    def _shares(self, patches: ScoredPatches) -> Tensor:
-        return self.weights.to(patches.cls_attention)
+    def _shares(self, x: Tensor) -> Tensor:
+        """(T, s) as torch rounds them in the dtype of x, where x is."""
+        return (self.exact if x.dtype == torch.double else self.weights).to(x)
 
     def _mixed(self, x: Tensor) -> Tensor:
         """x (B, T, s, C) as (B, T, C)."""
-        return (x * self.weights.to(x)[..., None]).sum(dim=2)
+        return (x * self._shares(x)[..., None]).sum(dim=2)
 
 
 def remembered(patches: ScoredPatches) -> ScoredPatches:
@@ -108,9 +111,13 @@ def remembered(patches: ScoredPatches) -> ScoredPatches:
     return replace(patches, finish=once(patches.finish))
 
 
-def _line(old: int, new: int) -> tuple[Tensor, Tensor]:
-    """(new, 2) places and shares of the points of a line of `old` that each of a line of `new` is mixed of."""
-    unit = torch.eye(old, dtype=torch.double).view(1, old, old, 1)
-    shares = F.interpolate(unit, size=[new, 1], mode="bilinear")[0, :, :, 0].T
-    weights, places = shares.topk(min(2, old), dim=1)
-    return places, weights
+def _line(old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(new, 2) places, and shares in float32 and float64, of the points of a line of `old` that each of `new` is mixed of."""
+    weights, places = _shares_of(old, new, torch.float).topk(min(2, old), dim=1)
+    return places, weights, _shares_of(old, new, torch.double).gather(1, places)
+
+
+def _shares_of(old: int, new: int, dtype: torch.dtype) -> Tensor:
+    """(new, old): how much of each point of a line torch takes for each of a line of `new`."""
+    unit = torch.eye(old, dtype=dtype).view(1, old, old, 1)
+    return F.interpolate(unit, size=[new, 1], mode="bilinear")[0, :, :, 0].T

@@ -16,11 +16,11 @@ from fastervlm.demo import pictures
 from fastervlm.demo.answers import has_layer
 from fastervlm.demo.asking import answers
 from fastervlm.demo.engine import SHORT, Engine
-from fastervlm.demo.speed import RUNS
 from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.subject import Subject
 from fastervlm.generation.kv_cache import CACHE
 from fastervlm.methods import METHODS
+from fastervlm.reporting.speed import RUNS
 from fastervlm.selection.method import traits
 from tests.support import tiny
 

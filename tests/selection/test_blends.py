@@ -16,8 +16,8 @@ from tests.support.checks import one_sentence
 SIZES = [((5, 5), (3, 3)), ((27, 27), (14, 14)), ((6, 9), (4, 5)), ((1, 7), (1, 3)), ((9, 1), (2, 1)), ((4, 4), (4, 4))]
 
 
-def noise(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+def noise(*shape, dtype=torch.float):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
 def resized(x, old, new):
@@ -25,10 +25,10 @@ def resized(x, old, new):
     return F.interpolate(x.transpose(1, 2).unflatten(2, old), size=new, mode="bilinear").flatten(2).transpose(1, 2)
 
 
-def patches_of(old, asked=None):
+def patches_of(old, asked=None, dtype=torch.float):
     """Two pictures; `asked` collects how many patches are finished at a time."""
     count = old[0] * old[1]
-    features, attention = noise(2, count, 6), noise(2, 3, count).softmax(-1)
+    features, attention = noise(2, count, 6, dtype=dtype), noise(2, 3, count).softmax(-1)
 
     def finish(index, cls=False):
         if asked is not None:
@@ -39,11 +39,12 @@ def patches_of(old, asked=None):
 
 
 @pytest.mark.parametrize(("old", "new"), SIZES)
-def test_scores_and_features_are_resized_as_torch_does(old, new):
-    features, patches = patches_of(old)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float, 1e-6), (torch.double, 1e-14)])
+def test_scores_and_features_are_resized_as_torch_does(old, new, dtype, close):
+    features, patches = patches_of(old, dtype=dtype)
     tokens = Blend.bilinear(old, new).tokens(patches)
     assert tokens.grid == new
-    torch.testing.assert_close(tokens.features(), resized(features, old, new), rtol=0, atol=1e-6)
+    torch.testing.assert_close(tokens.features(), resized(features, old, new), rtol=0, atol=close)
     expected = resized(patches.cls_attention.transpose(1, 2), old, new).transpose(1, 2)
     torch.testing.assert_close(tokens.cls_attention, expected, rtol=0, atol=1e-6)
     index = torch.tensor([[0, 1], [1, 0]]) % (new[0] * new[1])

@@ -21,6 +21,7 @@ from tests.support.checks import close
 from tests.support.plain import IMAGE_ID
 
 SIDE, GROUPS = 2, tiny.PATCHES // 4
+ALSO = sorted({block for method in fastervlm.METHODS.values() for block in traits(method).also})
 IN_FRONT = [name for name, method in fastervlm.METHODS.items() if not (traits(method).in_llm or traits(method).resizes)]
 
 
@@ -62,7 +63,7 @@ class Shuffled(Llava):
 
 
 def patches_of(model, pixel_values):
-    return wrap(model.model.vision_tower)(pixel_values)
+    return wrap(model.model.vision_tower, also=ALSO)(pixel_values)
 
 
 def groups_of(patches):
