@@ -14,16 +14,14 @@ from PIL import Image
 from encoders import UserError, UserTypeError
 from fastervlm.families.llava_next.trace import CropsTrace
 from fastervlm.families.resized import ResizedTrace
-from fastervlm.families.traces import AnyTrace
 from fastervlm.families.video_llava.trace import ClipTrace
 from fastervlm.pictures import BadPicture, to_rgb
-from fastervlm.selection.trace import ImageTrace
+from fastervlm.selection.trace import ImageTrace, Trace
 
 Fit = Literal["crop", "pad"]
-Trace = ImageTrace | CropsTrace | ResizedTrace
 
 
-def overlay(image: Image.Image, trace: AnyTrace | Sequence[AnyTrace], *, fit: Fit = "crop", side: int = 672) -> Image.Image:
+def overlay(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "crop", side: int = 672) -> Image.Image:
     """Draw the kept patches and the score map of one picture side by side.
 
     On the left the picture with all dropped patches dimmed, on the right the [CLS] attention over it, from dark (least) to
@@ -42,8 +40,8 @@ def overlay(image: Image.Image, trace: AnyTrace | Sequence[AnyTrace], *, fit: Fi
         An RGB picture of the drawings, with a white gap between them.
 
     Raises:
-        UserError: the list of traces has several entries, or none, `fit` is not known, or the picture cut into crops has not
-            the size of the one the model was given.
+        UserError: the list of traces has several entries, or none, or is of a method inside the language model, `fit` is not
+            known, or the picture cut into crops has not the size of the one the model was given.
         UserTypeError: `image` is no PIL picture.
     """
     parts = layers(image, trace, fit=fit, side=side)
@@ -72,7 +70,7 @@ class Layers:
     tokens: tuple[int, ...]
 
 
-def layers(image: Image.Image, trace: AnyTrace | Sequence[AnyTrace], *, fit: Fit = "crop", side: int = 672) -> Layers:
+def layers(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "crop", side: int = 672) -> Layers:
     """The parts that `overlay` draws, each on its own; arguments and errors are the same."""
     if not isinstance(image, Image.Image):
         raise UserTypeError(f"overlay draws on a PIL picture, not on a {type(image).__name__}; open it with PIL.Image.open.")
@@ -93,12 +91,16 @@ def layers(image: Image.Image, trace: AnyTrace | Sequence[AnyTrace], *, fit: Fit
         return _of_crops(image, trace, side)
     if isinstance(trace, ResizedTrace):
         return _of_parts(image, [[trace.overview], [trace.map]], side)
+    if not isinstance(trace, ImageTrace):
+        raise UserError(
+            "overlay draws what was kept of the patches; a method inside the language model keeps tokens of a prompt."
+        )
     if trace.shows == "square":
         return _of_square(image, trace, fit, side)
     return _of_parts(image, [[trace]], side)
 
 
-def _are_tiles(traces: Sequence[AnyTrace]) -> bool:
+def _are_tiles(traces: Sequence[Trace]) -> bool:
     """Whether these are all tiles of one picture."""
     tiles = [trace.tile for trace in traces if isinstance(trace, ImageTrace)]
     return len(tiles) > 1 and tiles == [(number, len(traces)) for number in range(len(traces))]
@@ -117,7 +119,7 @@ def _of_parts(image: Image.Image, drawings: Sequence[Sequence[ImageTrace]], side
     scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     picture = np.asarray(_rgb(image).resize(size, Image.Resampling.NEAREST), dtype=np.float32)
-    regions = [[trace.region(size[::-1]) for trace in traces] for traces in drawings]
+    regions = [[trace.region((size[1], size[0])) for trace in traces] for traces in drawings]
     kept = [[trace.mask.numpy() for trace in traces] for traces in drawings]
     logs = _stretch(torch.cat([trace.scores.float().cpu() for trace in drawings[-1]]).numpy())
     ends = np.cumsum([len(trace.scores) for trace in drawings[-1]])[:-1]

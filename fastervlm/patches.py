@@ -87,5 +87,5 @@ def prune_patches(
     patches = encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
     choice = choose(patches, counts_for(budget, patches.scores), chosen)
     kept = choice.kept()
-    sizes = {"grid": patches.grid, "patch_size": encoder.patch_size}
-    return kept.rows(choice.patches), KeptPatches(kept.index, kept.num_patches, weights=kept.weights, **sizes)
+    told = KeptPatches(kept.index, kept.num_patches, weights=kept.weights, grid=patches.grid, patch_size=encoder.patch_size)
+    return kept.rows(choice.patches), told

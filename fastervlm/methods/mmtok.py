@@ -50,8 +50,9 @@ class MMTok:
     @property
     def traits(self) -> Traits:
         """It reads the question where it is given words."""
-        told = frozenset({"features"}) if self.words is None else frozenset({"features", "question"})
-        return Traits(reads=told, ordered=True, score_free=True)
+        if self.words is None:
+            return Traits(reads=frozenset({"features"}), ordered=True, score_free=True)
+        return Traits(reads=frozenset({"features", "question"}), ordered=True, score_free=True)
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches of each picture."""

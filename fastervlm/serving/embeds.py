@@ -19,6 +19,7 @@ from torch import Tensor
 import fastervlm
 from encoders.errors import UserError
 from fastervlm.families.registry import family_of
+from fastervlm.inllm.handle import InLLMHandle
 from fastervlm.reporting.files import write_bytes
 from fastervlm.selection.budget import Budget
 
@@ -44,6 +45,8 @@ def image_embeds(model: Any, processor: Any, picture: Image.Image, keep: int | f
         raise UserError(f"vLLM takes no ready embeddings for a {family.class_name}; the types are {', '.join(_TYPES)}.")
     inputs = processor(images=picture, text=processor.image_token, return_tensors="pt").to(model.device, model.dtype)
     with fastervlm.prune(model, keep, **settings) as handle, torch.no_grad():
+        if isinstance(handle, InLLMHandle):
+            raise UserError("A method inside the language model leaves embeddings as they are; choose one in front of it.")
         (features,) = family.encode(model, handle.pruning, dict(inputs))["image"].features
     return features.cpu()
 

@@ -1,5 +1,7 @@
 """The model for all families under lmms-eval: pictures and clips, each row as asked by hand through the stock processor."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from transformers.video_utils import VideoMetadata
@@ -56,7 +58,7 @@ def by_hand(folder, docs, keep):
             clips.append(frames.pixels)
             told.append(VideoMetadata(round(FRAMES * spread), fps=rate, frames_indices=list(frames.indices)))
         kinds = ["image"] * len(shown) + ["video"] * len(clips)
-        content = [*({"type": kind} for kind in kinds), {"type": "text", "text": found["text"]}]
+        content: Any = [*({"type": kind} for kind in kinds), {"type": "text", "text": found["text"]}]
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         more = {"videos": clips, "video_metadata": told, "do_sample_frames": False} if clips else {}
         inputs = processor(images=shown or None, text=[prompt], return_tensors="pt", **more)

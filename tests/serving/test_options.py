@@ -9,7 +9,7 @@ import pytest
 from encoders import UserError
 from fastervlm.families.registry import family_of_type
 from fastervlm.methods import METHODS
-from fastervlm.selection.method import traits
+from fastervlm.selection.method import Traits, traits
 from fastervlm.serving.options import Served
 from fastervlm.serving.vllm_server import command_of
 from tests.support.commands import run_command
@@ -45,13 +45,13 @@ def test_every_other_method_can_be_served():
 
 def test_methods_that_read_the_question_or_choose_a_count_are_refused(monkeypatch):
     class Reads:
-        traits = traits(lambda *_: None).__class__(reads=frozenset({"question"}))
+        traits = Traits(reads=frozenset({"question"}))
 
         def __call__(self, *_):
             raise AssertionError
 
     class Counts(Reads):
-        traits = traits(lambda *_: None).__class__(other_counts=True)
+        traits = Traits(other_counts=True)
 
     monkeypatch.setitem(METHODS, "reads", Reads())
     monkeypatch.setitem(METHODS, "counts", Counts())

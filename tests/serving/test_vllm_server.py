@@ -34,7 +34,7 @@ def client(server):
 def text_of(ids):
     import fastervlm
 
-    return fastervlm.load(MODEL)[1].tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return str(fastervlm.load(MODEL)[1].tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def ask(client, request, keep=None, **more):

@@ -82,7 +82,7 @@ class PrunedModel:
     def tower_rows(self, picture: Tensor) -> int:
         """How many tokens the tower reads of a picture (3, H, W) or of its crops (crops, 3, H, W)."""
         crops = len(picture) if picture.dim() == 4 else 1
-        return crops * (self.family.num_visual_tokens(self.config) + 1)
+        return crops * ((self.family.num_visual_tokens(self.config) or 0) + 1)
 
     def _embedded(self, shown: Mapping[str, Any], keep: Sequence[int]) -> list[Tensor]:
         """The tokens of some pictures; those that keep the same count are encoded together."""
