@@ -19,9 +19,10 @@ from torch import Tensor
 import fastervlm
 from encoders.errors import UserError
 from fastervlm.families.registry import family_of
-from fastervlm.inllm.handle import InLLMHandle
+from fastervlm.methods.lookup import get_method
 from fastervlm.reporting.files import write_bytes
 from fastervlm.selection.budget import Budget
+from fastervlm.selection.method import traits
 
 NAME = "image_embeds"
 _TYPES = ("llava", "llava_next")  # whose pictures vLLM takes as one run of embeddings
@@ -43,10 +44,14 @@ def image_embeds(model: Any, processor: Any, picture: Image.Image, keep: int | f
     family = family_of(model)
     if family.model_type not in _TYPES:
         raise UserError(f"vLLM takes no ready embeddings for a {family.class_name}; the types are {', '.join(_TYPES)}.")
+    method = settings.get("method")
+    if method is not None and traits(get_method(method)).in_llm:
+        raise UserError(
+            f"method={method!r} prunes inside the language model, in front of which embeddings stand; choose another."
+        )
     inputs = processor(images=picture, text=processor.image_token, return_tensors="pt").to(model.device, model.dtype)
-    with fastervlm.prune(model, keep, **settings) as handle, torch.no_grad():
-        if isinstance(handle, InLLMHandle):
-            raise UserError("A method inside the language model leaves embeddings as they are; choose one in front of it.")
+    handle: Any = fastervlm.prune(model, keep, **settings)
+    with handle, torch.no_grad():
         (features,) = family.encode(model, handle.pruning, dict(inputs))["image"].features
     return features.cpu()
 

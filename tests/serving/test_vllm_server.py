@@ -3,9 +3,11 @@
 import json
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pytest
 
+import fastervlm
 from fastervlm.embedded import MODEL, embedded_benchmark
 from tests.support.served import message, processes_of, serving
 from tests.support.vllm_engine import asked, pruned
@@ -31,10 +33,13 @@ def client(server):
     return OpenAI(base_url=server, api_key="none", max_retries=0)
 
 
-def text_of(ids):
-    import fastervlm
+@cache
+def processor():
+    return fastervlm.load(MODEL)[1]
 
-    return str(fastervlm.load(MODEL)[1].tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+def text_of(ids):
+    return processor().batch_decode([ids], skip_special_tokens=True)[0].strip()
 
 
 def ask(client, request, keep=None, **more):

@@ -19,8 +19,7 @@ class _Schemas(MetaPathFinder):
             library = torch.library.Library("torchvision", "FRAGMENT")
             for name in ("nms", "qnms"):
                 library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            # A library that nobody holds takes its operators along.
-            torch.torchvision_schemas = library  # type: ignore[attr-defined]
+            torch.__dict__["torchvision_schemas"] = library  # a library that nobody holds takes its operators along
         return
 
 

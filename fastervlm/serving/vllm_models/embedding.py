@@ -39,6 +39,7 @@ class PrunedModel:
     # Rows of a tower are more than the tokens that vLLM counts them by, and fewer in the feature block: no adapter fits both.
     supports_tower_connector_lora = False
     config: Any
+    vision_tower: Any
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -82,7 +83,7 @@ class PrunedModel:
     def tower_rows(self, picture: Tensor) -> int:
         """How many tokens the tower reads of a picture (3, H, W) or of its crops (crops, 3, H, W)."""
         crops = len(picture) if picture.dim() == 4 else 1
-        return crops * ((self.family.num_visual_tokens(self.config) or 0) + 1)
+        return crops * self.vision_tower.vision_model.embeddings.num_positions
 
     def _embedded(self, shown: Mapping[str, Any], keep: Sequence[int]) -> list[Tensor]:
         """The tokens of some pictures; those that keep the same count are encoded together."""
