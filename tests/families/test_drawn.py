@@ -78,6 +78,7 @@ def test_the_tiles_of_a_picture_are_drawn_together():
     assert drawn.tokens == (1, 2)
     expected = np.zeros((40, 80))
     for trace in tiles[:2]:
+        assert isinstance(trace, ImageTrace)
         ((left, top, right, bottom),) = trace.boxes((40, 80)).int().tolist()
         expected[top:bottom, left:right] = 1
     assert np.array_equal(drawn.kept[1], expected)
