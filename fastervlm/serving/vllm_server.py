@@ -66,7 +66,7 @@ def _program() -> list[str]:
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"] if _has_command() else [sys.executable, "-m", _MODULE]
 
 
-_MODULE = "vllm.entrypoints.openai.api_server"
+_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 
 
 def _model(folder: str) -> list[str]:

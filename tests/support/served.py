@@ -60,7 +60,11 @@ def message(text, *files):
     ]
 
 
-def processes_of(session):
-    """The processes of a session that are still there."""
-    listed = subprocess.run(["ps", "-s", str(session), "-o", "pid="], capture_output=True, text=True, check=False)
+def processes_of(session, patience=60):
+    """The processes of a session that are still there after a while."""
+    for _ in range(patience):
+        listed = subprocess.run(["ps", "-s", str(session), "-o", "pid="], capture_output=True, text=True, check=False)
+        if not listed.stdout.split():
+            break
+        time.sleep(1)
     return listed.stdout.split()
