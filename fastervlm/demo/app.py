@@ -43,13 +43,13 @@ def _connect(events: Events, asked: parts.Asked, shown: parts.Shown) -> None:
     inputs, outputs = [*asked.values, shown.known], [*shown.results, shown.known]
     quiet: dict[str, Any] = {**_PRIVATE, "preprocess": False}  # Gradio would decode pictures, sound or not
     started: dict[str, Any] = {"fn": events.ask, "inputs": inputs, "outputs": outputs, **_MODEL, **quiet}
-    picked: dict[str, Any] = started | {"trigger_mode": "always_last"}
+    started["trigger_mode"] = "always_last"  # who asks while a turn runs is answered after it, once
     for start in (asked.ask.click, asked.question.submit, asked.examples.select):
         start(None, js=_BEGIN, **_PRIVATE)  # before the turn: what an event starts is started one after the other
     turns: list[Any] = [
         asked.ask.click(**started),
         asked.question.submit(**started),
-        asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **quiet).then(**picked),
+        asked.examples.select(events.pick, None, [asked.picture, asked.question], **_LIGHT, **quiet).then(**started),
     ]
     for turn in turns:
         turn.then(None, js=_END, **_PRIVATE)
