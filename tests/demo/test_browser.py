@@ -340,7 +340,8 @@ def test_a_phone(page, scheme):
         lambda: abs(page.driver.execute_script("return document.querySelector('#fv-now').getBoundingClientRect().top")) < 200
     )
     page.done()
-    first, *_, last = page.driver.execute_script("return window.fvSeen")
+    seen = page.driver.execute_script("return window.fvSeen")
+    first, *_, last = seen[seen[0] == ["", False] :]  # the page may still be settling when one asks
     assert first == ["Working …", True]
     assert last == ["", False]
     assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 390
@@ -414,8 +415,10 @@ def test_by_keyboard_alone(page):
     page.open()
     page.driver.find_element(By.TAG_NAME, "textarea").click()
     reached = []
-    for _ in range(12):
+    for _ in range(14):
         page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        if page.driver.execute_script("return document.activeElement === document.body"):
+            continue  # the list of a Gradio dropdown, which closes when it is reached
         name, outline = page.driver.execute_script(
             "let e = document.activeElement;"
             "return [e.getAttribute('aria-label') || e.innerText, getComputedStyle(e).outlineStyle]"
