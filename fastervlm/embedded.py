@@ -88,15 +88,14 @@ def example(number: int = 0) -> tuple[Image, str]:
     Raises:
         UserError: there is no such question, or the tiny model is not here.
     """
-    from PIL import Image
+    from fastervlm.pictures import read_picture
 
     questions, images, _ = embedded_benchmark()
     rows = questions.read_text(encoding="utf-8").splitlines()
     if not 0 <= number < len(rows):
         raise UserError(f"There is no question {number}; the mini benchmark has the numbers 0 to {len(rows) - 1}.")
     row = json.loads(rows[number])
-    with Image.open(images / row["image"]) as picture:
-        return picture.convert("RGB"), f"USER: <image>\n{row['text']} ASSISTANT:"
+    return read_picture(images / row["image"]), f"USER: <image>\n{row['text']} ASSISTANT:"
 
 
 def need_av() -> None:

@@ -207,7 +207,7 @@ def start(*arguments):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_run_goes_on_where_it_stopped(run, model, tmp_path, number):
-    bench = write_benchmark(tmp_path / "long", count=300)
+    bench = write_benchmark(tmp_path / "long", count=600)
     arguments = ["eval", "textvqa", *options(model, bench, batch_size=1, visual_token_num=4, annotation_file=None)]
     journal, answers = tmp_path / "out" / "a.jsonl.partial", tmp_path / "out" / "a.jsonl"
     process = start(*arguments)
@@ -217,7 +217,7 @@ def test_stopped_run_goes_on_where_it_stopped(run, model, tmp_path, number):
     _, err = process.communicate(timeout=60)
     assert not answers.exists()
     done = journal.read_bytes().count(b"\n") - 1
-    assert 0 < done < 300
+    assert 0 < done < 600
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert err.splitlines()[-1] == "fastervlm: stopped; the same command goes on where this one stopped."
@@ -226,7 +226,7 @@ def test_stopped_run_goes_on_where_it_stopped(run, model, tmp_path, number):
 
     assert run(*arguments[:-2], "--batch-size", 64, "--visual-token-num", 4)[0] == 0
     asked = [json.loads(line)["question_id"] for line in answers.read_text().splitlines()]
-    assert asked == [f"p{i // 2}" for i in range(300)]
+    assert asked == [f"p{i // 2}" for i in range(600)]
     assert not journal.exists()
 
 

@@ -209,7 +209,7 @@ def test_a_pruned_model_is_exported_as_a_whole():
             assert found.shape[1] == picture(seed)["input_ids"].shape[1] - tiny.PATCHES + 5
 
 
-@pytest.mark.parametrize("name", [name for name, told in TOLD.items() if told.ordered and not told.in_llm])
+@pytest.mark.parametrize("name", [name for name, told in TOLD.items() if told.ordered and not (told.in_llm or told.resizes)])
 @torch.no_grad()
 def test_every_ordered_method_is_one_graph(name):
     """Questions apart, whatever else a method reads; a further block's scores too."""

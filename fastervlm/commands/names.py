@@ -1,6 +1,6 @@
 """Names that `--help` and shell completion tell, written down here so that telling them loads no model library.
 
-`tests/commands/test_names.py` holds them to the tables they are taken from.
+`tests/commands/test_told_names.py` holds them to the tables they are taken from.
 """
 
 from __future__ import annotations

@@ -68,6 +68,8 @@ def _fill(shares: Tensor, features: Tensor, temperature: float) -> Tensor:
     for rows in shares.split(max(1, _ROWS // count)):
         total = rows.sum(dim=1, keepdim=True, dtype=torch.double)
         # A patch without features is like nothing, itself included: all cover it alike.
-        rows[(total == 0)[:, 0]], total[total == 0] = 1, count
+        bare = total == 0
+        rows.masked_fill_(bare, 1)
+        total.masked_fill_(bare, count)
         rows.copy_((rows.double() if rows.dtype != torch.double else rows).mul_(steps / total).round_())
     return shares

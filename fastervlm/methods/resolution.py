@@ -37,7 +37,7 @@ class Pool:
             return KeptTokens(index.expand(len(patches.scores), -1), total)
         down, across = (_shares(old, new) for old, new in zip(patches.grid, coarser(patches.grid, k), strict=True))
         weights = torch.kron(down, across).to(index.device)
-        index = index[middles(patches.grid, coarser(patches.grid, k))]
+        index = middles(patches.grid, coarser(patches.grid, k)).to(index.device)
         return KeptTokens(
             index.expand(len(patches.scores), -1),
             total,

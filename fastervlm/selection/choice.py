@@ -78,6 +78,8 @@ class Choice:
         """The kept tokens (R, D), mixtures of a table (S, N, D) of all projected patches, behind [CLS] where it is in front."""
         rows = mixed(self.weights, table[:, int(cls) :])  # type: ignore[arg-type]
         rows = torch.cat((table[:, : int(cls)], rows), dim=1)
+        if min(self.counts) == max(self.counts):
+            return rows.flatten(0, 1)
         stays = F.pad(self.mask.gather(1, self.index), (int(cls), 0), value=True)
         return rows[stays.to(rows.device)]
 

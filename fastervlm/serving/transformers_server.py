@@ -29,7 +29,7 @@ def start(checkpoint: str, served: Served, options: Sequence[str]) -> None:
     from transformers.utils.import_utils import is_serve_available
 
     if not is_serve_available():
-        raise UserError("transformers' server needs some packages more; install them: pip install 'transformers[serving]'.")
+        raise UserError("transformers' server needs some packages more; install them: pip install 'fastervlm[serving]'.")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(server_class(checkpoint, served))
     app(args=[*options, "--non-blocking"], prog_name="transformers serve")

@@ -135,7 +135,7 @@ REFUSED = [
     ("qwen2 pictures", {"score": "cls"}, "has nothing to give score='cls'"),
     ("qwen2 pictures", {"newline": "all"}, "are for LLaVA-NeXT's pictures in crops"),
     ("qwen2 pictures", {"keep_cls": True}, "is for clips pruned in front of the language model of a Video-LLaVA"),
-    ("qwen2 pictures", {"method": "fastv"}, "but not pruned inside its language model yet"),
+    ("qwen2 pictures", {"method": "fastv"}, "cannot be pruned inside"),
     ("vipllava", {"encoder_keep": fastervlm.EncoderSchedule([1], [8])}, "for a LLaVA-1.5 pruned"),
 ]
 

@@ -35,6 +35,6 @@ def test_one_that_does_not_ship_is_told(tmp_path, monkeypatch):
 
 def test_a_benchmark_that_cannot_be_drawn_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "BENCHMARKS", {embedded.MODEL: tmp_path / "mini"})
-    monkeypatch.setattr(embedded, "ROOT", tmp_path)  # without a playground
+    (tmp_path / "mini").write_text("in the way of the folder")
     with pytest.raises(UserError, match=r"could not be drawn into .*mini"):
         embedded.embedded_benchmark()

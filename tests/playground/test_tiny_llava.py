@@ -60,7 +60,8 @@ def test_pictures_keep_alone_what_they_keep_in_a_batch(loaded, asked, size) -> N
     """Scores to the last bit, and so the choice of every method."""
     pictures = asked[1][:21:3][:size]
     pixels = loaded[1](images=pictures, text=["<image>"] * size, return_tensors="pt")["pixel_values"]
-    encoder = fastervlm.wrap(loaded[0].model.vision_tower)
+    also = sorted({block for method in METHODS.values() for block in traits(method).also})
+    encoder = fastervlm.wrap(loaded[0].model.vision_tower, also=also)
     together, alone = encoder(pixels), [encoder(one) for one in pixels.split(1)]
     assert torch.equal(together.scores, torch.cat([one.scores for one in alone]))
     for name, method in METHODS.items():

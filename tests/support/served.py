@@ -62,9 +62,9 @@ def message(text, *files):
 
 def processes_of(session, patience=60):
     """The processes of a session that are still there after a while."""
-    for _ in range(patience):
+    left, ends = None, time.monotonic() + patience
+    while left is None or (left and time.monotonic() < ends):
+        time.sleep(0 if left is None else 1)
         listed = subprocess.run(["ps", "-s", str(session), "-o", "pid="], capture_output=True, text=True, check=False)
-        if not listed.stdout.split():
-            break
-        time.sleep(1)
-    return listed.stdout.split()
+        left = listed.stdout.split()
+    return left
