@@ -79,9 +79,8 @@ def prune(
             Inside the language model: a count or fraction of all.
         method: which ones: a name in `fastervlm.methods.METHODS` or a method. None is the default of the kind of model: "cls",
             or "coverage" where the tower has no [CLS] token or its attention is known to mislead; `handle.method` says which.
-        score: what scores the patches where a method or budget goes by scores: "cls", or, to be asked for in so many words,
-            "pool", "received" or "norm"; see `wrap`. Without it a method that is defined by another one, such as "hiprune" by
-            "received", has that.
+        score: what scores the patches where a method or budget goes by scores: "cls", "pool", "received" or "norm"; see `wrap`.
+            Without it a method has the one that defines it, such as "received" of "hiprune", or else "cls".
         anyres: how pictures cut into crops are laid out. "native" is the model's own way: patches that un-padding removes never
             compete, so that a crop that is mostly padding keeps what it has. "paper" is the reference implementation's,
             (1 + crops) * K tokens, padding and all; it needs the processor of `fastervlm.load(..., anyres="paper")`.
@@ -105,11 +104,31 @@ def prune(
     tokens, options = Budget.of(keep), Options(positions, budget, anyres, newline, keep_cls, images)
     check_choice("features", features, ("tower", "projected"))
     if method is not None and traits(get_method(method)).in_llm:
-        options.refuse_clips()
-        refuse_schedule(encoder_keep)
-        if features == "projected":
-            raise UserError("Inside the language model all features are projected; leave features='projected' out.")
-        return InLLMHandle(model, tokens, cast(InLLM, get_method(method)))
+        return _inside(model, tokens, cast(InLLM, get_method(method)), options, encoder_keep, features)
+    return _in_front(model, tokens, method, score, options, encoder_keep, features)
+
+
+def _inside(
+    model: nn.Module, tokens: Budget, method: InLLM, options: Options, encoder_keep: EncoderSchedule | None, features: str
+) -> InLLMHandle:
+    """Prune inside the language model, where only a budget and a method mean anything."""
+    options.refuse_clips()
+    refuse_schedule(encoder_keep)
+    if features == "projected":
+        raise UserError("Inside the language model all features are projected; leave features='projected' out.")
+    return InLLMHandle(model, tokens, method)
+
+
+def _in_front(
+    model: nn.Module,
+    tokens: Budget,
+    method: str | Method | None,
+    score: Score | None,
+    options: Options,
+    encoder_keep: EncoderSchedule | None,
+    features: str,
+) -> PruneHandle:
+    """Prune in front of the language model."""
     family = family_of(model)
     needs_transformers("5.18", "take the kept tokens of a picture", "install a later one")
     if features == "projected":

@@ -42,7 +42,7 @@ from fastervlm.commands.endpoint import ApiBase, api_engine
 from fastervlm.commands.numbers import DECIMAL, WHOLE, number
 
 if TYPE_CHECKING:
-    from fastervlm.eval import Score, Task
+    from fastervlm.eval import Score
     from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
     from fastervlm.eval.task import Submission
@@ -84,25 +84,17 @@ def evaluate(
     address: Address = None,
     api_base: ApiBase = None,
 ) -> None:
-    """Answer a benchmark's questions and score the answers.
-
-    Without a model and data the tiny model answers its mini benchmark, which is one of textvqa.
-    """
-    from fastervlm.eval import get_task
-    from fastervlm.eval.medium import Pictures
+    """Answer a benchmark's questions and score them; without model and data a tiny model answers its mini benchmark."""
     from fastervlm.eval.runner import evaluate as run
     from fastervlm.eval.settings import Settings, chosen
     from fastervlm.eval.subject import Subject
     from fastervlm.families.llava_next.settings import Anyres
 
-    benchmark = get_task(task)
-    model, files = _model_and_files(benchmark, model, data, question_file, image_folder, annotation_file)
+    model, asked = _model_and_task(task, model, data, question_file, image_folder, annotation_file)
+    told = "server" if api_base else method
     settings = Settings(
-        task=benchmark,
-        medium=Pictures(),
-        **files,
-        answers_file=answers_file
-        or default_answers(files["question_file"], model, "server" if api_base else method, visual_token_num),
+        **asked,
+        answers_file=answers_file or default_answers(asked["question_file"], model, told, visual_token_num),
         keep=None if visual_token_num is None or api_base else number(visual_token_num),
         **chosen(method, seed),
         batch_size=batch_size,
@@ -114,16 +106,13 @@ def evaluate(
         exif=exif,
         seed=seed,
     )
-    if api_base is None:
-        _check(method, settings.keep, overlay)
-        asked = engine_of(engine, workers, address)
-    else:
-        here = {"method": method, "dtype": dtype, "device": device, "anyres": anyres, "newline": newline, "budget": budget}
-        here |= {"overlay": overlay, "engine": engine, "address": address}
-        asked = api_engine(api_base, model, workers, visual_token_num, here)
+    here = {"method": method, "dtype": dtype, "device": device, "anyres": anyres, "newline": newline, "budget": budget}
+    here |= {"overlay": overlay, "engine": engine, "address": address}
+    server = api_engine(api_base, model, workers, visual_token_num, here) if api_base else None
+    _check(method, settings.keep, overlay)
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     with resumable():
-        protocol, score = run(subject, settings, asked)
+        protocol, score = run(subject, settings, server or engine_of(engine, workers, address))
     _tell(subject, settings, protocol, score, overlay)
 
 
@@ -141,16 +130,21 @@ def _tell(subject: Subject, settings: Settings, protocol: dict[str, Any], score:
     report_failures(protocol["failed"], protocol["failures"])
 
 
-def _model_and_files(
-    task: Task, model: str | None, data: Path | None, questions: Path | None, images: Path | None, right: Path | None
+def _model_and_task(
+    name: str, model: str | None, data: Path | None, questions: Path | None, images: Path | None, right: Path | None
 ) -> tuple[str, dict[str, Any]]:
-    """As `model_and_files`; beside a question file the others may be missing."""
+    """The model, and by the names of `Settings` what it is asked; beside a question file the other files may be missing."""
     from fastervlm.embedded import embedded_model
+    from fastervlm.eval import get_task
+    from fastervlm.eval.medium import Pictures
 
+    task = get_task(name)
+    asked: dict[str, Any] = {"task": task, "medium": Pictures()}
     if data is None and questions is not None:
         files = {"question_file": questions, "media_folder": images, "annotation_file": task.annotations(questions, right)}
-        return model or str(embedded_model()), files
-    return model_and_files(task, model, data, questions, images, right)
+        return model or str(embedded_model()), asked | files
+    model, files = model_and_files(task, model, data, questions, images, right)
+    return model, asked | files
 
 
 def _submit(submission: Submission, settings: Settings) -> None:

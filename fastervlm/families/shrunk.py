@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -54,8 +54,7 @@ def encode_shrunk(
     size = encoder.patch_size
     grid = pixel_values.shape[-2] // size[0], pixel_values.shape[-1] // size[1]
     total = math.prod(grid)
-    assert isinstance(pruning.budget, TokenBudget)  # see `check_shrinking`
-    new = coarser(grid, pruning.budget.resolve(total))
+    new = coarser(grid, cast(TokenBudget, pruning.budget).resolve(total))  # see `check_shrinking`
     patches = encoder(shrunk(pixel_values, new, size), interpolate_pos_encoding=new != grid)
     counts = counts_for(TokenBudget(math.prod(new)), patches.scores)
     tokens, _ = keep_all(patches).project(projector)
