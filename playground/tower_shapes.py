@@ -5,26 +5,19 @@ Dims: B pictures, N patches, T tokens, K kept, C tower width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    InternVLVisionConfig,
-    InternVLVisionModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+from transformers import AutoModel
 
 from encoders import ScoredPatches, wrap
 from encoders.packed import PackedEncoder
 from encoders.registry import Score
+from fastervlm.bench.shapes import get_shape
 from fastervlm.methods.coverage import Coverage
 from fastervlm.selection.choice import once
 from fastervlm.selection.groups import blocks, grouped
@@ -75,61 +68,18 @@ def by_coverage(tokens: ScoredPatches, keep: int) -> Tensor:
     return tokens.features(Coverage()(tokens, keep).index)
 
 
-def clip(dtype: torch.dtype, layers: int) -> Any:
-    """ViT-L/14 for pictures of 336 pixels: 24 x 24 patches."""
-    config = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=layers,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
-    return CLIPVisionModel._from_config(config, dtype=dtype).eval()
+def tower_of(name: str) -> Callable[[torch.dtype, int], Any]:
+    """What makes the tower of a shape that `fastervlm bench` knows, of a dtype and with so many blocks."""
 
+    def make(dtype: torch.dtype, layers: int) -> Any:
+        config = copy.deepcopy(get_shape(name).config.vision_config)
+        if hasattr(config, "depth"):
+            config.depth, config.fullatt_block_indexes = layers, [i for i in config.fullatt_block_indexes if i < layers]
+        else:
+            config.num_hidden_layers = layers
+        return AutoModel.from_config(config, dtype=dtype).eval()
 
-def siglip(dtype: torch.dtype, layers: int) -> Any:
-    """SigLIP-so400m/14 for pictures of 384 pixels, as in LLaVA-OneVision: 27 x 27 patches, no pooling head."""
-    config = SiglipVisionConfig(
-        hidden_size=1152,
-        intermediate_size=4304,
-        num_hidden_layers=layers,
-        num_attention_heads=16,
-        image_size=384,
-        patch_size=14,
-        vision_use_head=False,
-    )
-    return SiglipVisionModel._from_config(config, dtype=dtype).eval()
-
-
-def internvit(dtype: torch.dtype, layers: int) -> Any:
-    """InternViT-300M for tiles of 448 pixels, as in InternVL 3: 32 x 32 patches."""
-    config = InternVLVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=layers,
-        num_attention_heads=16,
-        image_size=[448, 448],
-        patch_size=[14, 14],
-        attention_bias=True,
-        norm_type="layer_norm",
-        use_mean_pooling=True,
-    )
-    return InternVLVisionModel._from_config(config, dtype=dtype).eval()
-
-
-def qwen(dtype: torch.dtype, layers: int) -> Any:
-    """Qwen2.5-VL's tower: every eighth block sees the whole picture, the others windows of 8 x 8 patches."""
-    config = Qwen2_5_VLVisionConfig(
-        depth=layers,
-        hidden_size=1280,
-        intermediate_size=3420,
-        num_heads=16,
-        out_hidden_size=3584,
-        fullatt_block_indexes=list(range(7, layers, 8)),
-    )
-    return Qwen2_5_VisionTransformerPretrainedModel._from_config(config, dtype=dtype).eval()
+    return make
 
 
 def ours(select_layer: int, score: Score, choose: Callable[[ScoredPatches, int], Tensor], side: int = 1) -> Route:
@@ -195,7 +145,7 @@ SHAPES = {
         "CLIP ViT-L/14-336",
         24,
         576,
-        clip,
+        tower_of("llava-1.5-7b"),
         lambda: torch.randn(1, 3, 336, 336),
         {
             "sdpa": ("(i) stock, sdpa, all patches", "sdpa", stock(-2, 1)),
@@ -204,16 +154,26 @@ SHAPES = {
         },
     ),
     "siglip-so400m": Shape(
-        "SigLIP-so400m/14-384", 26, 729, siglip, lambda: torch.randn(1, 3, 384, 384), _without_cls(-1, 0, 1)
+        "SigLIP-so400m/14-384",
+        26,
+        729,
+        tower_of("llava-onevision-7b"),
+        lambda: torch.randn(1, 3, 384, 384),
+        _without_cls(-1, 0, 1),
     ),
     "internvit-300m": Shape(
-        "InternViT-300M-448", 24, 256, internvit, lambda: torch.randn(1, 3, 448, 448), _without_cls(-1, 1, 2)
+        "InternViT-300M-448",
+        24,
+        256,
+        tower_of("internvl3-8b"),
+        lambda: torch.randn(1, 3, 448, 448),
+        _without_cls(-1, 1, 2),
     ),
     "qwen2.5-vl": Shape(
         "the tower of Qwen2.5-VL, 448 x 448",
         32,
         256,
-        qwen,
+        tower_of("qwen2.5-vl-7b"),
         lambda: torch.randn(SIDE * SIDE, 3 * 2 * 14 * 14),
         {
             "sdpa": ("stock, all patches", "sdpa", stock_packed),

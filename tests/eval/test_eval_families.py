@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,7 @@ KEEP = 0.4
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
     """A tiny model of a `model_type`, loaded once."""
-    made = {}
-
-    def subject(name):
-        if name not in made:
-            made[name] = Subject(str(save(name, tmp_path_factory.mktemp(name) / f"tiny-{name}")))
-        return made[name]
-
-    return subject
+    return cache(lambda name: Subject(str(save(name, tmp_path_factory.mktemp(name) / f"tiny-{name}"))))
 
 
 def test_every_family_is_under_test():

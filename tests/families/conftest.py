@@ -1,5 +1,7 @@
 """The tiny model of each kind."""
 
+from functools import cache
+
 import pytest
 
 from tests.support import family_cases
@@ -9,11 +11,4 @@ from tests.support.family_cases import CASES
 @pytest.fixture(scope="module")
 def models():
     """The model of each case, made once."""
-    made = {}
-
-    def make(name):
-        if name not in made:
-            made[name] = family_cases.random(CASES[name].make)
-        return made[name]
-
-    return make
+    return cache(lambda name: family_cases.random(CASES[name].make))

@@ -1,17 +1,15 @@
 """Each kind of model against the stock one: its own embeddings indexed afterwards, row by row and without a cache."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-import fastervlm
 from fastervlm.generation.kv_cache import CACHE
 from tests.support.family_cases import CASES, IMAGE_ID, ROWS, START_ID, STOP_ID, VIDEO_ID, prompt
+from tests.support.watched import Pruned
 
-KINDS = {IMAGE_ID: "image", VIDEO_ID: "video"}
 KEEP = 0.3
 # Random models would answer with placeholders, for which there is no picture.
 NEVER = [IMAGE_ID, VIDEO_ID, START_ID, STOP_ID]
@@ -22,35 +20,6 @@ each_case = pytest.mark.parametrize("name", CASES)
 def close(ours, theirs, of_batch=False):
     """To a millionth of the largest; twice that where a row of a padded batch, with its mask, is held to the row alone."""
     torch.testing.assert_close(ours, theirs, rtol=0, atol=(2e-6 if of_batch else 1e-6) * max(1.0, float(theirs.abs().max())))
-
-
-class Pruned:
-    """A pruned model that remembers, for each call, which placeholders of each kind stayed."""
-
-    def __init__(self, case, model, keep=KEEP, **settings):
-        self.handle: Any = fastervlm.prune(model, keep, **(case.settings | settings))
-        encode, self.keep = self.handle.host.encode, {}
-
-        def spied(*args):
-            encoded = encode(*args)
-            self.keep = {kind: torch.cat(found.keep) for kind, found in encoded.items()}
-            return encoded
-
-        self.handle.host.encode = spied
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.handle.remove()
-
-    def columns(self, ids):
-        """The columns that stay of each row of ids (R, T) without its pads."""
-        stays = {kind: iter(keep.tolist()) for kind, keep in self.keep.items()}
-        return [
-            [i for i, token in enumerate(row[row != 0].tolist()) if token not in KINDS or next(stays[KINDS[token]])]
-            for row in ids
-        ]
 
 
 class Reference:
@@ -123,7 +92,7 @@ def test_keeping_all_is_the_stock_model_to_the_bit(models, name, rows, dtype):
     modes = ({}, {"num_beams": 2})
     logits = model(**batch).logits
     stock = [model.generate(**batch, **GREEDY, **mode) for mode in modes]
-    with Pruned(case, model, 1.0) as pruned:
+    with Pruned(model, 1.0, **case.settings) as pruned:
         assert torch.equal(model(**batch).logits, logits)
         for mode, sequences in zip(modes, stock, strict=True):
             assert torch.equal(model.generate(**batch, **GREEDY, **mode), sequences)
@@ -145,7 +114,7 @@ def test_keeping_all_is_the_stock_model_to_the_bit(models, name, rows, dtype):
 def test_fewer_are_the_stock_embeddings_indexed_afterwards(models, name, rows, side, positions):
     case, model = CASES[name], models(name)
     batch = prompt(case, model, ROWS[rows], side)
-    with Pruned(case, model, positions=positions) as pruned:
+    with Pruned(model, KEEP, **(case.settings | {"positions": positions})) as pruned:
         told = model(**batch).logits
     for row, columns, reference in zip(
         told, pruned.columns(batch["input_ids"]), references(case, model, ROWS[rows]), strict=True
@@ -164,7 +133,7 @@ def test_in_float64_what_stays_is_the_same_to_twelve_digits(models, name):
     batch = {key: x.double() if x.is_floating_point() else x for key, x in prompt(case, models(name), [[0, 2]]).items()}
     reference, seen = Reference(model, batch), {}
     hook = model.model.language_model.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
-    with Pruned(case, model) as pruned:
+    with Pruned(model, KEEP, **case.settings) as pruned:
         model(**batch)
         (columns,) = pruned.columns(batch["input_ids"])
     hook.remove()
@@ -177,7 +146,7 @@ def test_in_float64_what_stays_is_the_same_to_twelve_digits(models, name):
 def test_a_batch_is_its_rows_one_by_one(models, name):
     case, model = CASES[name], models(name)
     rows = ROWS["ragged"]
-    with Pruned(case, model) as pruned:
+    with Pruned(model, KEEP, **case.settings) as pruned:
         told = model(**prompt(case, model, rows)).logits
         columns = pruned.columns(prompt(case, model, rows)["input_ids"])
         for number, (seeds, own) in enumerate(zip(rows, columns, strict=True)):
@@ -201,7 +170,7 @@ MODES = {
 def test_answers_are_those_by_hand(models, name, mode):
     case, model, rows = CASES[name], models(name), ROWS["ragged"]
     batch = prompt(case, model, rows)
-    with Pruned(case, model) as pruned:
+    with Pruned(model, KEEP, **case.settings) as pruned:
         told = model.generate(**batch, **GREEDY, **MODES[mode])
     columns = pruned.columns(batch["input_ids"])
     assert torch.equal(told[:, : batch["input_ids"].shape[1]], batch["input_ids"])
@@ -214,7 +183,7 @@ def test_answers_are_those_by_hand(models, name, mode):
 def test_prompt_lookup_and_beams_change_nothing(models, name):
     case, model = CASES[name], models(name)
     batch = prompt(case, model, ROWS["one"])
-    with Pruned(case, model):
+    with Pruned(model, KEEP, **case.settings):
         plain = model.generate(**batch, **GREEDY)
         assert torch.equal(model.generate(**batch, **GREEDY, prompt_lookup_num_tokens=3), plain)
         batch = prompt(case, model, ROWS["ragged"])
@@ -229,7 +198,7 @@ def test_a_second_turn_goes_on_from_the_cache_or_from_the_start(models, name):
     batch = prompt(case, model, rows)
     length, turn = batch["input_ids"].shape[1], [30, 31, 32]
     (reference,) = references(case, model, rows)
-    with Pruned(case, model) as pruned:
+    with Pruned(model, KEEP, **case.settings) as pruned:
         first = model.generate(**batch, **GREEDY, return_dict_in_generate=True)
         (columns,) = pruned.columns(batch["input_ids"])
         said = first.sequences[0, length:].tolist()
@@ -255,7 +224,7 @@ def test_a_picture_shown_to_several_prompts_is_encoded_once(models, name):
     once = {key: x if key in words else x[: len(x) // 2] for key, x in batch.items()}
     if case.counted:
         once["batch_num_images"] = once["batch_num_images"][:1]
-    with Pruned(case, model, budget="crop"):
+    with Pruned(model, KEEP, **(case.settings | {"budget": "crop"})):
         expected = model(**batch).logits
         close(model(**once, **{f"{kind}_index": [0, 0]}).logits, expected)
 
@@ -266,7 +235,7 @@ def test_steps_by_forward_go_on_as_they_began(models, name):
     case, model, rows = CASES[name], models(name), ROWS["one"]
     batch = prompt(case, model, rows)
     (reference,) = references(case, model, rows)
-    with Pruned(case, model) as pruned:
+    with Pruned(model, KEEP, **case.settings) as pruned:
         told = model(**batch, use_cache=True)
         (columns,) = pruned.columns(batch["input_ids"])
         for more in ([30, 31], [32]):

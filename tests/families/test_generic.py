@@ -1,12 +1,12 @@
 """Classes without a family of their own against the stock model: its own embeddings indexed afterwards, mode by mode."""
 
 import copy
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
-import fastervlm
 from encoders import UserError
 from fastervlm.families.generic.table import SHOWN
 from fastervlm.generation.kv_cache import CACHE
@@ -14,6 +14,7 @@ from tests.support import family_cases
 from tests.support.checks import one_sentence
 from tests.support.family_cases import IMAGE_ID, START_ID, STOP_ID, VIDEO_ID
 from tests.support.generic_cases import CASES, prompt, typed
+from tests.support.watched import Pruned
 
 KEEP = 0.3
 NEVER = [0, IMAGE_ID, VIDEO_ID, START_ID, STOP_ID]
@@ -24,44 +25,11 @@ each_case = pytest.mark.parametrize("name", CASES)
 
 @pytest.fixture(scope="module")
 def models():
-    made = {}
-
-    def make(name):
-        if name not in made:
-            made[name] = family_cases.random(CASES[name].make)
-        return made[name]
-
-    return make
+    return cache(lambda name: family_cases.random(CASES[name].make))
 
 
 def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 * max(1.0, float(theirs.abs().max())))
-
-
-class Pruned:
-    """A pruned model that remembers which placeholders stayed."""
-
-    def __init__(self, model, keep=KEEP, **settings):
-        self.handle: Any = fastervlm.prune(model, keep, **settings)
-        encode, self.keep = self.handle.host.encode, torch.empty(0)
-
-        def spied(*args):
-            encoded = encode(*args)
-            self.keep = torch.cat(encoded["image"].keep)
-            return encoded
-
-        self.handle.host.encode = spied
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.handle.remove()
-
-    def columns(self, ids):
-        """The columns that stay of each row of ids (R, T) without its pads."""
-        stays = iter(self.keep.tolist())
-        return [[i for i, token in enumerate(row[row != 0].tolist()) if token != IMAGE_ID or next(stays)] for row in ids]
 
 
 # By what reaches a decoder and its number of dimensions, those that go along the prompt.
@@ -138,7 +106,7 @@ def test_keeping_all_is_the_stock_model_to_the_bit(models, name, dtype):
         assert torch.equal(model(**batch).logits, logits)
         for mode, sequences in zip(modes, stock, strict=True):
             assert torch.equal(model.generate(**batch, **GREEDY, **mode), sequences)
-        assert bool(pruned.keep.all())
+        assert bool(pruned.keep["image"].all())
     assert torch.equal(model(**batch).logits, logits)
 
 
@@ -150,9 +118,9 @@ def test_keeping_all_is_the_stock_model_to_the_bit(models, name, dtype):
 def test_fewer_are_the_stock_embeddings_indexed_afterwards_and_a_batch_its_rows(models, name, rows, side, positions):
     model = models(name)
     batch, stock = prompt(CASES[name], rows, side), references(name, model, rows)
-    with Pruned(model, positions=positions) as pruned:
+    with Pruned(model, KEEP, positions=positions) as pruned:
         told, columns = model(**batch).logits, pruned.columns(batch["input_ids"])
-        assert int(pruned.keep.sum()) < len(pruned.keep) / 2
+        assert int(pruned.keep["image"].sum()) < len(pruned.keep["image"]) / 2
         for number, (seeds, row, own) in enumerate(zip(rows, told, columns, strict=True)):
             row = row[len(row) - len(own) :] if side == "left" else row[: len(own)]
             close(row, stock[number].logits(own, original=positions == "original"))
@@ -174,7 +142,7 @@ def test_answers_are_those_by_hand_or_refused(models, name, mode):
         rows, settings = [[0, 2]], {"prompt_lookup_num_tokens": 3}
     batch = prompt(CASES[name], rows)
     refused = (mode == "chunks" and name in ("Gemma3", "PaliGemma")) or (mode == "lookup" and name in ("Lfm2Vl", "Qwen3_5"))
-    with Pruned(model) as pruned:
+    with Pruned(model, KEEP) as pruned:
         if refused:
             with pytest.raises(UserError, match=r"chunks of a prompt|that were guessed") as caught:
                 model.generate(**batch, **GREEDY, **settings)
@@ -194,7 +162,7 @@ def test_a_second_turn_goes_on_from_the_cache_or_from_the_start(models, name):
     batch = prompt(case, rows)
     length = batch["input_ids"].shape[1]
     (reference,) = references(name, model, rows)
-    with Pruned(model) as pruned:
+    with Pruned(model, KEEP) as pruned:
         first = model.generate(**batch, **GREEDY, return_dict_in_generate=True)
         (columns,) = pruned.columns(batch["input_ids"])
         said = [*first.sequences[0, length:].tolist(), *turn]
@@ -214,7 +182,7 @@ def test_steps_by_forward_go_on_as_they_began(models, name):
     case, model, rows = CASES[name], models(name), [[0]]
     batch = prompt(case, rows)
     (reference,) = references(name, model, rows)
-    with Pruned(model) as pruned:
+    with Pruned(model, KEEP) as pruned:
         told = model(**batch, use_cache=True)
         (columns,) = pruned.columns(batch["input_ids"])
         for more in ([30], [31]):

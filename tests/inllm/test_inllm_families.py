@@ -1,6 +1,7 @@
 """Methods inside the language model on every family: hosts by their decoder, the others refused."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -25,14 +26,7 @@ each_case = pytest.mark.parametrize("name", CASES)
 
 @pytest.fixture(scope="module")
 def models():
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = random(CASES[name].make)
-        return made[name]
-
-    return get
+    return cache(lambda name: random(CASES[name].make))
 
 
 def is_host(model):

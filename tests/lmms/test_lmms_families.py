@@ -1,5 +1,6 @@
 """The model for all families under lmms-eval: pictures and clips, each row as asked by hand through the stock processor."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,7 @@ CLIPS = [family.model_type for family in FAMILIES if family.measured and "video"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {}
-
-    def folder(name):
-        if name not in made:
-            made[name] = save(name, tmp_path_factory.mktemp(name) / "tiny")
-        return made[name]
-
-    return folder
+    return cache(lambda name: save(name, tmp_path_factory.mktemp(name) / "tiny"))
 
 
 @pytest.fixture(scope="module")

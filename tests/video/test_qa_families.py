@@ -1,6 +1,7 @@
 """Clips asked about with a model of every family that is shown clips, against plain loops over the stock model."""
 
 import json
+from functools import cache
 
 import pytest
 from transformers.video_utils import VideoMetadata
@@ -20,14 +21,7 @@ KEEP = 0.4
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
-    made = {}
-
-    def subject(name):
-        if name not in made:
-            made[name] = Subject(str(save(name, tmp_path_factory.mktemp(name) / f"tiny-{name}")))
-        return made[name]
-
-    return subject
+    return cache(lambda name: Subject(str(save(name, tmp_path_factory.mktemp(name) / f"tiny-{name}"))))
 
 
 def test_every_family_is_under_test():
