@@ -77,7 +77,7 @@ class ScoredPatches:
         return self.block_keys()
 
     def scores_in(self, block: int | float) -> Tensor:
-        """(B, N) float32: what `scores` are, but in another block, one of those named by `also` in `encoders.wrap`.
+        """(B, N) float32: attention in another block, one of those named by `also` in `encoders.wrap`; see there.
 
         It costs the keys of that block and one row of attention; the whole map where patches are scored by what they receive.
 

@@ -31,7 +31,7 @@ from fastervlm.commands.demo import demo
 from fastervlm.commands.embed import embed
 from fastervlm.commands.evaluate import evaluate
 from fastervlm.commands.models import models
-from fastervlm.commands.names import KINDS, METHODS, TASKS, TINY, listed
+from fastervlm.commands.names import KINDS, METHODS, SHIPPED, TASKS, listed
 from fastervlm.commands.plan import plan
 from fastervlm.commands.quiet import hush
 from fastervlm.commands.report import report, reproduce
@@ -58,7 +58,7 @@ _EPILOG = f"""Methods: {listed(METHODS)}.
 
 Benchmarks: {listed(TASKS)}.
 
-Kinds of models: {listed(tuple(KINDS.values()))}. Ready to use: {listed(TINY)}."""
+Kinds of models: {listed(tuple(KINDS.values()))}. Ready to use: {listed(SHIPPED)}."""
 
 
 @app.callback(epilog=_EPILOG)

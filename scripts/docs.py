@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 import shutil
+import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,8 @@ def main() -> None:
 
 def build(out: Path) -> None:
     """Write all pages, the search index and the pictures to `out`; what an earlier build left there goes."""
+    if out.exists() and not (out / "search.js").is_file() and (out.is_file() or any(out.iterdir())):
+        sys.exit(f"{out} holds something else than an earlier site; name another folder.")
     shutil.rmtree(out, ignore_errors=True)
     modules = {module.modulename: module for module in _modules(out)}
     with TemporaryDirectory() as templates:

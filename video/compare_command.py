@@ -57,7 +57,7 @@ def video_compare(
             subject,
             settings,
             budgets=budgets_of(visual_token_num),
-            methods=names_of(methods) if methods else None,
+            methods=None if methods is None else names_of(methods),
             out_dir=folder,
             seeds=seeds,
             blind=blind,

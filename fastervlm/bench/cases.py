@@ -38,7 +38,7 @@ def fastv(subject: Subject, settings: Settings, budgets: Sequence[int | float], 
     if total is None:
         raise UserError(
             f"This benchmark compares with FastV, by which a {subject.family.class_name} cannot be pruned; "
-            "give --methods none,coverage."
+            "use fastervlm bench model --methods none,coverage instead."
         )
     counts = sorted({TokenBudget(keep=keep).resolve(total) for keep in budgets} - {total}, reverse=True)
     methods = {"fastv": (f"fastv-layer{layer}", FastV(layer=layer)), "cls": ("cls", "cls")}

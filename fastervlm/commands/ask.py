@@ -11,7 +11,7 @@ import typer
 
 from encoders.errors import UserError
 from fastervlm.commands.common import ConvMode, Device, Dtype, MethodName, named
-from fastervlm.commands.names import KINDS, TINY, completer, listed
+from fastervlm.commands.names import KINDS, SHIPPED, TINY, completer, listed
 from fastervlm.commands.numbers import number, whole
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "--model-path",
-        help=f"Folder of the model, its name on the hub, or one that ships: {listed(TINY)}. The tiny LLaVA if left out. Kinds: "
-        f"{listed(tuple(KINDS.values()))}.",
+        help=f"Folder of the model, its name on the hub, or one that ships: {listed(SHIPPED)}. The tiny LLaVA if left out. "
+        f"Kinds: {listed(tuple(KINDS.values()))}.",
         parser=named,
         metavar="TEXT",
         autocompletion=completer(TINY),

@@ -101,7 +101,7 @@ def _checked(methods: str | None, layer: int, text_tokens: int, out: Path | None
     from fastervlm.bench.workload import check_numbers
 
     check_numbers(text_tokens=text_tokens, **shared)
-    pruners_of(names_of(methods) if methods else (), layer)
+    pruners_of(() if methods is None else names_of(methods), layer)
     check_json(out)
     return shared
 
@@ -117,7 +117,9 @@ def _measure(
     file = out or Path(f"bench-{workload.name}.json")
     family = workload.family
     usual = COMPARED if family.of_paper else f"none,{family.default_method(workload.model)}"
-    compared = variants(workload, names_of(methods or usual), budgets_of(budgets), whole_numbers("batch", batch), layer)
+    compared = variants(
+        workload, names_of(usual if methods is None else methods), budgets_of(budgets), whole_numbers("batch", batch), layer
+    )
     result = speed(workload, compared, **shared)
     result.write(file)
     print_table(*result.table(), keys=3)

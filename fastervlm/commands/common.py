@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from encoders.errors import UserError
-from fastervlm.commands.names import METHODS, TASKS, TINY, completer, list_completer, listed
+from fastervlm.commands.names import METHODS, SHIPPED, TASKS, TINY, completer, list_completer, listed
 from fastervlm.commands.numbers import WHOLE
 from fastervlm.reporting.shadows import shadow
 
@@ -76,17 +76,13 @@ Workers = Annotated[
 Address = Annotated[
     str | None, typer.Option(help="With --engine ray: the cluster to join, auto for this machine's; started here if left out.")
 ]
-OptionalModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "--model-path",
-        help=f"Folder of the model, its name on the hub, or one that ships: {listed(TINY)}. The tiny model if left out.",
-        parser=named,
-        metavar="TEXT",
-        autocompletion=completer(TINY),
-    ),
-]
+_MODEL: dict[str, Any] = {
+    "help": f"Folder of the model, its name on the hub, or one that ships: {listed(SHIPPED)}. The tiny model if left out.",
+    "metavar": "TEXT",
+    "autocompletion": completer(TINY),
+}
+OptionalModel = Annotated[str | None, typer.Option("--model", "--model-path", parser=named, **_MODEL)]
+ModelOrServed = Annotated[str | None, typer.Option("--model", "--model-path", **_MODEL)]  # as typed, which a server may know
 MethodName = Annotated[
     str | None,
     typer.Option(

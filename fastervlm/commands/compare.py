@@ -88,7 +88,12 @@ def compare(
     pictures: dict[str, Any] = {"medium": Pictures(), "image_aspect_ratio": image_aspect_ratio, "exif": exif}
     settings = Settings(task=benchmark, answers_file=folder / "all.jsonl", **(asking | pictures | files))
     pruned_at = [] if layers is None else whole_numbers("layers", layers, least=0)
-    choice = {"budgets": budgets_of(visual_token_num), "methods": methods and names_of(methods), "seeds": seeds, "blind": blind}
+    choice = {
+        "budgets": budgets_of(visual_token_num),
+        "methods": None if methods is None else names_of(methods),
+        "seeds": seeds,
+        "blind": blind,
+    }
     with resumable():
         comparison = run(subject, settings, out_dir=folder, layers=pruned_at, **choice)
     show(comparison, folder)

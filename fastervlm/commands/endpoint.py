@@ -41,12 +41,14 @@ def api_engine(api_base: str, model: str, workers: int | None, kept: str | None,
     from fastervlm.eval.api_engine import ApiEngine
     from fastervlm.eval.chat import Chat
     from fastervlm.reporting.progress import console
+    from fastervlm.selection.budget import TokenBudget
 
     if given := [option for option, value in others.items() if value not in (None, _USUAL.get(option))]:
         raise UserError(f"--{given[0]} is for a model in this process; the server at --api-base has its own; leave it out.")
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}; it must be at least 1.")
+    tokens = None if kept is None else number(kept)
+    if tokens is not None:
+        TokenBudget(tokens)  # which refuses what is no count or fraction
     key = os.environ.get("OPENAI_API_KEY", "").strip() or None
-    return ApiEngine(
-        Chat(api_base, model, key, timeout=600.0, say=console.print), workers or 8, None if kept is None else number(kept)
-    )
+    return ApiEngine(Chat(api_base, model, key, timeout=600.0, say=console.print), workers or 8, tokens)

@@ -23,10 +23,10 @@ from fastervlm.commands.common import (
     Limit,
     MaxNewTokens,
     MethodName,
+    ModelOrServed,
     Newline,
     OptionalAnnotationFile,
     OptionalImageFolder,
-    OptionalModel,
     OptionalQuestionFile,
     TaskName,
     Workers,
@@ -34,6 +34,7 @@ from fastervlm.commands.common import (
     default_answers,
     engine_of,
     model_and_files,
+    named,
     report_failures,
     resumable,
     write_submission,
@@ -57,7 +58,7 @@ Overlay = Annotated[Path | None, typer.Option(help="Save a PNG of what was kept 
 def evaluate(
     task: TaskName,
     *,
-    model: OptionalModel = None,
+    model: ModelOrServed = None,
     data: DataFolder = None,
     question_file: OptionalQuestionFile = None,
     image_folder: OptionalImageFolder = None,
@@ -90,7 +91,7 @@ def evaluate(
     from fastervlm.eval.subject import Subject
     from fastervlm.families.llava_next.settings import Anyres
 
-    model, asked = _model_and_task(task, model, data, question_file, image_folder, annotation_file)
+    model, asked = _model_and_task(task, _model(model, api_base), data, question_file, image_folder, annotation_file)
     told = "server" if api_base else method
     settings = Settings(
         **asked,
@@ -128,6 +129,15 @@ def _tell(subject: Subject, settings: Settings, protocol: dict[str, Any], score:
         save_overlay(subject, settings, overlay)
         print(f"Picture of the kept tokens: {overlay}")
     report_failures(protocol["failed"], protocol["failures"])
+
+
+def _model(typed: str | None, api_base: str | None) -> str | None:
+    """The model as typed, where a server knows it by that name; else where it lies."""
+    if api_base is None:
+        return None if typed is None else named(typed)
+    if typed is None:
+        raise UserError("--api-base needs --model, the model's name on that server.")
+    return typed
 
 
 def _model_and_task(

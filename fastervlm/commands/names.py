@@ -17,7 +17,8 @@ SHAPES = (
     *("llava-onevision-7b", "internvl3-8b", "qwen2.5-vl-7b"),
     *("tiny", "tiny-next", "tiny-video", "tiny-onevision", "tiny-internvl", "tiny-qwen2.5"),
 )
-TINY = ("tiny-llava", "tiny-llava-next", "tiny-video-llava", "tiny-qwen2.5-vl")
+SHIPPED = ("tiny-llava", "tiny-llava-next", "tiny-video-llava")  # in the wheel too
+TINY = (*SHIPPED, "tiny-qwen2.5-vl")
 # By the model_type of their config.
 KINDS = {
     "llava": "LLaVA",

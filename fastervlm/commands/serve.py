@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastervlm.commands.common import named
 from fastervlm.commands.numbers import number
 
 # What the engine is told goes through this command as it was typed.
@@ -17,7 +16,7 @@ def serve(
     context: typer.Context,
     checkpoint: Annotated[
         str,
-        typer.Argument(metavar="CKPT", parser=named, help="Folder of the checkpoint, or its name on the hub, or tiny-llava."),
+        typer.Argument(metavar="CKPT", help="Folder of the checkpoint, or its name on the hub, or tiny-llava."),
     ],
     *,
     keep: Annotated[str, typer.Option(help="Visual tokens kept of each picture or crop: a count (58) or a fraction (0.1).")],

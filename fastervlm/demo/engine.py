@@ -109,6 +109,8 @@ class Engine:
         Raises:
             UserError: nothing tells where in the picture the kept tokens lie.
         """
+        if trace is None:
+            raise UserError("'resize' keeps all tokens of a smaller picture; there is nothing to draw.")
         if self.shows_clips:
             return draw_clip(self._frames(ask.picture).pixels, trace, self.tokens)
         prepare: Any = preparation(self.subject, _settings(ask, None, self.medium))

@@ -128,13 +128,12 @@ class _Asked:
         if self.engine.visual_tokens is not None:
             fields["mm_processor_kwargs"] = {"visual_tokens": self.engine.visual_tokens}
         try:
-            reply = self.chat.reply([{"role": "user", "content": content}], **fields)
+            text = self.chat([{"role": "user", "content": content}], **fields)
         except NoReply as error:
             if error.everybody:
                 raise UserError(f"{error}; give the same command again once it answers.") from None
             return Entry(question.line, failure=f"{UNASKABLE} ({error})")
-        text = settings.task.post_process(reply.text)
-        return Entry(question.line, text=text, turned=turned, print=prints.get(question.line))
+        return Entry(question.line, text=settings.task.post_process(text), turned=turned, print=prints.get(question.line))
 
     def _content(self, question: Question) -> tuple[list[dict[str, Any]], bool]:
         """A question as OpenAI's protocol writes it, its picture first as it is in a prompt; and whether a turn is ignored."""
@@ -165,7 +164,9 @@ def _identity(engine: ApiEngine, settings: Settings, told: dict[str, Any]) -> di
     """All that the answers depend on, as far as a server tells."""
     pruned = told.get("fastervlm")
     kept: dict[str, Any] = pruned if isinstance(pruned, dict) else _of_names(engine.chat.model, told["other_names"])
-    tokens = engine.visual_tokens if engine.visual_tokens is not None else kept.get("visual_tokens", OF_THE_SERVER)
+    asked, tokens = engine.visual_tokens, kept.get("visual_tokens", OF_THE_SERVER)
+    if asked is not None:  # a server that tells of no pruning may have ignored it
+        tokens = asked if "visual_tokens" in kept else f"{asked} asked {OF_THE_SERVER}"
     return {
         "task": settings.task.name,
         "model": engine.chat.model.rstrip("/").rpartition("/")[2],

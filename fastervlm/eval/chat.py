@@ -37,14 +37,6 @@ class NoReply(Exception):
         self.everybody = everybody
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a model said, and how many tokens its prompt had, if the endpoint counts them."""
-
-    text: str
-    prompt_tokens: int | None
-
-
 class RateLimit:
     """Lets callers of all threads through so that they are evenly spaced."""
 
@@ -98,12 +90,8 @@ class Chat:
             NoReply: it says nothing to these, however often it is asked.
             UserError: it will say nothing to any: the key is wrong, or there is no such address or model.
         """
-        return self.reply(messages, **fields).text
-
-    def reply(self, messages: list[dict[str, Any]], **fields: Any) -> Reply:
-        """The same, with how long the prompt was."""
         body = json.dumps({"model": self.model, "messages": messages, "temperature": 0, **fields}).encode()
-        return self._asked(lambda: _reply(self._send("chat/completions", body)))
+        return self._asked(lambda: _content(self._send("chat/completions", body)))
 
     def models(self) -> list[dict[str, Any]]:
         """What the endpoint says of its models.
@@ -191,18 +179,15 @@ def _is_key(key: str) -> bool:
     return bool(key) and key.isascii() and key.isprintable()
 
 
-def _reply(body: bytes) -> Reply:
-    """What a response holds; what is no such response may be better the next time."""
+def _content(body: bytes) -> str:
+    """The text in a response; what is no such response may be better the next time."""
     try:
-        told = json.loads(body)
-        text = told["choices"][0]["message"]["content"]
+        text = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
         raise _Passing("the response is no chat completion") from None
     if not isinstance(text, str):
         raise _Passing("the response holds no text")
-    usage = told.get("usage")
-    length = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return Reply(text, length if isinstance(length, int) else None)
+    return text
 
 
 def _models(body: bytes) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ class Encoded:
 
 
 class Family(abc.ABC):
-    """One kind of model, by its class in transformers; without a state, so that one instance serves all models of the kind.
+    """One kind of model, by its class in transformers; one instance serves all models of the kind, and holds nothing of them.
 
     A family is a module of `fastervlm.families` and a line in `FAMILIES` there. What all LLaVA models have in common is written
     down here as what holds unless a family says otherwise.

@@ -35,6 +35,12 @@ def check_about_pictures(call: Mapping[str, Any]) -> None:
         check_questions(call["questions"], len(call["pixel_values"]))
 
 
+def runs(ids: Tensor, placeholder: int) -> list[int]:
+    """How many placeholders stand side by side, run by run, in the order of the prompts ids (R, T)."""
+    place = torch.nn.functional.pad((ids.cpu() == placeholder).long(), (1, 1)).flatten().diff()
+    return ((place == -1).nonzero()[:, 0] - (place == 1).nonzero()[:, 0]).tolist()
+
+
 def flat(
     choice: Choice, projector: Callable[[Tensor], Tensor], shows: Literal["square", "whole", "part"] = "square"
 ) -> Encoded:

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from encoders import ScoredPatches, UserError
 from fastervlm.families.base import Encoded, Family
-from fastervlm.families.encoding import INPUTS, check_tower, flat, in_groups, scored
+from fastervlm.families.encoding import INPUTS, check_tower, flat, in_groups, runs, scored
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.selection.choice import asked, choose, counts_for
 from fastervlm.selection.groups import grouped
-from fastervlm.selection.kept import waits
 from fastervlm.selection.schedule import refuse_schedule
 from fastervlm.selection.trace import ImageTrace
 
@@ -62,16 +61,18 @@ class InternVL(Family):
         layer = call.get("vision_feature_layer")
         if layer is not None:
             _check_layer(model, layer)
+        told = call.get("image_index") is None and not torch.compiler.is_compiling()
+        lengths = runs(call["input_ids"], model.config.image_token_id) if told else None  # before the tower has work to do
         patches = _joined(model, scored(model, pruning, call, call["pixel_values"].to(model.dtype)))
         groups = None
         if pruning.settings or pruning.budget.of_picture or call.get("questions") is not None:
-            groups = _tiles(model, call, *patches.scores.shape)
+            groups = _tiles(lengths, *patches.scores.shape)
         patches = asked(patches, call.get("questions"), groups)
         counts = counts_for(pruning.budget, patches.scores, groups=groups, pool=pruning.settings)
         encoded = flat(choose(patches, counts, pruning.method), model.model.multi_modal_projector, "part")
-        if groups is None and not waits(call["input_ids"]):
+        if groups is None and lengths is not None:
             with suppress(UserError):  # prompts that do not fit are refused where they are shortened
-                groups = _tiles(model, call, *patches.scores.shape)
+                groups = _tiles(lengths, *patches.scores.shape)
         return {"image": encoded if groups is None else replace(encoded, trace=_placed(encoded.trace, groups))}
 
     def outputs(self, features: list[Tensor], kind: str) -> Tensor:
@@ -157,23 +158,20 @@ def _placed(traces: Sequence[ImageTrace], groups: Sequence[int]) -> list[ImageTr
     ]
 
 
-def _tiles(model: Any, call: Mapping[str, Any], tiles: int, tokens: int) -> list[int]:
-    """How many tiles each picture has: as many as its placeholders side by side, in the order of the prompts.
+def _tiles(lengths: Sequence[int] | None, tiles: int, tokens: int) -> list[int]:
+    """How many tiles each picture has, by its placeholders side by side; lengths is None where nothing says that.
 
     Raises:
         UserError: the prompts show other tiles, or show some often.
     """
-    if call.get("image_index") is not None:
+    if lengths is None:
         raise UserError(
             "Beside image_index nothing says which tiles make up a picture; leave out budget='image', Total, AtMost and "
             "questions."
         )
-    ids = call["input_ids"].cpu()
-    place = torch.nn.functional.pad((ids == model.config.image_token_id).long(), (1, 1)).flatten().diff()
-    lengths = (place == -1).nonzero()[:, 0] - (place == 1).nonzero()[:, 0]
-    if int(lengths.sum()) != tiles * tokens or bool((lengths % tokens).any()):
+    if sum(lengths) != tiles * tokens or any(length % tokens for length in lengths):
         raise UserError(
             f"The prompts do not hold {tokens} placeholders for each of the {tiles} tiles of pixel_values; make both in one "
             "call of the processor."
         )
-    return (lengths // tokens).tolist()
+    return [length // tokens for length in lengths]

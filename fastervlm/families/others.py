@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 NO_ROUTE = "its forward takes no features made beforehand (mm_encoder_outputs)"
-REASONS: dict[str, str] = {}
 
 
 @cache
@@ -35,7 +34,7 @@ def class_of_type(model_type: str) -> str | None:
 @cache
 def why_refused(name: str) -> str | None:
     """The reason why models of one of these classes cannot be pruned; None if they may be."""
-    return REASONS.get(name) or (None if _takes_features(name) else NO_ROUTE)
+    return None if _takes_features(name) else NO_ROUTE
 
 
 def refused() -> dict[str, str]:

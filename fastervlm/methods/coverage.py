@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from encoders import ScoredPatches, UserError, UserTypeError
+from encoders import ScoredPatches
 from fastervlm.methods.covering import covering
+from fastervlm.methods.share import check_positive
 from fastervlm.methods.similarity import cosine_rows
 from fastervlm.selection.kept import KeptTokens
 from fastervlm.selection.method import Traits
@@ -37,10 +36,7 @@ class Coverage:
     temperature: float = 0.2
 
     def __post_init__(self) -> None:
-        if not isinstance(self.temperature, numbers.Real) or isinstance(self.temperature, bool):
-            raise UserTypeError(f"temperature={self.temperature!r} is no number; give one above 0, such as 0.2.")
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature={self.temperature} must be above 0, and finite.")
+        check_positive("temperature", self.temperature)
 
     def __call__(self, patches: ScoredPatches, k: int) -> KeptTokens:
         """Keep `k` patches of each picture."""

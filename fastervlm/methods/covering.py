@@ -27,10 +27,12 @@ def covering(shares: Tensor, k: int, weight: Tensor | None = None) -> Tensor:
     """
     if not waits(shares):
         return torch.from_numpy(_on_host(shares.detach().numpy(), k, None if weight is None else weight.detach().numpy()))
-    chosen, covered = [], shares.new_zeros(len(shares))
+    chosen, covered, larger = [], shares.new_zeros(len(shares)), torch.empty_like(shares)
     taken = torch.zeros(shares.shape[1], dtype=torch.bool, device=shares.device)
     for _ in range(k):
-        gain = (shares - covered[:, None]).clamp_(min=0).sum(dim=0, dtype=torch.double)
+        # A maximum is exact in any dtype, a difference is not.
+        torch.maximum(shares, covered[:, None], out=larger)
+        gain = larger.sum(dim=0, dtype=torch.double) - covered.sum(dtype=torch.double)
         # In float32 products that are equal but for rounding tie, and the earlier patch goes first.
         value = gain if weight is None else (gain * weight).float()
         best = value.masked_fill(taken, -1).argmax(dim=0, keepdim=True)

@@ -18,10 +18,11 @@ class HiPrune:
     """Keep anchors of a middle block with their neighbours, and others by the feature block (HiPrune, arXiv 2508.00553).
 
     Scores are the attention that a patch receives from all tokens, a mean over heads and queries, so that no [CLS] is needed;
-    another `score` asked for in `prune` takes its place in both blocks. Anchors, a fifth of the share rounded, are the patches
-    with the highest scores in the middle block; the patches above, below, left and right of them join. The feature block's
-    scores fill up to K. In the authors' code the neighbour to the side of a patch at the end of a row lies in the next row;
-    here it has none. If anchors and neighbours are more than K, anchors go first, then what the feature block ranks highest.
+    "cls" asked for in `prune` takes its place in both blocks, "norm" and "pool" in the feature block alone. Anchors, a fifth
+    of the share rounded, are the patches with the highest scores in the middle block; the patches above, below, left and right
+    of them join. The feature block's scores fill up to K. In the authors' code the neighbour to the side of a patch at the end
+    of a row lies in the next row; here it has none. If anchors and neighbours are more than K, anchors go first, then what the
+    feature block ranks highest.
 
     Args:
         anchored: the share of the tokens that anchors and their neighbours take, if none of them overlap.

@@ -18,7 +18,8 @@ from fastervlm.selection.method import Method, Traits, traits
 class Projected:
     """A method that is given features behind the projector instead of the tower's, as its authors have it.
 
-    All patches are projected for it, picture by picture. What is kept, and merged, is what it chose among them.
+    All patches are projected for it, picture by picture. What is kept, and merged, is what it chose among them. Where tokens
+    are interpolated behind the projector (clips of LLaVA-OneVision), it compares projected mixtures instead.
 
     Args:
         method: the method.

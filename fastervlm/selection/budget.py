@@ -10,7 +10,7 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -192,7 +192,12 @@ class AtMost(Budget):
     @property
     def budget(self) -> Budget:
         """What holds below the bound."""
-        return Budget.of(self.keep)
+        return cast(Budget, self.keep)
+
+    @property
+    def at_most(self) -> int | None:  # type: ignore[override]
+        """That of `keep`."""
+        return self.budget.at_most
 
     @property
     def reads_scores(self) -> bool:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from encoders.errors import UserError
+from fastervlm.embedded import named_model
 from fastervlm.serving.architectures import architecture_of
 from fastervlm.serving.checkpoint import readable
 from fastervlm.serving.options import Served
@@ -45,9 +46,10 @@ def start(checkpoint: str, served: Served, options: Sequence[str]) -> NoReturn:
 def command_of(checkpoint: str, served: Served, options: Sequence[str]) -> list[str]:
     """The command that starts the server."""
     for option in options:
-        if option.partition("=")[0].replace("_", "-") in _OURS:
-            raise UserError(f"{option.partition('=')[0]} is set by fastervlm serve; leave it out, or call vllm serve yourself.")
-    folder, told = readable(checkpoint)
+        name = option.partition("=")[0]
+        if name.partition(".")[0].replace("_", "-") in _OURS:  # --hf-overrides.architectures sets a part of one
+            raise UserError(f"{name} is set by fastervlm serve; leave it out, or call vllm serve yourself.")
+    folder, told = readable(named_model(checkpoint))
     architecture = architecture_of(told.get("model_type", ""))
     ours = {
         "--hf-overrides": json.dumps({"architectures": [architecture.name]}),

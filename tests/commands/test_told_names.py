@@ -23,6 +23,8 @@ def test_names_are_those_of_the_tables():
     assert tuple(METHODS) == names.METHODS
     assert tuple(SHAPES) == names.SHAPES
     assert names.TINY == embedded.NAMES
+    wheel = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("only-include")[1].split("]")[0]
+    assert tuple(name for name in names.TINY if f'"playground/models/{name}"' in wheel) == names.SHIPPED
     assert tuple(names.KINDS) == tuple(family.model_type for family in (*FAMILIES, *GENERIC))
 
 
@@ -37,13 +39,13 @@ def test_the_last_of_several_names_is_completed():
     ("command", "told"),
     [
         ([], [*TASKS, *METHODS, *WORDS_OF_KINDS]),
-        (["eval"], [*TASKS, *METHODS, *embedded.NAMES]),
-        (["compare"], [*TASKS, *METHODS, *embedded.NAMES]),
-        (["ask"], [*METHODS, *embedded.NAMES, *WORDS_OF_KINDS]),
+        (["eval"], [*TASKS, *METHODS, *names.SHIPPED]),
+        (["compare"], [*TASKS, *METHODS, *names.SHIPPED]),
+        (["ask"], [*METHODS, *names.SHIPPED, *WORDS_OF_KINDS]),
         (["bench", "shape"], [*SHAPES, *METHODS]),
-        (["bench", "model"], [*METHODS, *embedded.NAMES]),
+        (["bench", "model"], [*METHODS, *names.SHIPPED]),
         (["plan"], [*SHAPES]),
-        (["video-qa"], [*METHODS, *embedded.NAMES]),
+        (["video-qa"], [*METHODS, *names.SHIPPED]),
     ],
 )
 def test_help_names_them_all(monkeypatch, capsys, command, told):

@@ -32,3 +32,12 @@ def test_both_answers(name, tmp_path):
         assert reply.text == processor.decode(ids, skip_special_tokens=True).strip()
         assert reply.figures is not None
         assert reply.figures.visual_tokens == sum(trace.num_tokens for trace in handle.trace)
+
+
+def test_a_smaller_picture_has_nothing_to_be_drawn(tmp_path):
+    engine = Engine(Subject(str(save("qwen2_5_vl", tmp_path / "tiny"))))
+    picture(0, (40, 60)).save(tmp_path / "picture.png")
+    ask = Ask(tmp_path / "picture.png", "What is it?", engine.tokens // 2, method="resize", short=False, max_new_tokens=2)
+    shown = list(answers(engine, ask, more=False))[-1]
+    assert shown.pruned[0].reply is not None
+    assert "there is nothing to draw" in str(shown.pruned[0].drawn)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scripts.docs import GUIDES, MODULES
+from scripts.docs import GUIDES, MODULES, build
 from tests.support import readmes
 from tests.support.browser import CHROMIUM, DRIVER, chromium
 from tests.support.site import dead_links
@@ -54,3 +54,10 @@ def test_the_search_works_from_a_file(site):
         driver.find_element(By.CSS_SELECTOR, "input[type=search]").send_keys("prune_patches")
         found = WebDriverWait(driver, 60).until(lambda it: it.find_elements(By.CSS_SELECTOR, ".search-result a"))
         assert "prune_patches" in str(found[0].get_attribute("href"))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="holds something else than an earlier site"):
+        build(tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"

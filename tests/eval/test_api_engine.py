@@ -64,7 +64,8 @@ def test_a_server_answers_as_the_model_here(subject, settings, answering, tmp_pa
     ("models", "asked", "told"),
     [
         (MODELS, None, ("of the server", "of the server")),
-        (MODELS, 5, (5, "of the server")),
+        (MODELS, 5, ("5 asked of the server", "of the server")),
+        ([{**MODELS[0], "fastervlm": {"visual_tokens": 58, "method": "cls"}}], 5, (5, "cls")),
         ([*MODELS, {"id": f"{NAME}:visual_tokens=58,method=cls,newline=all"}], None, (58, "cls")),
         ([{**MODELS[0], "fastervlm": {"visual_tokens": 0.1, "method": "grid"}}], None, (0.1, "grid")),
     ],
@@ -158,3 +159,29 @@ def test_options_of_a_model_here_are_refused(monkeypatch, capsys, bench, tmp_pat
     code, _, errors = run_command(monkeypatch, capsys, *command, *told, *option)
     assert code == 2
     assert f"{option[0]} is for a model in this process" in errors
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((), "--api-base needs --model, the model's name on that server"),
+        (("--model", NAME, "--visual-token-num", "0"), "keep=0 would leave no visual token"),
+    ],
+)
+def test_what_no_server_can_be_asked_is_told_before_it_is(monkeypatch, capsys, bench, tmp_path, given, sentence):
+    told = [part for name, path in bench.items() for part in (f"--{name.replace('_', '-')}", path)]
+    with serving(lambda *_: "x", MODELS) as server:
+        command = ["eval", "textvqa", "--api-base", server.base, "--answers-file", tmp_path / "a.jsonl", *told, *given]
+        code, _, errors = run_command(monkeypatch, capsys, *command)
+        assert not server.asked
+    assert code == 2
+    assert sentence in errors
+
+
+def test_a_server_is_asked_for_a_model_by_the_name_as_typed(monkeypatch, capsys, bench, tmp_path):
+    """tiny-llava is a name there as well, and no folder of this machine."""
+    told = [part for name, path in bench.items() for part in (f"--{name.replace('_', '-')}", path)]
+    with serving(lambda *_: "x", [{"id": "tiny-llava"}]) as server:
+        command = ["eval", "textvqa", "--api-base", server.base, "--answers-file", tmp_path / "a.jsonl", *told]
+        code, _, errors = run_command(monkeypatch, capsys, *command, "--model", "tiny-llava")
+    assert code == 0, errors

@@ -72,7 +72,8 @@ def test_a_model_that_does_not_say_or_fails_is_refused(model, monkeypatch):
     [
         ({"method": "cls"}, "score='norm'"),
         ({"method": "cls", "score": "received"}, "score='received' cannot be had"),
-        ({"method": "visionzip", "score": "norm"}, "a method that compares keys cannot be used"),
+        ({"method": "visionzip", "score": "norm"}, "a method that compares keys or reads a second block"),
+        ({"method": "vscan", "score": "norm"}, "a method that compares keys or reads a second block"),
         ({"budget": "image"}, "budget='image' shares tokens by score"),
         ({"newline": "none"}, "anyres and newline are for"),
     ],
@@ -102,3 +103,30 @@ def test_axes_are_taken_of_tested_classes_only(monkeypatch):
     with pytest.raises(UserError, match="numbers tokens along several axes, and nobody has shown") as caught:
         fastervlm.prune(model, 3)
     one_sentence(caught.value)
+
+
+@torch.no_grad()
+def test_its_features_are_projected_already(model):
+    batch = prompt(CASES["AyaVision"], [[0, 1]])
+    for method in ("divprune", "coverage"):
+        kept = []
+        for features in ("tower", "projected"):
+            with fastervlm.prune(model, 3, method=method, features=features) as handle:
+                model(**batch)
+                kept.append([trace.index.tolist() for trace in handle.trace])
+        assert kept[0] == kept[1]
+
+
+@torch.no_grad()
+def test_beside_image_index_nothing_is_of_a_whole_picture():
+    model = family_cases.random(CASES["Cohere2Vision"].make)
+    batch = prompt(CASES["Cohere2Vision"], [[0]])
+    index = list(range(len(batch["pixel_values"])))
+    for settings in ({"keep": fastervlm.AtMost(5)}, {"keep": fastervlm.Total(5), "score": "norm"}):
+        with fastervlm.prune(model, **settings):
+            with pytest.raises(UserError, match="nothing says which tiles make up a picture") as caught:
+                model(**batch, image_index=index)
+            one_sentence(caught.value)
+            model(**batch)
+    with fastervlm.prune(model, 3):
+        model(**batch, image_index=index)

@@ -16,7 +16,7 @@ from fastervlm.families.shrunk import shrunk_picture
 from fastervlm.methods.resolution import Pool
 from fastervlm.selection.choice import choose
 from fastervlm.selection.grids import coarser, middles
-from tests.support import plain, tiny
+from tests.support import plain, plain_next, tiny
 
 # Rows and columns of the patches, how many tokens are asked for, and the grid that gives at most as many.
 COARSER = [
@@ -141,15 +141,47 @@ def test_with_all_tokens_nothing_changes(method):
 
 
 @torch.no_grad()
-def test_crops_and_clips_are_pooled_too():
-    """With all tokens asked for nothing changes; with fewer, no more reach the language model than were asked for."""
+def test_the_frames_of_a_clip_are_pooled_each_behind_its_cls():
+    """Against the stock model's own tokens of each frame, pooled by torch; with all of them asked for nothing changes."""
     torch.manual_seed(0)
     ids = torch.tensor([[1, 40, *[tiny.VIDEO_ID] * (2 * (tiny.PATCHES + 1)), 41]])
     clip = {"input_ids": ids, "pixel_values_videos": torch.randn(1, 2, 3, tiny.IMAGE, tiny.IMAGE)}
     model = tiny.video_llava()
-    with fastervlm.prune(model, 5, method="pool", keep_cls=True):
-        kept = model(**clip).logits.shape[1]
-    assert kept == 3 + 2 * (4 + 1)
+    stock = embedded(model, clip)
+    frames = stock[:, 2:-1].unflatten(1, (2, -1))[0]
+    for keep, new in ((5, (2, 2)), (tiny.PATCHES, (4, 4))):
+        shown = torch.cat((frames[:, :1], pooled(frames[:, 1:], (4, 4), new)), dim=1).flatten(0, 1)
+        with fastervlm.prune(model, keep, method="pool", keep_cls=True):
+            found = embedded(model, clip)
+        torch.testing.assert_close(found, torch.cat((stock[:, :2], shown[None], stock[:, -1:]), dim=1), rtol=0, atol=2e-6)
+    assert torch.equal(found, stock)
+
+
+@torch.no_grad()
+def test_crops_are_pooled_each_for_itself():
+    """Against the tower's own crops, pooled by torch and laid out as a canvas; with all asked for nothing changes."""
+    model, batch = tiny.llava_next(), plain_next.inputs(["USER: <image> What?"], [plain_next.SIZES["largest canvas"]])
+    stock, places = embedded(model, batch), (batch["input_ids"][0] == plain.IMAGE_ID).nonzero()[:, 0]
+    features = wrap(model.model.vision_tower)(batch["pixel_values"][0]).features()
+    overview, *crops = pooled(model.model.multi_modal_projector(features), (4, 4), (2, 2))
+    canvas = torch.stack(crops).view(2, 2, 2, 2, -1).transpose(1, 2).flatten(0, 3)  # rows of crops, of which rows of patches
+    front, behind = stock[0, : places[0]], stock[0, places[-1] + 1 :]
+    with fastervlm.prune(model, 4, method="pool", newline="none"):
+        found = embedded(model, batch)
+    torch.testing.assert_close(found[0], torch.cat((front, overview, canvas, behind)), rtol=0, atol=2e-6)
+    with fastervlm.prune(model, tiny.PATCHES, method="pool"):
+        assert torch.equal(embedded(model, batch), stock)
+
+
+def embedded(model, batch):
+    """(1, T, D): what reaches the language model."""
+    seen = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    model(**batch)
+    hook.remove()
+    return seen[0]
 
 
 def refused_models():

@@ -339,3 +339,10 @@ def test_what_is_covered_is_the_same_however_it_is_summed(kind, monkeypatch):
     assert torch.equal(Scope()(patches, 40).index, found)
     monkeypatch.setattr(covering, "waits", lambda x: True)
     assert torch.equal(Scope()(patches, 40).index, found)
+
+
+def test_what_is_covered_is_the_same_in_float32_where_differences_would_be_rounded(monkeypatch):
+    shares = torch.tensor([[1, 2**24, 2**24 + 2], [2**26, 0, 0], [0, 1, 0]], dtype=torch.float)
+    assert covering.covering(shares, 2).tolist() == [0, 2]
+    monkeypatch.setattr(covering, "waits", lambda x: True)
+    assert covering.covering(shares, 2).tolist() == [0, 2]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastervlm import AtMost, Mass, TokenBudget, UserError, UserTypeError
+from fastervlm.selection.choice import counts_for
 
 
 def by_hand(given, most):
@@ -53,3 +54,10 @@ def test_what_it_says():
 def test_what_is_no_bound(make, error, sentence):
     with pytest.raises(error, match=sentence):
         make()
+
+
+def test_the_bound_of_a_row_holds_where_rows_share():
+    scores = torch.ones(2, 100)
+    scores[0] += 1
+    for most in (Mass(0.9, at_most=50), AtMost(200, Mass(0.9, at_most=50))):
+        assert counts_for(most, scores, groups=[2], pool=True) == [50, 0]

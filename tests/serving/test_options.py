@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from encoders import UserError
+from fastervlm.embedded import named_model
 from fastervlm.families.registry import family_of_type
 from fastervlm.methods import METHODS
 from fastervlm.selection.method import Traits, traits
@@ -109,6 +110,13 @@ def test_the_command_of_a_server_says_all_of_it(tmp_path):
     assert command[-2:] == ["--port", "9"]
 
 
+def test_a_tiny_model_is_served_by_its_name():
+    command = command_of("tiny-llava", Served(58), [])
+    at = command.index("--served-model-name")
+    assert command[at + 1 : at + 3] == ["tiny-llava", f"tiny-llava:{Served(58)}"]
+    assert named_model("tiny-llava") in command
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -125,6 +133,6 @@ def test_mistakes_are_told_before_anything_is_loaded(monkeypatch, capsys, option
 
 
 def test_options_that_are_set_already_are_refused():
-    for option in ("--hf-overrides", "--hf_overrides={}", "--mm-processor-kwargs={}"):
+    for option in ("--hf-overrides", "--hf_overrides={}", "--mm-processor-kwargs={}", "--mm-processor-kwargs.visual_tokens"):
         with pytest.raises(UserError, match="is set by fastervlm serve"):
             command_of("nowhere", Served(58), [option])

@@ -7,7 +7,7 @@ width of the language model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from encoders import ScoredPatches, UserError
 from encoders.base import token_rows
+from encoders.tower import norms
 from fastervlm.families.base import PIXELS, Encoded, Family
-from fastervlm.families.generic.pieces import Piece, pictures_of, pieces_of, runs
+from fastervlm.families.encoding import runs
+from fastervlm.families.generic.pieces import Piece, pictures_of, pieces_of
 from fastervlm.families.generic.route import Route, find_route, packed
 from fastervlm.families.generic.table import SHOWN
 from fastervlm.families.pruning import Options, Pruning
@@ -30,7 +32,7 @@ _RECURRENT = ("linear", "conv", "mamba", "recurrent", "ssm", "rwkv")
 
 
 class Generic(Family):
-    """How a model of such a class encodes pictures under pruning.
+    """How one model of such a class encodes pictures under pruning; it holds what was found out about that model.
 
     Args:
         class_name: its class in transformers.
@@ -89,10 +91,11 @@ class Generic(Family):
                 f"The tower of a {self.class_name} is not looked into, so that score={pruning.score!r} cannot be had; use "
                 "score='norm', or a method that needs no scores such as 'coverage'."
             )
-        if "keys" in traits(pruning.method).reads:
+        told = traits(pruning.method)
+        if "keys" in told.reads or told.also:
             raise UserError(
-                f"The tower of a {self.class_name} is not looked into, so that a method that compares keys cannot be used; use "
-                "one that needs features only, such as 'coverage'."
+                f"The tower of a {self.class_name} is not looked into, so that a method that compares keys or reads a second "
+                "block cannot be used; use one that needs features only, such as 'coverage'."
             )
         refuse_schedule(pruning.encoder_keep)
         route = self.route(model)
@@ -131,9 +134,11 @@ class Generic(Family):
         given = {name: call[name] for name in named if call.get(name) is not None}
         told = method(**given, return_dict=True)
         pieces = pieces_of(told.pooler_output, call, model.config.image_token_id, stretched=self.stretched)
-        groups = [1] * len(pieces)
         if call.get("image_index") is None:
             groups = pictures_of(pieces, runs(call["input_ids"], model.config.image_token_id))
+        else:
+            groups = [1] * len(pieces)
+            _refuse_shared(pruning, pieces, call)
         return {"image": _encode(pruning, pieces, groups, call)}
 
     def axes(self, model: Any, call: Mapping[str, Any], mask: Tensor | None) -> Tensor | None:
@@ -167,6 +172,10 @@ class Generic(Family):
 
         return BaseModelOutputWithPooling(pooler_output=packed(features, self.route(model).listed))
 
+    def projector(self, model: Any) -> Callable[[Tensor], Tensor]:
+        """Nothing: methods choose among what the language model reads."""
+        return _as_it_is
+
     def tower(self, model: Any) -> Any:
         """The vision tower."""
         inner = model.base_model
@@ -193,6 +202,10 @@ class Generic(Family):
                 raise UserError(f"Of a {self.class_name} pictures alone can be pruned; leave {name} out.")
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
 def _encode(pruning: Pruning, pieces: list[Piece], groups: list[int], call: Mapping[str, Any]) -> Encoded:
     """What is kept of each piece, in their order; those of one shape are chosen among together."""
     texts = _texts(call.get("questions"), groups)
@@ -203,12 +216,22 @@ def _encode(pruning: Pruning, pieces: list[Piece], groups: list[int], call: Mapp
         choice = choose(
             patches, counts_for(pruning.budget, patches.scores, groups=sizes, pool=pruning.settings), pruning.method
         )
-        kept = choice.project(lambda x: x)[0].split(choice.counts)
+        kept = choice.project(_as_it_is)[0].split(choice.counts)
         for row, piece, mask, scores, tokens in zip(rows, part, choice.mask, patches.scores, kept, strict=True):
             index, shows = mask.nonzero()[:, 0], "whole" if piece.whole else "part"
             found[row] = tokens, mask, ImageTrace(scores.detach(), index, piece.grid, shows=shows)
     order = [found[row] for row in range(len(pieces))]
     return Encoded(*([each[place] for each in order] for place in range(3)))  # type: ignore[arg-type]
+
+
+def _refuse_shared(pruning: Pruning, pieces: Sequence[Piece], call: Mapping[str, Any]) -> None:
+    """Refuse what is of whole pictures beside image_index, unless each piece is known to be one."""
+    asked = pruning.settings or pruning.budget.of_picture or call.get("questions") is not None
+    if asked and not all(piece.whole for piece in pieces):
+        raise UserError(
+            "Beside image_index nothing says which tiles make up a picture; leave out budget='image', Total, AtMost and "
+            "questions."
+        )
 
 
 def _alike(pruning: Pruning, pieces: list[Piece], groups: list[int]) -> list[tuple[list[int], list[int]]]:
@@ -243,7 +266,5 @@ def _texts(questions: Any, groups: list[int]) -> list[str] | None:
 def _patches(pieces: list[Piece], questions: tuple[str, ...] | None) -> ScoredPatches:
     """Finished tokens of pieces of one shape as what is chosen among, scored by their norms."""
     table = torch.stack([piece.tokens for piece in pieces])
-    norms = torch.linalg.vector_norm(table.detach().float(), dim=-1)
-    shares = (norms / norms.sum(dim=1, keepdim=True)).unsqueeze(1)
     keys = torch.tensor([piece.key for piece in pieces], device=table.device)
-    return ScoredPatches(shares, pieces[0].grid, keys, partial(token_rows, table, 0), questions=questions)
+    return ScoredPatches(norms(table.detach()), pieces[0].grid, keys, partial(token_rows, table, 0), questions=questions)

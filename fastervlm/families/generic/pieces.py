@@ -16,6 +16,7 @@ from torch import Tensor
 
 from encoders import UserError
 from encoders.base import image_key
+from fastervlm.families.encoding import runs
 
 # What a call may say of the shapes of its pictures, in any unit: rows and columns stand last.
 _SHAPES = ("image_grid_thw", "spatial_shapes", "image_sizes", "image_grid_hw")
@@ -59,12 +60,6 @@ def pieces_of(features: Any, call: Mapping[str, Any], placeholder: int, *, stret
         Piece(tokens, grid, stretched or (size is not None and grid[0] > 1), key)
         for tokens, grid, size, key in zip(entries, grids, sizes, keys, strict=True)
     ]
-
-
-def runs(ids: Tensor, placeholder: int) -> list[int]:
-    """How many placeholders stand side by side, run by run, in the order of the prompts ids (R, T)."""
-    place = torch.nn.functional.pad((ids.cpu() == placeholder).long(), (1, 1)).flatten().diff()
-    return ((place == -1).nonzero()[:, 0] - (place == 1).nonzero()[:, 0]).tolist()
 
 
 def pictures_of(pieces: Sequence[Piece], lengths: Sequence[int]) -> list[int]:

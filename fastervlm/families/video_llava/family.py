@@ -213,7 +213,11 @@ def _counts_ahead(
     pool = pruning.settings.budget == "clip"
     if len(chunks) == 1 or encoder.takes_clips or (isinstance(pruning.budget, TokenBudget) and not pool):
         return [None] * len(chunks)
-    scores = torch.cat([encoder(chunk).scores for chunk in chunks])
+    if pruning.budget.reads_scores or pool:
+        scores = torch.cat([encoder(chunk).scores for chunk in chunks])
+    else:  # the shape decides
+        (high, wide), (rows, columns) = chunks[0].shape[-2:], encoder.patch_size
+        scores = torch.empty(sum(map(len, chunks)), high // rows * (wide // columns), device="meta")
     counts = counts_for(pruning.budget, scores, groups=_groups(len(scores), frames), pool=pool)
     return [counts[first : first + CHUNK] for first in range(0, len(counts), CHUNK)]
 

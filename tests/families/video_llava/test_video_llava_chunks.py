@@ -67,6 +67,19 @@ def test_one_chunk_at_a_time_is_in_memory(model, monkeypatch, budget):
 
 
 @torch.no_grad()
+def test_a_bound_of_a_clip_needs_no_second_look(model, monkeypatch):
+    """The shape says how many tokens each frame has, so that the tower runs once, and the bound holds for the clip."""
+    monkeypatch.setattr(family, "CHUNK", 4)
+    seen = []
+    hook = model.model.video_tower.encoder.layers[1].layer_norm1.register_forward_hook(lambda *args: seen.append(len(args[2])))
+    with fastervlm.prune(model, fastervlm.AtMost(20)) as handle:
+        model(**inputs(ONE, 14))
+    hook.remove()
+    assert seen == [4, 4, 4, 2]
+    assert int(handle.trace[0].mask.sum()) == 20
+
+
+@torch.no_grad()
 def test_more_frames_than_a_chunk_by_hand(model):
     frames = family.CHUNK + 3
     for budget in ("frame", "clip"):
