@@ -1,5 +1,7 @@
 """What the generic family does not take: models whose way through ready features is not exact, and what needs the tower."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -122,7 +124,8 @@ def test_beside_image_index_nothing_is_of_a_whole_picture():
     model = family_cases.random(CASES["Cohere2Vision"].make)
     batch = prompt(CASES["Cohere2Vision"], [[0]])
     index = list(range(len(batch["pixel_values"])))
-    for settings in ({"keep": fastervlm.AtMost(5)}, {"keep": fastervlm.Total(5), "score": "norm"}):
+    whole: list[dict[str, Any]] = [{"keep": fastervlm.AtMost(5)}, {"keep": fastervlm.Total(5), "score": "norm"}]
+    for settings in whole:
         with fastervlm.prune(model, **settings):
             with pytest.raises(UserError, match="nothing says which tiles make up a picture") as caught:
                 model(**batch, image_index=index)
