@@ -162,16 +162,12 @@ def tiny_model() -> Path:
 
 def check(method: str | None, kept: str | None, sheet: Path | None, of_pruning: bool) -> None:
     """Refuse, before the run, options `of_pruning` where nothing is pruned, and a picture that cannot be written after it."""
-    from fastervlm.eval.answers import writable_folder
+    from fastervlm.eval.answers import writable_file
 
     check_method(method, kept)
     if kept is None and of_pruning:
         raise UserError("--keep-cls and --budget clip are for pruned frames; give --visual-token-num as well.")
-    if sheet is None:
-        return
-    if sheet.suffix != ".png" or sheet.is_dir():
-        raise UserError(f"--sheet {sheet} is no name of a picture; give a .png file.")
-    writable_folder(sheet.parent)
+    writable_file("--sheet", sheet, ".png")
 
 
 def answer_one(subject: Subject, settings: Settings, question: str, sheet: Path | None) -> None:

@@ -22,17 +22,13 @@ def check_overlay(path: Path | None, pruner: Pruner, pictures: int) -> None:
     Raises:
         UserError: either of the two.
     """
-    from fastervlm.eval.answers import writable_folder
+    from fastervlm.eval.answers import writable_file
 
-    if path is None:
-        return
-    if path.suffix != ".png" or path.is_dir():
-        raise UserError(f"--overlay {path} is no name of a picture; give a .png file.")
-    if pruner.in_llm and pictures > 1:
+    if path and pruner.in_llm and pictures > 1:
         raise UserError(
             "--overlay draws one picture where the language model is pruned inside; ask about one, or leave it out."
         )
-    writable_folder(path.parent)
+    writable_file("--overlay", path, ".png")
 
 
 def save_overlay(subject: Subject, asked: Asked, pruner: Pruner, reply: Reply, path: Path) -> None:

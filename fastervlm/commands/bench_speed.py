@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastervlm.commands.bench_options import In4Bit, In8Bit, Layer, NewTokens, Repeats, quantized
-from fastervlm.commands.common import Device, Dtype, OptionalModel, check_json, names_of
+from fastervlm.commands.common import Device, Dtype, OptionalModel, names_of
 from fastervlm.commands.names import METHODS, SHAPES, completer, list_completer, listed
 from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
 
@@ -99,10 +99,11 @@ def _checked(methods: str | None, layer: int, text_tokens: int, out: Path | None
     """What is wrong with the options is said before weights are made; gives `shared` back."""
     from fastervlm.bench.variants import pruners_of
     from fastervlm.bench.workload import check_numbers
+    from fastervlm.eval.answers import writable_file
 
     check_numbers(text_tokens=text_tokens, **shared)
     pruners_of(() if methods is None else names_of(methods), layer)
-    check_json(out)
+    writable_file("--out", out, ".json")
     return shared
 
 

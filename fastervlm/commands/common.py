@@ -207,17 +207,6 @@ def names_of(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def check_json(out: Path | None) -> None:
-    """Refuse a place for numbers that is no .json file or that nothing can be written to, before anything is measured."""
-    from fastervlm.eval.answers import writable_folder
-
-    if out is None:
-        return
-    if out.suffix != ".json" or out.is_dir():
-        raise UserError(f"{out} must be a file that ends in .json, and no folder.")
-    writable_folder(out.parent)
-
-
 @contextmanager
 def resumable() -> Iterator[None]:
     """Ctrl-C ends with one sentence."""

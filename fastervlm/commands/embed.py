@@ -31,13 +31,11 @@ def embed(
 ) -> None:
     """Write a picture's pruned visual tokens as image_embeds, which stock vLLM takes in the picture's place."""
     from fastervlm.embedded import embedded_model
-    from fastervlm.eval.answers import writable_folder
+    from fastervlm.eval.answers import writable_file
     from fastervlm.pictures import BadPicture, read_picture
 
     count, path = number(keep, "--keep"), model or str(embedded_model())
-    if out.suffix != ".safetensors" or out.is_dir():
-        raise UserError(f"--out {out} must be a file that ends in .safetensors, and no folder.")
-    writable_folder(out.parent)
+    writable_file("--out", out, ".safetensors")
     try:
         picture = read_picture(image, "upright")
     except BadPicture as error:

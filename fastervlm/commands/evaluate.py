@@ -168,14 +168,12 @@ def _submit(submission: Submission, settings: Settings) -> None:
 
 def _check(method: str | None, keep: int | float | None, overlay: Path | None) -> None:
     """Refuse, before the run, a method that prunes nothing, and a picture that could not be drawn or written after it."""
-    from fastervlm.eval.answers import writable_folder
+    from fastervlm.eval.answers import writable_file
 
     check_method(method, keep)
-    if overlay is None:
-        return
-    if keep is None or overlay.suffix != ".png" or overlay.is_dir():
-        raise UserError("--overlay saves what pruning kept; give it a .png file, and --visual-token-num as well.")
-    writable_folder(overlay.parent)
+    if overlay and keep is None:
+        raise UserError("--overlay saves what pruning kept; give --visual-token-num as well.")
+    writable_file("--overlay", overlay, ".png")
 
 
 def speed_lines(protocol: dict[str, Any]) -> list[str]:

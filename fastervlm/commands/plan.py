@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from encoders.errors import UserError
-from fastervlm.commands.common import Dtype, check_json, names_of
+from fastervlm.commands.common import Dtype, names_of
 from fastervlm.commands.names import SHAPES, completer, listed
 from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
 
@@ -63,11 +63,12 @@ def plan(
     from fastervlm.bench.shapes import get_shape
     from fastervlm.bench.variants import check_counts
     from fastervlm.bench.workload import check_numbers
+    from fastervlm.eval.answers import writable_file
     from fastervlm.reporting.provenance import program
     from fastervlm.reporting.tables import print_table
 
     check_numbers(text_tokens=text_tokens)
-    check_json(out)
+    writable_file("--out", out, ".json")
     chosen, batches = get_shape(shape), whole_numbers("batch", batch)
     layers = range(chosen.config.text_config.num_hidden_layers)
     if layer not in layers:

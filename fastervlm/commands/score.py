@@ -40,16 +40,13 @@ def score(
 ) -> None:
     """Score answers that are on disk, compare them with other answers, or write what the benchmark's server takes."""
     from fastervlm.eval import get_task
-    from fastervlm.eval.answers import read_other_answers, writable_folder
+    from fastervlm.eval.answers import read_other_answers, writable_file
     from fastervlm.eval.score import difference
     from fastervlm.reporting.files import write_json
 
     benchmark = get_task(task)
     for option, path in {"--json": json, "--submission": submission}.items():
-        if path and path.is_dir():
-            raise UserError(f"{option} {path} is a folder; give a file.")
-        if path:
-            writable_folder(path.parent)
+        writable_file(option, path)
     others = {"annotation_file": annotation_file, "annotation_dir": annotation_dir, "base_dir": base_dir}
     if submission:
         _refuse_given({**others, "split": split, "json": json, "against": against})

@@ -160,6 +160,17 @@ def writable_folder(folder: Path) -> None:
         raise UserError(f"The output folder {folder} is not writable; choose another one.") from None
 
 
+def writable_file(option: str, path: Path | None, suffix: str = "") -> None:
+    """Refuse, before any work, a file that an option names if it cannot be written or does not end in `suffix`."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder; give a file.")
+    if suffix and path.suffix != suffix:
+        raise UserError(f"{option} {path} must end in {suffix}.")
+    writable_folder(path.parent)
+
+
 def protocol_file(answers_file: Path) -> Path:
     """Where the protocol of an answers file lies."""
     return answers_file.with_suffix(".protocol.json")

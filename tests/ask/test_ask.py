@@ -156,7 +156,7 @@ MISTAKES = [
     (["{one}", "What?", "--keep", "0"], "keep=0"),
     (["{one}", "What?", "--keep", "many"], "--keep is 'many'"),
     (["{one}", "What?", "--method", "best"], "no method named 'best'"),
-    (["{one}", "What?", "--overlay", "kept.jpg"], "--overlay kept.jpg is no name of a picture"),
+    (["{one}", "What?", "--overlay", "kept.jpg"], "--overlay kept.jpg must end in .png"),
     (["{one}", "{one}", "What?", "--method", "fastv", "--overlay", "k.png"], "--overlay draws one picture"),
     (["{one}", "What is <image>?"], "The question holds <image>"),
     (["{one}", "What?", "--conv-mode", "llama"], "llama"),

@@ -246,7 +246,7 @@ MISTAKES = [
     ({"layer": -1}, "--layer is -1, but llava-1.5-7b has the layers 0 to 31"),
     ({"layer": 32}, "--layer is 32, but llava-1.5-7b has the layers 0 to 31"),
     ({"out": "/proc/none/plan.json"}, "output folder /proc/none cannot be made"),
-    ({"out": "plan.md"}, "plan.md must be a file that ends in .json"),
+    ({"out": "plan.md"}, "plan.md must end in .json"),
     ({"calibrate": "none.json"}, "none.json cannot be read"),
     ({"calibrate": "other.json"}, "other.json holds no benchmark of a shape"),
     ({"calibrate": "broken.json"}, "broken.json holds no benchmark of a shape"),

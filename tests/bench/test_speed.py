@@ -166,8 +166,8 @@ MISTAKES = [
     ({"new_tokens": 0}, "--new-tokens is 0"),
     ({"dtype": "int8"}, "dtype='int8'"),
     ({"device": "abacus"}, "abacus"),
-    ({"out": "speed.txt"}, r"speed.txt must be a file that ends in .json"),
-    ({"out": "."}, "must be a file that ends in .json, and no folder"),
+    ({"out": "speed.txt"}, r"--out .*speed.txt must end in .json"),
+    ({"out": "."}, "is a folder; give a file"),
     ({"out": "/proc/none/speed.json"}, "output folder /proc/none cannot be made"),
     ({"shape": "tiny-video", "visual_token_num": "58"}, "holds 58, but a picture, crop or frame has 16"),
 ]

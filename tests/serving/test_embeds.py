@@ -67,7 +67,7 @@ def test_the_command_writes_a_file_that_is_read_back(monkeypatch, capsys, tmp_pa
 
 @pytest.mark.parametrize(
     ("image", "out", "sentence"),
-    [("none.png", "x.safetensors", "is missing"), ("none.png", "x.pt", "must be a file that ends in .safetensors")],
+    [("none.png", "x.safetensors", "is missing"), ("none.png", "x.pt", "must end in .safetensors")],
 )
 def test_mistakes_are_one_sentence(monkeypatch, capsys, tmp_path, image, out, sentence):
     command = ["embed", tmp_path / image, "--keep", "5", "--out", tmp_path / out]

@@ -123,7 +123,7 @@ WRONG = [
     (["--num-frames", "1000000", "--video", "a", "--question", "b"], "num_frames must be at most 4096"),
     (["--num-frames", "0", "--video", "a", "--question", "b"], "num_frames must be at least 1"),
     (["--video", "a", "--question", "b", "--start", "2", "--end", "1"], "start must lie before end"),
-    (["--sheet", "x.jpg", "--video", "a", "--question", "b"], "--sheet x.jpg is no name of a picture"),
+    (["--sheet", "x.jpg", "--video", "a", "--question", "b"], "--sheet x.jpg must end in .png"),
     (["--batch-size", "0", "--question-file", "q", "--video-dir", "d"], "--batch-size is 0"),
     (["--answers-file", "x.txt", "--question-file", "q", "--video-dir", "d"], "must end in .jsonl"),
 ]
