@@ -187,6 +187,11 @@ class PruneHandle(Handle):
         `ClipTrace` for each <video>, in the order of the prompts."""
         return self.host.trace
 
+    @property
+    def lengths(self) -> list[int]:
+        """For each of `trace`, how many visual tokens there were."""
+        return self.host.lengths
+
     def compile(self, **options: Any) -> None:
         """Compile all that stands in front of the language model, from pixels to projected tokens, as one graph.
 

@@ -25,7 +25,7 @@ from fastervlm.commands.common import (
     report_failures,
     resumable,
 )
-from fastervlm.commands.numbers import DECIMAL, WHOLE, number
+from fastervlm.commands.numbers import DECIMAL, WHOLE, kept
 
 if TYPE_CHECKING:
     from fastervlm.eval.engine import Engine
@@ -100,8 +100,8 @@ def video_qa(
         files["answers_file"] = answers_file or default_answers(files["question_file"], model, method, visual_token_num)
     else:
         model, files = model or str(tiny_model()), one_file(video, question, [*data.values(), answers_file], engine, limit)
-    kept = None if visual_token_num is None else number(visual_token_num)
-    pruning: dict[str, Any] = {"keep": kept, "batch_size": batch_size, "limit": limit} | chosen(method, seed)
+    budgeted = None if visual_token_num is None else kept(visual_token_num)
+    pruning: dict[str, Any] = {"keep": budgeted, "batch_size": batch_size, "limit": limit} | chosen(method, seed)
     asking = {"conv_mode": conv_mode, "temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
     settings = Settings(
         VIDEO_QA,

@@ -9,7 +9,7 @@ import typer
 
 from fastervlm.commands.common import Device, Dtype, Limit, MethodNames, OptionalModel, names_of, resumable
 from fastervlm.commands.compare import show
-from fastervlm.commands.numbers import WHOLE, budgets_of
+from fastervlm.commands.numbers import WHOLE, kept_of
 from video.commands import Budget, KeepCls, NumFrames, Questions, Right, Size, VideoDir, benchmark
 
 
@@ -56,7 +56,7 @@ def video_compare(
         comparison = compare(
             subject,
             settings,
-            budgets=budgets_of(visual_token_num),
+            budgets=kept_of(visual_token_num),
             methods=None if methods is None else names_of(methods),
             out_dir=folder,
             seeds=seeds,

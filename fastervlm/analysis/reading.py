@@ -75,6 +75,10 @@ def read_questions(subject: Subject, settings: Settings, out_dir: Path) -> Readi
             f"Shift and dispersion compare with the attention of [CLS], and a {subject.family.class_name} has none, or one "
             "that misleads; choose another model."
         )
+    if any(question.more for question in asked):
+        raise UserError(
+            f"{settings.question_file} has questions about several pictures; shift and dispersion read one of each."
+        )
     questions = {question.line: question for question in asked if question.image}
     if not questions:
         raise UserError(f"{settings.question_file} has no question with a picture or clip.")

@@ -17,6 +17,7 @@ from encoders.errors import UserError
 from encoders.registry import Score
 from fastervlm.checkpoints.errors import reason
 from fastervlm.eval.answerer import GREEDY
+from fastervlm.eval.inputs import inputs_of
 from fastervlm.eval.pictures import shaped
 from fastervlm.eval.prompts import CONV_MODES, conversation
 from fastervlm.eval.subject import Subject
@@ -28,6 +29,7 @@ from fastervlm.pictures import BadPicture, read_picture
 from fastervlm.reporting.measure import FirstTokenClock
 from fastervlm.reporting.progress import track
 from fastervlm.reporting.speed import RUNS, Speed
+from fastervlm.selection.budget import Budget
 from fastervlm.selection.method import traits
 
 
@@ -35,7 +37,7 @@ from fastervlm.selection.method import traits
 class Pruner:
     """How the model is pruned for an answer; `method` and `score` None are the model's own default."""
 
-    keep: int | float
+    keep: int | float | Budget
     method: Method | None = None
     score: Score | None = None
 
@@ -98,7 +100,7 @@ class Asked:
         _refuse_placeholders(question, {getattr(self.processor, "image_token", "<image>")})
         prompt = conversation(self.processor, conv_mode)(question, len(files))
         try:
-            inputs = self.processor(images=self.pictures, text=[prompt], return_tensors="pt")
+            inputs = inputs_of(self.processor, [prompt], [self.pictures])
             self.selector_ids = self.processor.tokenizer([question], return_tensors="pt")["input_ids"]
         except Exception as error:  # a tokenizer or a processor may raise anything
             raise UserError(f"The question cannot be asked ({reason(error)}).") from error

@@ -15,7 +15,7 @@ from fastervlm.bench.build import make_processor, random_model
 from fastervlm.bench.shapes import PHOTOGRAPH, Shape
 from fastervlm.checkpoints.load import load
 from fastervlm.families.base import PIXELS, Family
-from fastervlm.families.registry import find_family, measured_family_of
+from fastervlm.families.registry import family_of, find_family
 from fastervlm.generation.inputs import visual
 
 _BEFORE = 35 / 64  # share of the text in front of the picture, as in LLaVA's prompts
@@ -59,7 +59,7 @@ class Workload:
             )
         family = find_family(self.model)
         layer = getattr(self.model.config, "vision_feature_layer", -1)
-        if family is None or not family.measured or not isinstance(layer, int):
+        if family is None or not isinstance(layer, int):
             raise UserError(
                 f"{self.name} reads several layers of its tower or is of a kind that is not known; choose another model."
             )
@@ -67,7 +67,7 @@ class Workload:
     @property
     def family(self) -> Family:
         """What kind of model it is."""
-        return measured_family_of(self.model, "measured")
+        return family_of(self.model, "measured")
 
     @property
     def kind(self) -> Literal["image", "video"]:

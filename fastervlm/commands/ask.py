@@ -12,7 +12,7 @@ import typer
 from encoders.errors import UserError
 from fastervlm.commands.common import ConvMode, Device, Dtype, MethodName, named
 from fastervlm.commands.names import KINDS, SHIPPED, TINY, completer, listed
-from fastervlm.commands.numbers import number, whole
+from fastervlm.commands.numbers import kept, whole
 
 if TYPE_CHECKING:
     from fastervlm.ask.asked import Asked, Pruner, Reply
@@ -27,7 +27,9 @@ Words = Annotated[
 Keep = Annotated[
     str,
     typer.Option(
-        "--keep", "--visual-token-num", help="Visual tokens kept of each picture, or crop of it: a count (58) or a fraction."
+        "--keep",
+        "--visual-token-num",
+        help="Visual tokens kept of each picture, or crop of it: a count (58), a fraction, or at-most-256 of a picture.",
     ),
 ]
 Model = Annotated[
@@ -107,9 +109,8 @@ def _pruner(keep: str, method: str | None) -> Pruner:
     from fastervlm.eval.settings import chosen
     from fastervlm.selection.budget import Budget
 
-    kept = number(keep, "--keep")
-    Budget.of(kept)  # refuses what is no budget
-    return Pruner(kept, **chosen(method))
+    budget = Budget.of(kept(keep, "--keep"))  # refuses what is no budget
+    return Pruner(budget, **chosen(method))
 
 
 def _example() -> tuple[list[Path], str]:

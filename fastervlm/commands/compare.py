@@ -32,7 +32,7 @@ from fastervlm.commands.common import (
     report_failures,
     resumable,
 )
-from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
+from fastervlm.commands.numbers import WHOLE, kept_of, whole_numbers
 
 if TYPE_CHECKING:
     from fastervlm.eval.table import Comparison
@@ -49,7 +49,9 @@ def compare(
         Path | None, typer.Option(help="Where answers, table and plot go; compare/MODEL beside the question file if left out.")
     ] = None,
     task: TaskOption = OWN_TASK,
-    visual_token_num: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "576,288,144,58,29",
+    visual_token_num: Annotated[
+        str, typer.Option(help="Budgets, separated by commas: counts, fractions, at-most-256.")
+    ] = "576,288,144,58,29",
     methods: MethodNames = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers at which methods such as fastv prune, separated by commas; its own if left out.")
@@ -89,7 +91,7 @@ def compare(
     settings = Settings(task=benchmark, answers_file=folder / "all.jsonl", **(asking | pictures | files))
     pruned_at = [] if layers is None else whole_numbers("layers", layers, least=0)
     choice = {
-        "budgets": budgets_of(visual_token_num),
+        "budgets": kept_of(visual_token_num),
         "methods": None if methods is None else names_of(methods),
         "seeds": seeds,
         "blind": blind,

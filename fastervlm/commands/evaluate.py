@@ -40,7 +40,7 @@ from fastervlm.commands.common import (
     write_submission,
 )
 from fastervlm.commands.endpoint import ApiBase, api_engine
-from fastervlm.commands.numbers import DECIMAL, WHOLE, number
+from fastervlm.commands.numbers import DECIMAL, WHOLE, kept
 
 if TYPE_CHECKING:
     from fastervlm.eval import Score
@@ -48,7 +48,10 @@ if TYPE_CHECKING:
     from fastervlm.eval.subject import Subject
     from fastervlm.eval.task import Submission
 
-Kept = Annotated[str | None, typer.Option(help="Visual tokens kept: a count (58) or a fraction (0.1); all if left out.")]
+Kept = Annotated[
+    str | None,
+    typer.Option(help="Visual tokens kept: a count (58), a fraction (0.1), or at-most-256 of each picture; all if left out."),
+]
 AnswersFile = Annotated[
     Path | None, typer.Option(help="Where the answers go (.jsonl); answers/MODEL beside the question file if left out.")
 ]
@@ -96,7 +99,7 @@ def evaluate(
     settings = Settings(
         **asked,
         answers_file=answers_file or default_answers(asked["question_file"], model, told, visual_token_num),
-        keep=None if visual_token_num is None or api_base else number(visual_token_num),
+        keep=None if visual_token_num is None or api_base else kept(visual_token_num),
         **chosen(method, seed),
         batch_size=batch_size,
         limit=limit,

@@ -32,8 +32,14 @@ def models() -> None:
             "as it is and chooses among what the connector gives.\n"
         )
     )
-    only = ", ".join(family.class_name for family in (*FAMILIES, *GENERIC) if not family.measured)
-    console.print(Text(f"Pruned by fastervlm.prune alone, not evaluated or measured by the other commands yet: {only}."))
+    console.print(
+        Text(
+            "eval, compare, ask, demo, bench model and lmms-eval take all of them. Of a generic one video-qa is refused, whose "
+            "clips are not pruned, and so are methods inside its language model. PaliGemma's processor refuses questions "
+            "without a picture; PerceptionLM's cannot join pictures of unequal numbers of tiles, so that eval asks about those "
+            "one by one; SmolVLM's needs the package num2words.\n"
+        )
+    )
     console.print(Text(f"Tested with transformers {_TESTED}, installed is {version('transformers')}.\n"))
     more = ", ".join(untested())
     console.print(Text(f"Not tested, but taken where a check in fastervlm.prune finds the generic way exact: {more}.\n"))

@@ -57,6 +57,21 @@ def number(text: str, option: str = "--visual-token-num") -> int | float:
     raise UserError(f"{option} is {text!r}; give a count such as 58 or a fraction such as 0.1.")
 
 
+def kept(text: str, option: str = "--visual-token-num") -> Any:
+    """What is kept, as typed: a count, a number with a point, or at-most-COUNT or at-most-COUNT-KEEP as an `AtMost`."""
+    if not text.strip().startswith("at-most"):
+        return number(text, option)
+
+    from fastervlm.selection.budget import AtMost
+
+    return AtMost.read(text)
+
+
+def kept_of(text: str) -> list[Any]:
+    """The same of several, separated by commas."""
+    return [kept(part) for part in text.split(",")]
+
+
 def budgets_of(text: str) -> list[int | float]:
     """Token budgets as typed, separated by commas."""
     return [number(part) for part in text.split(",")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ class Answerer:
 
     def __init__(self, subject: Subject, settings: Settings, handle: PruneHandle | None) -> None:
         self.model, self.processor, self.settings = subject.model, subject.processor, settings
-        self.handle, self.family = handle, subject.family
+        self.handle = handle
         self.encodes_anew = handle is not None and (not settings.in_llm or _has_paper_layout(subject))
         self.visual_tokens: list[tuple[int, int]] = []
         self.device: torch.device = subject.model.device
@@ -61,9 +61,7 @@ class Answerer:
         if self.settings.in_llm:  # one trace a row, not a picture
             left = [trace.num_tokens for trace in self.handle.trace]
         else:
-            shown, config = iter(self.handle.trace), self.model.config
-            runs = [self.family.traces(config, count) if count else 0 for count in before]
-            left = [sum(next(shown).num_tokens for _ in range(count)) for count in runs]
+            left = _of_rows([trace.num_tokens for trace in self.handle.trace], self.handle.lengths, before)
         return list(zip(left, before, strict=True))
 
     def _generate(self, batch: Batch, max_new_tokens: int, temperature: float | None) -> torch.Tensor:
@@ -91,6 +89,18 @@ class Answerer:
             features = medium.encode(self.model, shown, image_index)
         text = {name: value for name, value in inputs.items() if name not in shown}
         return {**text, "mm_encoder_outputs": {medium.kind: features}}
+
+
+def _of_rows(kept: Sequence[int], lengths: Sequence[int], before: Sequence[int]) -> list[int]:
+    """The tokens left in each row of `before` visual tokens, of pictures or tiles that keep `kept` of `lengths` tokens."""
+    left, pieces = list[int](), zip(kept, lengths, strict=True)
+    for total in before:
+        row = 0
+        while total > 0:
+            some, of = next(pieces)
+            row, total = row + some, total - of
+        left.append(row)
+    return left
 
 
 def on_device(inputs: Any, model: Any, non_blocking: bool = False) -> Any:

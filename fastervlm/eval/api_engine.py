@@ -136,17 +136,21 @@ class _Asked:
         return Entry(question.line, text=settings.task.post_process(text), turned=turned, print=prints.get(question.line))
 
     def _content(self, question: Question) -> tuple[list[dict[str, Any]], bool]:
-        """A question as OpenAI's protocol writes it, its picture first as it is in a prompt; and whether a turn is ignored."""
+        """A question as OpenAI's protocol writes it, its pictures first; and whether a turn of one is ignored."""
         text = {"type": "text", "text": self.settings.task.prompt(question)}
-        if question.image is None:
-            return [text], False
+        shown = [self._shown(question.about(picture)) for picture in question.pictures]
+        urls = [{"type": "image_url", "image_url": {"url": _data(picture)}} for picture, _ in shown]
+        return [*urls, text], any(turned for _, turned in shown)
+
+    def _shown(self, question: Question) -> tuple[Image.Image, bool]:
+        """The picture of a question about one, as the server gets it, and whether a turn of it is ignored."""
         picture = open_picture(question, self.settings.exif)
         turned = is_turned(picture)
         if self.settings.image_aspect_ratio == "pad":
             picture = pad_to_square(picture, CLIP_MEAN)
         if self.settings.blind:
             picture = Image.new("RGB", picture.size, GREY)
-        return [{"type": "image_url", "image_url": {"url": _data(picture)}}, text], turned
+        return picture, turned
 
 
 def _timed(entry: Entry, seconds: float) -> Entry:

@@ -50,4 +50,4 @@ def _packed(groups: Sequence[list[Question]], size: int) -> list[list[list[Quest
 
 def _shown(question: Question) -> Any:
     """What a question has in common with others about the same picture."""
-    return question.line if question.image is None else question.image
+    return question.line if question.image is None else question.pictures

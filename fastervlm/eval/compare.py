@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import fastervlm
 from encoders.errors import UserError
 from fastervlm.eval.answerer import pruned
 from fastervlm.eval.answers import refuse_ownerless
@@ -17,7 +16,7 @@ from fastervlm.eval.settings import Settings, chosen
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.table import ALL, BLIND, Cell, Comparison, column_name
 from fastervlm.methods.lookup import get_method
-from fastervlm.selection.budget import TokenBudget
+from fastervlm.selection.budget import AtMost, Budget, TokenBudget
 from fastervlm.selection.method import Method, traits
 
 _BESIDE = ("random", "grid")
@@ -41,7 +40,7 @@ def compare(
     subject: Subject,
     settings: Settings,
     *,
-    budgets: Sequence[int | float],
+    budgets: Sequence[int | float | AtMost],
     methods: Sequence[str] | None,
     out_dir: Path,
     layers: Sequence[int] = (),
@@ -54,7 +53,8 @@ def compare(
     are run once for each of `layers`, if any are given. `methods` are METHOD or METHOD:SCORE; without them the default of the
     kind of model stands beside random and grid.
     """
-    kept = [fastervlm.TokenBudget(keep=keep) for keep in budgets]
+    for keep in budgets:
+        Budget.of(keep)  # refuses what is none
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}; it must be at least 1.")
     columns = [] if methods is None else list(_columns(methods, layers, seeds))  # says what is wrong before the model is loaded
@@ -67,8 +67,13 @@ def compare(
     total = subject.tokens_of(settings.medium.kind)
     if methods is None:
         columns = list(_columns([subject.family.default_method(subject.model), *_BESIDE], layers, seeds))
-    for budget in kept:
-        tell_above(budget.keep, total)
+    if settings.medium.parts(subject) and any(isinstance(keep, AtMost) for keep in budgets):
+        raise UserError(
+            "This table counts the tokens of each crop or frame, and at-most is of a whole picture or clip; use counts or "
+            "fractions here, or at-most by fastervlm eval."
+        )
+    for budget in budgets:
+        tell_above(budget, total)
     _refuse_what_cannot_be_pruned(subject, settings, columns)
 
     def cell(column: _Column, name: object, count: int, **changes: Any) -> Cell:
@@ -84,7 +89,7 @@ def compare(
         return found if total else replace(found, visual_tokens=round(found.mean("mean_visual_tokens_unpruned")))
 
     whole = unpruned(ALL, "all")
-    counts = _counts(kept, total, whole.visual_tokens)
+    counts = _counts(budgets, total, whole.visual_tokens)
     cells = [
         cell(column, name, count, keep=_keep(column, name, total, settings.medium.parts(subject)))
         for column in columns
@@ -97,19 +102,23 @@ def compare(
     return comparison
 
 
-def _counts(kept: Sequence[TokenBudget], total: int | None, mean: int) -> dict[int | float, int]:
+def _counts(budgets: Sequence[int | float | AtMost], total: int | None, mean: int) -> dict[int | float | AtMost, int]:
     """What each budget keeps of a picture, crop or frame, by the name of its run, from the most down.
 
     Where pictures have as many tokens as their shape asks for (no `total`), a budget is itself the name, and a fraction is
     counted of the mean.
     """
+    resolved = {keep: _resolved(keep, mean if total is None else total) for keep in budgets}
     if total is not None:
-        return {count: count for count in sorted({budget.resolve(total) for budget in kept} - {total}, reverse=True)}
-    names = [budget.keep for budget in kept if budget.keep is not None]
-    found = {keep: keep if isinstance(keep, int) else TokenBudget(keep).resolve(mean) for keep in names}
+        return {count: count for count in sorted(set(resolved.values()) - {total}, reverse=True)}
+    found = {keep: keep if isinstance(keep, int) else count for keep, count in resolved.items()}
     if len(set(found.values())) < len(found):
         raise UserError(f"Two of the budgets are as many tokens of the mean question, of {mean}; leave one out.")
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+
+def _resolved(keep: int | float | AtMost, total: int) -> int:
+    return keep.resolve(total) if isinstance(keep, AtMost) else TokenBudget(keep).resolve(total)
 
 
 def _columns(methods: Iterable[str], layers: Sequence[int], seeds: int) -> Iterator[_Column]:
@@ -132,9 +141,9 @@ def _has_layer(method: Method) -> bool:
     return traits(method).in_llm and "layer" in {field.name for field in fields(method)}  # type: ignore[arg-type]
 
 
-def _keep(column: _Column, keep: int | float, total: int | None, parts: str | None) -> int | float:
+def _keep(column: _Column, keep: int | float | AtMost, total: int | None, parts: str | None) -> int | float | AtMost:
     """The budget of a cell: inside the language model, where crops or frames are not told apart, the same share of all."""
-    if not column.in_llm or parts is None or isinstance(keep, float):
+    if not column.in_llm or parts is None or not isinstance(keep, int):
         return keep
     if total is None:
         raise UserError(

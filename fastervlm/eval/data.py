@@ -124,7 +124,7 @@ def _filled(path: Path) -> tuple[bool, str]:
 
 def _pictures(questions: list[Question]) -> tuple[bool, str]:
     """Whether all pictures of the questions can be opened, and in words how many."""
-    shown = list({question.image: question for question in questions if question.image is not None}.values())
+    shown = list({picture: each.about(picture) for each in questions for picture in each.pictures}.values())
     with ThreadPoolExecutor(WORKERS) as pool:
         reasons = list(track(pool.map(_why_bad, shown), "pictures", len(shown)))
     bad = [f"{question.image} {reason}" for question, reason in zip(shown, reasons, strict=True) if reason]

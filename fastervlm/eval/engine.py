@@ -89,14 +89,16 @@ def answered(
 ) -> list[Entry]:
     """Answer a batch: an entry for each of its questions, which share the time since the last batch.
 
-    If the model fails, its questions are prepared and asked anew one by one; who fails alone is an entry that says so.
+    If the model fails, or they cannot be one batch, its questions are prepared and asked anew one by one; who fails alone is an
+    entry that says so.
     """
-    try:
-        return _answered(batch, generator, watch)
-    except Exception as error:  # a model may raise anything
-        failed = [Entry(line, failure=reason) for line, reason in batch.failures.items()]
-        if len(batch.questions) == 1:
-            return [*failed, Entry(batch.questions[0].line, failure=unaskable(batch.questions[0], error))]
+    failed = [Entry(line, failure=reason) for line, reason in batch.failures.items()]
+    if not batch.apart:
+        try:
+            return _answered(batch, generator, watch)
+        except Exception as error:  # a model may raise anything
+            if len(batch.questions) == 1:
+                return [*failed, Entry(batch.questions[0].line, failure=unaskable(batch.questions[0], error))]
     watch.lap()
     alone = [entry for each in batch.questions for entry in answered(prepare([each]), generator, watch, prepare)]
     return failed + alone

@@ -1,6 +1,6 @@
 """What the files of pictures and clips held when they were asked about, so that others of the same name are not taken for them.
 
-A print is the size of a file and a hash (BLAKE2b) of its first 16 MiB, "SIZE:HASH".
+A print is the size of a file and a hash (BLAKE2b) of its first 16 MiB, "SIZE:HASH"; of several files all, joined by commas.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ SAMPLE = 32  # files whose content counts; of the others the size
 
 
 def file_prints(questions: Sequence[Question]) -> dict[int, str]:
-    """The print of each question's picture or clip, by line; none where it is no file of its own, or cannot be read."""
+    """The print of each question's pictures or clip, by line; none where one is no file of its own, or cannot be read."""
     files = _files(questions)
-    found = {path: _print(path) for path in set(files.values())}
-    return {line: each for line, path in files.items() if (each := found[path]) is not None}
+    found = {path: _print(path) for paths in files.values() for path in paths}
+    return {line: each for line, paths in files.items() if (each := _joined([found[path] for path in paths])) is not None}
 
 
 def media_sha256(prints: Mapping[int, str]) -> str | None:
     """One hash over the sizes of all files, by line, and the content of some; None without files."""
     if not prints:
         return None
-    sizes = {line: prints[line].partition(":")[0] for line in sorted(prints)}
+    sizes = {line: ",".join(each.partition(":")[0] for each in prints[line].split(",")) for line in sorted(prints)}
     return hashlib.sha256(repr((sizes, {line: prints[line] for line in _sample(prints)})).encode()).hexdigest()
 
 
@@ -38,7 +38,7 @@ def refuse_other_media(path: Path, questions: Sequence[Question], recorded: str 
     """
     files = _files(questions)
     sample = set(_sample(files))
-    prints = {line: _print(file) if line in sample else _size(file) for line, file in files.items()}
+    prints = {line: _joined([(_print if line in sample else _size)(file) for file in paths]) for line, paths in files.items()}
     known = {line: each for line, each in prints.items() if each is not None}
     if recorded is not None and len(known) == len(prints) and media_sha256(known) != recorded:
         raise UserError(
@@ -47,8 +47,16 @@ def refuse_other_media(path: Path, questions: Sequence[Question], recorded: str 
         )
 
 
-def _files(questions: Sequence[Question]) -> dict[int, Path]:
-    return {question.line: question.image for question in questions if isinstance(question.image, Path)}
+def _files(questions: Sequence[Question]) -> dict[int, list[Path]]:
+    """The files of each question whose pictures or clip are such, by line."""
+    found = {question.line: [each for each in question.pictures if isinstance(each, Path)] for question in questions}
+    return {question.line: found[question.line] for question in questions if isinstance(question.image, Path)}
+
+
+def _joined(prints: Sequence[str | None]) -> str | None:
+    """That of several files; None where one is not known."""
+    known = [each for each in prints if each is not None]
+    return ",".join(known) if len(known) == len(prints) else None
 
 
 def _sample(lines: Mapping[int, object]) -> list[int]:

@@ -22,7 +22,7 @@ from fastervlm.selection.method import traits
 
 @dataclass(frozen=True)
 class Pictures:
-    """Questions about one picture, or none."""
+    """Questions about one picture, several, or none."""
 
     kind: ClassVar[Literal["image", "video"]] = "image"
     inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
@@ -32,7 +32,7 @@ class Pictures:
         budget = settings.budget
         ask, task = conversation(subject.processor, settings.conv_mode), settings.task
         return Preparation(
-            lambda question: ask(task.prompt(question), question.image is not None),
+            lambda question: ask(task.prompt(question), len(question.pictures)),
             settings.aspect_ratio(subject),
             settings.blind,
             selector_of(settings),

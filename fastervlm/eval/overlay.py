@@ -23,21 +23,21 @@ from fastervlm.selection.trace import ImageTrace
 
 
 def save_overlay(subject: Subject, settings: Settings, path: Path) -> None:
-    """Ask the first question with a sound picture once more, for one token, and save the picture with the kept patches."""
+    """Ask the first question with one sound picture once more, for one token, and save the picture with the kept patches."""
     prepare = preparation(subject, settings)
     for question in checked_questions(settings):
         batch = careful(prepare, [question], subject.processor)
-        if question.image is None or batch.inputs is None:
+        if len(question.pictures) != 1 or batch.inputs is None:
             continue
         picture = prepare.picture(question, subject.processor)
         with pruned(subject, settings) as handle:
             Answerer(subject, settings, handle).warm_up(batch)
-            trace = handle.trace[0]
-        shown = patches_of(trace, picture, subject) if settings.in_llm else trace
+            trace = handle.trace
+        shown = patches_of(trace[0], picture, subject) if settings.in_llm else trace
         with whole(path) as file:
             fastervlm.overlay(picture, shown).save(file, "PNG")
         return
-    raise UserError("There is no picture to draw on: none of them can be read.")
+    raise UserError("There is no picture to draw on: none can be read that a question shows alone.")
 
 
 def patches_of(trace: TokenTrace, picture: Image.Image, subject: Subject) -> Trace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fastervlm.eval.inputs import inputs_of
 from fastervlm.eval.media import file_prints
 from fastervlm.eval.pictures import GREY, WORKERS, BadPicture, open_picture, shaped
 from fastervlm.eval.task import Question
@@ -27,8 +28,9 @@ class Batch:
     """Questions ready for the model.
 
     `inputs` is what the processor returned, None if every picture (or clip) failed. A picture that several questions ask about
-    stands in it once; `image_index` then says which picture each question that has one shows. `turned` are the lines of the
-    questions whose picture carries a turn that was ignored, and `prints` says by line what the files held.
+    stands in it once; `image_index` then says which picture each placeholder shows. `turned` are the lines of the questions
+    whose picture carries a turn that was ignored, and `prints` says by line what the files held. With `apart` each question
+    can be prepared alone, but they cannot be together, and `inputs` is None.
     """
 
     questions: list[Question]
@@ -37,6 +39,7 @@ class Batch:
     image_index: list[int] | None = None
     turned: frozenset[int] = frozenset()
     prints: dict[int, str] = field(default_factory=dict)
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,21 +65,22 @@ class Preparation:
         opened: dict[Any, Image.Image | BadPicture] = {}
         turned: set[Any] = set()
         for question in questions:
-            if question.image is not None and question.image not in opened:
-                opened[question.image] = self._try(question, processor, turned)
+            for picture in question.pictures:
+                if picture not in opened:
+                    opened[picture] = self._try(question.about(picture), processor, turned)
         reasons = {file: str(picture) for file, picture in opened.items() if isinstance(picture, BadPicture)}
-        failures = {q.line: reasons[q.image] for q in questions if q.image is not None and q.image in reasons}
+        failures = {q.line: _why(q, reasons) for q in questions if not reasons.keys().isdisjoint(q.pictures)}
         good = [question for question in questions if question.line not in failures]
         if not good:
             return Batch(good, None, failures)
-        files = [question.image for question in good if question.image is not None]
-        prompts = [self.ask(question) for question in good]
-        inputs = processor(images=[opened[f] for f in files] or None, text=prompts, padding=True, return_tensors="pt")
+        files = [picture for question in good for picture in question.pictures]
+        shown: list[Any] = [[opened[picture] for picture in question.pictures] for question in good]
+        inputs = inputs_of(processor, [self.ask(question) for question in good], shown)
         if self.selector is not None:
             texts = [self.selector(question) for question in good]
             inputs["selector_ids"] = processor.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"]
         first = {file: files.index(file) for file in files}
-        ignored = frozenset(question.line for question in good if question.image in turned)
+        ignored = frozenset(question.line for question in good if not turned.isdisjoint(question.pictures))
         if len(first) == len(files) or not self.rows:
             return Batch(good, inputs, failures, turned=ignored)
         for name in inputs.keys() & {"pixel_values", "image_sizes"}:
@@ -103,6 +107,12 @@ class Preparation:
         return Image.new("RGB", picture.size, GREY) if self.blind else picture
 
 
+def _why(question: Question, reasons: Mapping[Any, str]) -> str:
+    """Why a question cannot be asked, in words that follow the names of its pictures."""
+    bad = next(picture for picture in question.pictures if picture in reasons)
+    return f"cannot be shown: {bad} {reasons[bad]}" if question.more else reasons[bad]
+
+
 UNASKABLE = "cannot be asked about"
 
 
@@ -117,16 +127,18 @@ def unaskable(question: Question, error: Exception) -> str:
 
 
 def careful(preparation: Callable[[Sequence[Question], Any], Batch], questions: Sequence[Question], processor: Any) -> Batch:
-    """The batch of these questions without those that cannot be prepared, whose reasons are kept: one takes no other along."""
+    """The batch of these questions without those that cannot be prepared, whose reasons are kept: one takes no other along.
+
+    Some processors cannot join pictures of unequal shapes, such as PerceptionLM's; their questions are told `apart`.
+    """
     try:
         return preparation(questions, processor)
     except Exception as error:  # a tokenizer or a processor may raise anything
         if len(questions) == 1:
             return Batch([], None, {questions[0].line: unaskable(questions[0], error)})
-        caught = error
     failures = {line: why for each in questions for line, why in careful(preparation, [each], processor).failures.items()}
     if not failures:
-        raise caught
+        return Batch(list(questions), None, {}, apart=True)
     rest = careful(preparation, [each for each in questions if each.line not in failures], processor)
     return replace(rest, failures=failures | rest.failures)
 

@@ -15,6 +15,7 @@ from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
 from fastervlm.methods import METHODS
 from fastervlm.reporting.provenance import device_name, program
+from fastervlm.selection.budget import Budget
 
 
 def circumstances(subject: Subject, settings: Settings, device: str | None = None) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def circumstances(subject: Subject, settings: Settings, device: str | None = Non
     return {
         **program(),
         "model_path": str(Path(subject.path).absolute()) if Path(subject.path).is_dir() else subject.path,
-        "budget": settings.keep,
+        "budget": str(settings.keep) if isinstance(settings.keep, Budget) else settings.keep,
         "method_settings": method_settings(settings),
         "patch_score": settings.patch_score,
         "conv_mode": settings.conv_mode,
@@ -71,7 +72,7 @@ def results(questions: list[Question], journal: Journal) -> dict[str, Any]:
         "answered": len(answered),
         "failed": len(failures),
         "failures": [failure_of(question, failures[question.line]) for question in questions if question.line in failures],
-        "ignored_turns": len({q.image for q in questions if q.line in journal.entries and journal.entries[q.line].turned}),
+        "ignored_turns": len({q.pictures for q in questions if q.line in journal.entries and journal.entries[q.line].turned}),
         "media_sha256": _media_sha256(questions, journal),
         "samples_per_second": len(answered) / seconds if seconds else None,
         "mean_time_to_first_token_s": _mean(waits),
@@ -94,4 +95,4 @@ def _mean(values: Sequence[float]) -> float | None:
 def failure_of(question: Question, reason: str) -> dict[str, Any]:
     """What is written down about a question that failed."""
     named = {"line": question.line, "question_id": question.question_id, "prompt": question.text}
-    return {**named, "image": str(question.image), "reason": reason}
+    return {**named, "image": ", ".join(map(str, question.pictures)) or "None", "reason": reason}

@@ -13,7 +13,10 @@ IMAGE_TOKEN = "<image>"
 
 
 def read_questions(question_file: Path, image_folder: Path | None) -> list[Question]:
-    """The questions of a LLaVA question file (`question_id`, `image`, `text`), in the file's order."""
+    """The questions of a LLaVA question file (`question_id`, `image`, `text`), in the file's order.
+
+    `image` is the name of a picture, or a list of the names of several, which stand in front of the text in their order.
+    """
     folder = existing_folder(image_folder)
     questions = [_question(record, line, question_file, folder) for line, record in read_jsonl(question_file)]
     if not questions:
@@ -75,11 +78,19 @@ def _question(record: dict[str, Any], line: int, path: Path, folder: Path) -> Qu
         raise UserError(f"{path}, line {line}: 'question_id' must be a text or a whole number.")
     if not isinstance(text, str):
         raise UserError(f"{path}, line {line}: 'text' with the question is missing.")
-    image = record.get("image")
-    if not isinstance(image, str) or not image:
-        raise UserError(f"{path}, line {line}: the question has no image; 'image' must name a file in the image folder.")
     where = f"{path}, line {line}"
-    return Question(line, question_id, without_image_token(text, where), inside(folder, image, where))
+    image, *more = (inside(folder, name, where) for name in _names(record.get("image"), where))
+    return Question(line, question_id, without_image_token(text, where), image, more=tuple(more))
+
+
+def _names(image: Any, where: str) -> list[str]:
+    """The names of a question's pictures: one text, or a list of several."""
+    names = image if isinstance(image, list) else [image]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(
+            f"{where}: the question has no image; 'image' must name a file in the image folder, or be a list of such names."
+        )
+    return names
 
 
 def without_image_token(text: str, where: str) -> str:

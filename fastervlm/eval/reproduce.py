@@ -18,6 +18,7 @@ from fastervlm.eval.task import Task
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.methods.lookup import get_method
 from fastervlm.reporting.files import hash_files
+from fastervlm.selection.budget import AtMost
 
 SUFFIX = ".protocol.json"
 _NEEDED = (
@@ -187,7 +188,7 @@ def _settings(first: dict[str, Any], out: Path) -> Settings:
         media_folder=Path(shown) if shown else None,
         answers_file=out,
         annotation_file=Path(right) if right else None,
-        keep=first["budget"],
+        keep=AtMost.read(first["budget"]) if isinstance(first["budget"], str) else first["budget"],
         method=get_method(chosen["name"], **chosen["settings"]),
         score=chosen.get("score"),
         batch_size=first["batch_size"],

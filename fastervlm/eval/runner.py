@@ -67,7 +67,7 @@ def _tell_ignored_turns(protocol: dict[str, Any]) -> None:
         console.print(f"{marked} as turned by a camera and read as stored; --exif upright turns such pictures.")
 
 
-def tell_above(keep: int | float | None, total: object) -> None:
+def tell_above(keep: object, total: object) -> None:
     """Say that a count is above the `total` of visual tokens, so that nothing is pruned."""
     if isinstance(keep, int) and isinstance(total, int) and keep > total:
         console.print(

@@ -21,7 +21,7 @@ from fastervlm.methods import METHODS
 from fastervlm.methods.lookup import get_method
 from fastervlm.pictures import Exif
 from fastervlm.reporting.files import hash_files
-from fastervlm.selection.budget import TokenBudget
+from fastervlm.selection.budget import Budget
 from fastervlm.selection.method import Method, traits
 
 LEAST = {"batch_size": 1, "limit": 1, "max_new_tokens": 1, "temperature": 0}
@@ -77,7 +77,7 @@ class Settings:
     media_folder: Path | None
     answers_file: Path
     annotation_file: Path | None = None
-    keep: int | float | None = None
+    keep: int | float | Budget | None = None
     method: str | Method | None = None
     score: Score | None = None
     batch_size: int = 16
@@ -106,9 +106,9 @@ class Settings:
             raise UserError(f"The answers file {self.answers_file} must end in .jsonl.")
 
     @property
-    def budget(self) -> TokenBudget | None:
-        """The token budget, None without pruning."""
-        return None if self.keep is None else TokenBudget(keep=self.keep)
+    def budget(self) -> Any:
+        """The token budget, a count, a fraction or an `AtMost`; None without pruning."""
+        return None if self.keep is None else Budget.of(self.keep)
 
     @property
     def pruner(self) -> Method | None:
@@ -217,6 +217,8 @@ def _visual_token_num(subject: Subject, settings: Settings) -> int | str:
     if settings.in_llm and parts:
         return f"{settings.keep} of all {parts}"
     total, keep = subject.tokens_of(settings.medium.kind), settings.keep
+    if isinstance(keep, Budget) and (parts or total is None):
+        return f"{keep} of each {'picture' if settings.medium.kind == 'image' else 'clip'}"
     if total is None:
         each = parts.removesuffix("s") if parts else "picture"
         return "all" if keep is None else keep if isinstance(keep, int) else f"{keep} of each {each}"

@@ -15,7 +15,7 @@ from fastervlm.checkpoints.original import is_original, tower_files
 from fastervlm.checkpoints.quantize import check_quantize
 from fastervlm.families.base import Family
 from fastervlm.families.llava_next.settings import Anyres
-from fastervlm.families.registry import measured_family_of
+from fastervlm.families.registry import family_of
 from fastervlm.reporting.files import hash_files
 
 
@@ -61,7 +61,7 @@ class Subject:
     @property
     def family(self) -> Family:
         """What kind of model it is."""
-        return measured_family_of(self.model, "evaluated")
+        return family_of(self.model, "evaluated")
 
     @property
     def takes_clips(self) -> bool:

@@ -129,7 +129,13 @@ class Comparison:
 
     @property
     def _tokens(self) -> str:
-        part = " a crop" if self.has_crops else " a frame" if "num_frames" in self.whole.protocols[0] else ""
+        part = (
+            " a crop"
+            if self.has_crops and not self.of_any_shape
+            else " a frame"
+            if "num_frames" in self.whole.protocols[0]
+            else ""
+        )
         return f"tokens{part}"
 
     @property

@@ -37,7 +37,7 @@ class Question:
 
     `line` is its line in the question file, or its place in it, from 1, and names it (`question_id` may repeat). `text` is
     recorded as the answer's prompt. `options` are what a multiple-choice question offers, without letters, and `record` are
-    further fields of its line in the answers file.
+    further fields of its line in the answers file. `more` are the pictures behind `image`, where it shows several.
     """
 
     line: int
@@ -46,6 +46,16 @@ class Question:
     image: Path | StoredPicture | None
     options: tuple[str, ...] = ()
     record: dict[str, Any] = field(default_factory=dict, compare=False)
+    more: tuple[Path | StoredPicture, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Path | StoredPicture, ...]:
+        """All that it shows, in their order."""
+        return () if self.image is None else (self.image, *self.more)
+
+    def about(self, picture: Path | StoredPicture) -> Question:
+        """The same about one of its pictures alone."""
+        return replace(self, image=picture, more=())
 
 
 class StoredPicture(Protocol):

@@ -69,8 +69,7 @@ class Family(abc.ABC):
         of_paper: one of those that the reference implementation of FasterVLM prunes.
         shrinks: where the method "resize" shrinks its pictures: under `prune` before the "tower", or before the "processor",
             which reads any size; None where neither is done.
-        measured: whether evaluation, benchmarks of speed, analyses, demo, lmms-eval and methods inside the language model have
-            been shown to be right with it; else they refuse it.
+        pruned_inside: whether methods inside the language model have been shown to be right with it; else they refuse it.
         one_graph: no value decides how its pictures are encoded, so that this compiles into one graph.
     """
 
@@ -89,7 +88,7 @@ class Family(abc.ABC):
     unpruned: ClassVar[Mapping[str, Any]] = {}
     of_paper: ClassVar[bool] = False
     shrinks: ClassVar[Literal["tower", "processor"] | None] = None
-    measured: ClassVar[bool] = True
+    pruned_inside: ClassVar[bool] = True
     one_graph: ClassVar[bool] = True
 
     def settings(self, options: Options) -> Any:
@@ -221,10 +220,6 @@ class Family(abc.ABC):
         """
         vision = config.vision_config
         return (vision.image_size // vision.patch_size) ** 2
-
-    def traces(self, config: Any, tokens: int) -> int:
-        """How many traces tell of a picture of so many visual tokens."""
-        return 1
 
     def model_class(self, config: Any) -> Any:
         """The class that a config of this `model_type` describes."""

@@ -83,10 +83,6 @@ class InternVL(Family):
         """N, the tokens of a tile."""
         return config.image_seq_length
 
-    def traces(self, config: Any, tokens: int) -> int:
-        """One a tile."""
-        return tokens // config.image_seq_length
-
     def configs(self, tower: Mapping[str, Any], decoder: Mapping[str, Any]) -> tuple[Any, Any]:
         """Of an InternViT and of a Qwen2."""
         from transformers import InternVLVisionConfig, Qwen2Config

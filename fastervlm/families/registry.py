@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from encoders import UserError, UserTypeError
+from encoders import UserTypeError
 from fastervlm.families.base import Family
 from fastervlm.families.generic.family import Generic
 from fastervlm.families.generic.table import SHOWN
@@ -64,18 +64,6 @@ def family_of(model: object, done: str = "pruned") -> Family:
             f"A {type(model).__name__} cannot be {done}; supported models are {classes} and others that `fastervlm models` "
             "lists."
         )
-    return family
-
-
-def measured_family_of(model: object, done: str) -> Family:
-    """The same, of a model of whose family it has been shown that it can be `done`.
-
-    Raises:
-        UserError: that has not been shown.
-    """
-    family = family_of(model, done)
-    if not family.measured:
-        raise UserError(f"A {family.class_name} can be pruned in front of its language model, but not {done} yet.")
     return family
 
 

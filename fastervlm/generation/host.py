@@ -43,6 +43,7 @@ class Host(Mounted):
         encode: `family.encode`, or a compiled one.
         told: what its user was warned of already.
         trace: what the last call with pictures kept, a trace for each of them in the order of the prompts.
+        lengths: for each trace, how many placeholders the unpruned prompt has for it.
     """
 
     model: Any
@@ -51,6 +52,7 @@ class Host(Mounted):
     own: dict[str, Any]
     encode: Callable[[Any, Pruning, Mapping[str, Any]], dict[str, Encoded]]
     trace: list[Any] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
     told: set[Any] = field(default_factory=set)
 
     def pruning_of(self, call: dict[str, Any]) -> Pruning:

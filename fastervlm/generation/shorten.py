@@ -87,7 +87,7 @@ def shorten(host: Host, pruning: Pruning, call: Call, *, by_mask: bool) -> tuple
         call["attention_mask"] = splice.short_mask
     call["position_ids"] = splice.positions
     cut_others(call, splice)
-    host.trace = _traces(host.model, seen, encoded)
+    host.trace, host.lengths = _traces(host.model, seen, encoded)
     return splice, check
 
 
@@ -197,16 +197,18 @@ def _lengths(model: Any, ids: Tensor, encoded: dict[str, Encoded]) -> list[int] 
     return [ids.shape[1] - count for count in lost]
 
 
-def _traces(model: Any, ids: Tensor, encoded: dict[str, Encoded]) -> list[Any]:
-    """What was kept at each run of placeholders, in the order of the prompts (R, T)."""
+def _traces(model: Any, ids: Tensor, encoded: dict[str, Encoded]) -> tuple[list[Any], list[int]]:
+    """What was kept at each run of placeholders, in the order of the prompts (R, T), and how many those are."""
     if len(encoded) == 1:
-        return next(iter(encoded.values())).trace
-    found: list[tuple[int, Any]] = []
+        (shown,) = encoded.values()
+        return shown.trace, [len(keep) for keep in shown.keep]
+    found: list[tuple[int, Any, int]] = []
     for kind, shown in encoded.items():
         places = placeholders(model, ids, kind).flatten().nonzero().flatten().tolist()
         firsts = accumulate((len(keep) for keep in shown.keep[:-1]), initial=0)
-        found += zip((places[first] for first in firsts), shown.trace, strict=True)
-    return [trace for _, trace in sorted(found, key=lambda pair: pair[0])]
+        found += zip((places[first] for first in firsts), shown.trace, map(len, shown.keep), strict=True)
+    found.sort(key=lambda each: each[0])
+    return [trace for _, trace, _ in found], [length for *_, length in found]
 
 
 def _refuse_unknown_pictures(host: Host, call: Call) -> None:

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
 from encoders import UserError, UserTypeError
-from fastervlm.families.registry import family_of, measured_family_of
+from fastervlm.families.registry import family_of
 from fastervlm.generation.host import Mounted
 from fastervlm.generation.inputs import visual
 from fastervlm.generation.kv_cache import cache_in
@@ -42,7 +42,8 @@ class InLLMHandle(Handle):
     def __init__(self, model: nn.Module, budget: Budget, method: InLLM) -> None:
         if not isinstance(budget, TokenBudget):
             raise UserError(
-                f"{budget} goes by [CLS] attention, which the language model does not have; give a count or a fraction."
+                f"{budget} cannot be counted inside the language model, which has no [CLS] attention and no single "
+                "pictures; give a count or a fraction."
             )
         _check(model, method)
         self.model: Any = model
@@ -197,7 +198,13 @@ def _slides(config: Any) -> bool:
 
 
 def _check(model: Any, method: InLLM) -> None:
-    decoder = measured_family_of(model, "pruned inside its language model").decoder(model)
+    family = family_of(model)
+    if not family.pruned_inside:
+        raise UserError(
+            f"A {family.class_name} can be pruned in front of its language model, but not inside it; use a method such as "
+            f"{family.usual_method!r}."
+        )
+    decoder = family.decoder(model)
     if not {cls.__name__ for cls in type(decoder).__mro__} & set(DECODERS):
         raise UserTypeError(
             f"A {type(decoder).__name__} cannot be pruned inside; supported language models are {', '.join(DECODERS)}."

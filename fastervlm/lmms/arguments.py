@@ -16,6 +16,7 @@ from fastervlm.eval.settings import Settings, chosen
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Task
 from fastervlm.families.llava_next.settings import Anyres
+from fastervlm.selection.budget import BOUND, AtMost
 
 
 def _no_file(*_: object) -> NoReturn:
@@ -27,7 +28,9 @@ _TASK = Task("lmms-eval", _no_file)
 
 @dataclass(frozen=True)
 class Arguments:
-    """What is chosen about a model of any kind: `keep` is a count, a fraction or "none"; the rest is as in `fastervlm eval`."""
+    """What is chosen about a model of any kind: `keep` is a count, a fraction, at-most-256 or "none"; the rest is as in
+    `fastervlm eval`.
+    """
 
     pretrained: str
     keep: int | float | str | None = None
@@ -77,6 +80,12 @@ class Arguments:
         return Anyres()
 
     @property
+    def _kept(self) -> Any:
+        if self.keep in (None, "none", "None"):
+            return None
+        return AtMost.read(self.keep) if isinstance(self.keep, str) and self.keep.startswith(BOUND) else self.keep
+
+    @property
     def settings(self) -> Settings:
         """The settings of a run, checked; no file of it is ever read."""
         return Settings(
@@ -85,7 +94,7 @@ class Arguments:
             media_folder=None,
             answers_file=Path("lmms-eval.jsonl"),
             medium=Pictures(),
-            keep=None if self.keep in (None, "none", "None") else self.keep,  # type: ignore[arg-type]
+            keep=self._kept,
             **chosen(self.method, self.seed),
             batch_size=self.batch_size,
             conv_mode=self.conv_mode,

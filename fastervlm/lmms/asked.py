@@ -65,7 +65,7 @@ def simple(arguments: Sequence[Any], documents: Mapping[str, Any], processor: An
     elif any(f"<{kind}>" in text for kind in kinds):
         prompt = ask(text, False)
     else:
-        prompt = ask("".join(f"<{kind}>\n" for kind in kinds[1:]) + text, bool(kinds))
+        prompt = ask(text, len(kinds)) if len(set(kinds)) < 2 else ask("".join(f"<{kind}>\n" for kind in kinds[1:]) + text)
     bare = text.replace("<image>", "").replace("<video>", "")
     return Asked(prompt, bare, _where(place), pictures, clips).check(processor)
 

@@ -9,6 +9,8 @@ from PIL import Image
 from transformers import BatchFeature
 
 from encoders import UserError
+from fastervlm.checkpoints.errors import reason
+from fastervlm.eval.inputs import inputs_of
 from fastervlm.eval.pictures import BadPicture, shaped
 from fastervlm.lmms.arguments import PictureArguments
 from fastervlm.lmms.asked import Asked
@@ -27,9 +29,16 @@ class Llava(PrunedModel):
 
     def inputs(self, asked: Sequence[Asked]) -> BatchFeature:
         """What the processor makes of prompts and pictures, a row for each prompt."""
-        pictures = [self._shaped(picture, each.where) for each in asked for picture in each.pictures]
-        prompts = [each.prompt for each in asked]
-        return self.subject.processor(images=pictures or None, text=prompts, padding=True, return_tensors="pt")
+        return self._processed(asked)
+
+    def _processed(self, asked: Sequence[Asked], **more: Any) -> BatchFeature:
+        """The same, with further arguments of the processor."""
+        pictures = [[self._shaped(picture, each.where) for picture in each.pictures] for each in asked]
+        try:
+            return inputs_of(self.subject.processor, [each.prompt for each in asked], pictures, **more)
+        except Exception as error:  # a processor may raise anything
+            hint = "use batch_size=1" if len(asked) > 1 else "leave that task out"
+            raise UserError(f"{asked[0].where} cannot be prepared ({reason(error)}); {hint}.") from error
 
     def _shaped(self, picture: Image.Image, where: str) -> Image.Image:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import math
 import numbers
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 from encoders import UserError, UserTypeError
+
+BOUND = "at-most-"  # in front of the number of tokens of an `AtMost`
+_AT_MOST = re.compile(BOUND + r"([0-9]{1,9})(?:-([0-9]{1,9}|[0-9]*\.[0-9]+))?", re.ASCII)
 
 
 class Budget(abc.ABC):
@@ -183,6 +187,19 @@ class AtMost(Budget):
     tokens: int
     keep: int | float | Budget = 1.0
 
+    @classmethod
+    def read(cls, text: str) -> AtMost:
+        """From "at-most-256" or "at-most-256-0.1", as it is typed and as protocols write it down.
+
+        Raises:
+            UserError: it is written otherwise, or a number is out of its range.
+        """
+        found = _AT_MOST.fullmatch(text.strip())
+        if found is None:
+            raise UserError(f"{text!r} is no bound; write at-most-256, or at-most-256-0.1 for a tenth of at most 256.")
+        tokens, keep = int(found[1]), found[2]
+        return cls(tokens) if keep is None else cls(tokens, float(keep) if "." in keep else int(keep))
+
     def __post_init__(self) -> None:
         _check_count("AtMost", self.tokens)
         if self.tokens is None:
@@ -203,6 +220,23 @@ class AtMost(Budget):
     def reads_scores(self) -> bool:
         """Whether `keep` does."""
         return self.budget.reads_scores
+
+    def __str__(self) -> str:
+        inner = self.budget
+        if inner == TokenBudget(1.0):
+            return f"{BOUND}{self.tokens}"
+        plain = isinstance(inner, TokenBudget) and inner.keep is not None
+        return f"{BOUND}{self.tokens}-{inner.keep}" if plain else repr(self)
+
+    def resolve(self, num_patches: int) -> int:
+        """The number of tokens to keep of a picture of `num_patches` that is in one piece.
+
+        Raises:
+            UserError: `keep` goes by scores.
+        """
+        if not isinstance(self.budget, TokenBudget):
+            raise UserError(f"{self} depends on what pictures show; give a count or a fraction below the bound.")
+        return min(self.tokens, self.budget.resolve(num_patches))
 
     def counts(self, scores: Tensor, areas: Sequence[int], groups: Sequence[int]) -> list[int]:
         """What `keep` gives, cut down picture by picture."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from encoders.errors import UserError
+from fastervlm.selection.tile_grids import TileGrid, tile_grid
 
 
 class Trace:
@@ -35,6 +36,7 @@ class ImageTrace(Trace):
         shows: what the grid covers: the "square" that a processor cut or padded the picture to, the "whole" picture, stretched
             to it, or a "part" of it that nothing here tells.
         tile: of a picture cut into tiles, which one this is, and of how many; the last of several is the whole picture again.
+        tiling: gives the rows and columns that so many tiles of a picture of a size (height, width) stand in.
     """
 
     scores: Tensor
@@ -43,6 +45,7 @@ class ImageTrace(Trace):
     layout: str = "flat"
     shows: Literal["square", "whole", "part"] = field(default="square", kw_only=True)
     tile: tuple[int, int] | None = field(default=None, kw_only=True)
+    tiling: TileGrid = field(default=tile_grid, kw_only=True)
 
     @property
     def num_tokens(self) -> int:
@@ -75,7 +78,7 @@ class ImageTrace(Trace):
             return 0.0, 0.0, float(wide), float(high)
         if self.tile is None:
             raise UserError("Nothing tells which part of the picture these patches lie in; pass the trace of a whole picture.")
-        rows, columns = tile_grid(self.tile[1] - 1, size)
+        rows, columns = self.tiling(self.tile[1] - 1, size)
         row, column = divmod(self.tile[0], columns)
         return column * wide / columns, row * high / rows, (column + 1) * wide / columns, (row + 1) * high / rows
 
@@ -89,9 +92,3 @@ class ImageTrace(Trace):
         corner = torch.stack((index % self.grid[1], index // self.grid[1]), dim=1)
         start, unit = torch.tensor([left, top]), torch.tensor([(right - left) / self.grid[1], (bottom - top) / self.grid[0]])
         return torch.cat((start + corner * unit, start + (corner + 1) * unit), dim=1)
-
-
-def tile_grid(tiles: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns that so many tiles of a picture of that size (height, width) stand in: those nearest to its shape."""
-    grids = [(rows, tiles // rows) for rows in range(1, tiles + 1) if tiles % rows == 0]
-    return min(grids, key=lambda grid: abs(size[1] / size[0] - grid[1] / grid[0]))

@@ -6,8 +6,9 @@ import pytest
 import typer
 
 from encoders import UserError
-from fastervlm import cli
-from fastervlm.commands.numbers import budgets_of, decimal_number, number, whole, whole_number, whole_numbers
+from fastervlm import AtMost, cli
+from fastervlm.commands.numbers import budgets_of, decimal_number, kept, kept_of, number, whole, whole_number, whole_numbers
+from tests.support.checks import one_sentence
 
 NO_NUMBERS = ["1_0", "", " ", "58 tokens", "0x10", "１２", "--5", "1e", "½"]
 
@@ -15,6 +16,25 @@ NO_NUMBERS = ["1_0", "", " ", "58 tokens", "0x10", "１２", "--5", "1e", "½"]
 @pytest.mark.parametrize(("text", "value"), [("58", 58), (" 58 ", 58), ("+5", 5), ("0.1", 0.1), (".5", 0.5), ("1.", 1.0)])
 def test_budget_is_a_count_or_a_fraction(text, value):
     assert (number(text), type(number(text))) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("at-most-256", AtMost(256)), (" at-most-256-0.1", AtMost(256, 0.1)), ("at-most-256-58", AtMost(256, 58)), ("58", 58)],
+)
+def test_a_bound_is_read_as_it_is_written(text, budget):
+    assert kept(text) == budget
+    assert kept(str(budget)) == budget
+    assert kept_of(f"{text},0.5") == [budget, 0.5]
+
+
+@pytest.mark.parametrize(
+    "text", ["at-most", "at-most-", "at-most-0", "at-most-1_0", "at-most-5-", "at-most-5-2.0", "at-most-5-0", "at-most-2.5"]
+)
+def test_a_bound_that_is_none_is_refused(text):
+    with pytest.raises(UserError) as caught:
+        kept(text)
+    one_sentence(caught.value)
 
 
 @pytest.mark.parametrize("text", NO_NUMBERS)

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import Idefics3ImageProcessor, PerceptionLMImageProcessor
+from transformers.models.cohere2_vision.image_processing_cohere2_vision import get_optimal_tiled_canvas as cohere2_canvas
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 import fastervlm
 from encoders import UserError
 from fastervlm.overlays import layers
-from fastervlm.selection.trace import ImageTrace, tile_grid
+from fastervlm.selection.tile_grids import fitted, shorter_side_covered, stretched_least, tile_grid
+from fastervlm.selection.trace import ImageTrace
 from tests.support import family_cases
 from tests.support.checks import one_sentence
 from tests.support.family_cases import CASES, prompt
@@ -54,6 +57,27 @@ def test_tiles_stand_as_the_processor_of_transformers_cuts_them(size):
     for most in (4, 6, 12):
         columns, rows = get_optimal_tiled_canvas(size, (448, 448), 1, most)
         assert tile_grid(rows * columns, size) == (rows, columns)
+
+
+SIZES = [(448, 448), (300, 900), (900, 300), (600, 800), (1000, 700), (333, 1000), (1000, 1050), (2000, 1999), (97, 101)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_tiles_of_other_processors_stand_as_they_cut_them(size):
+    high, wide = size
+    for most in (3, 6, 12):
+        columns, rows = cohere2_canvas(size, (200, 200), 1, most)
+        assert stretched_least(rows * columns, size, 200) == (rows, columns)
+        perception = PerceptionLMImageProcessor(max_num_tiles=most)
+        fits = perception._fit_image_to_canvas(wide, high, 200)
+        columns, rows = fits or perception._find_closest_aspect_ratio(wide, high, 200)
+        assert fitted(rows * columns, size, 200) == (rows, columns)
+    picture = Image.new("RGB", (wide, high))
+    for longest in (1, 2, 4):
+        splits = Idefics3ImageProcessor(size={"longest_edge": 64 * longest}, max_image_size={"longest_edge": 64})
+        rows, columns = (told[0][0] for told in map(splits([picture], return_row_col_info=True).get, ("rows", "cols")))
+        if rows:
+            assert shorter_side_covered(rows * columns, size) == (rows, columns)
 
 
 def test_boxes_of_tokens_by_hand():

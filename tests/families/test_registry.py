@@ -36,16 +36,12 @@ def test_a_family_says_what_its_class_says(family):
     assert family.lmms_model in names
 
 
-def test_a_family_that_nobody_measured_is_pruned_and_no_more(monkeypatch):
+def test_a_family_of_which_nobody_has_shown_it_is_not_pruned_inside(monkeypatch):
     model = family_cases.random(family_cases.vipllava)
-    monkeypatch.setattr(type(family_of(model)), "measured", False)
-    for use in (
-        lambda: fastervlm.prune(model, 5, method="fastv"),
-        lambda: Workload("tiny", model, None, None),
-    ):
-        with pytest.raises(UserError, match=r"can be pruned in front of its language model, but not|a kind that") as caught:
-            use()
-        one_sentence(caught.value)
+    monkeypatch.setattr(type(family_of(model)), "pruned_inside", False)
+    with pytest.raises(UserError, match="can be pruned in front of its language model, but not inside it") as caught:
+        fastervlm.prune(model, 5, method="fastv")
+    one_sentence(caught.value)
 
 
 @each_family

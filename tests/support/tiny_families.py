@@ -48,8 +48,8 @@ def chat(image: str, video: str) -> str:
 FLAT = chat("<image>\n", "<video>\n")
 
 
-def tokenizer(image: str, video: str, start: str, stop: str) -> Any:
-    """One token a byte, and the placeholders that the models of `family_cases` know; it pads on the right."""
+def tokenizer(image: str, video: str, start: str, stop: str, **more: str) -> Any:
+    """One token a byte, and the placeholders that the models of `family_cases` know, `more` by name; it pads on the right."""
     special = ["<pad>", "<s>", "</s>", image, video, start, stop]
     inner = Tokenizer(
         models.BPE(vocab={token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
@@ -65,6 +65,7 @@ def tokenizer(image: str, video: str, start: str, stop: str) -> Any:
         "end_image_token": stop,
         "vision_start_token": start,
         "vision_end_token": stop,
+        **more,
     }
     names: dict[str, Any] = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     return PreTrainedTokenizerFast(tokenizer_object=inner, extra_special_tokens=named, **names)

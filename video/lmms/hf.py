@@ -35,15 +35,13 @@ class Hf(Llava):
 
     def inputs(self, asked: Sequence[Asked]) -> BatchFeature:
         """What the processor makes of prompts, pictures and clips, a row for each prompt."""
-        pictures = [self._shaped(picture, each.where) for each in asked for picture in each.pictures]
         read = [self._frames(clip) for each in asked for clip in each.clips]
-        shown: dict[str, Any] = {"images": pictures or None}
+        shown: dict[str, Any] = {}
         if read:
             told = [metadata(frames.times) for frames in read]
             shown["videos"] = [frames.pixels for frames in read]
             shown["videos_kwargs"] = {"video_metadata": told, "do_sample_frames": False, "input_data_format": "channels_last"}
-        prompts = [each.prompt for each in asked]
-        return self.subject.processor(text=prompts, padding=True, return_tensors="pt", **shown)
+        return self._processed(asked, **shown)
 
     def _frames(self, clip: Clip) -> Frames:
         check_kind(self.subject)

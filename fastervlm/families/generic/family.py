@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,16 +19,21 @@ from encoders import ScoredPatches, UserError
 from encoders.base import token_rows
 from encoders.tower import norms
 from fastervlm.families.base import PIXELS, Encoded, Family
-from fastervlm.families.encoding import runs
-from fastervlm.families.generic.pieces import Piece, pictures_of, pieces_of
+from fastervlm.families.generic.pieces import Piece, pieces_of
 from fastervlm.families.generic.route import Route, find_route, packed
 from fastervlm.families.generic.table import SHOWN
+from fastervlm.families.generic.tiles import pictures_of, placed
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.selection.choice import check_questions, choose, counts_for
 from fastervlm.selection.method import traits
 from fastervlm.selection.schedule import refuse_schedule
 from fastervlm.selection.trace import ImageTrace
 
+# What is asked of a model without a chat template, such as a PaliGemma.
+PLAIN = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE{% endif %}{% endfor %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
 _RECURRENT = ("linear", "conv", "mamba", "recurrent", "ssm", "rwkv")
 
 
@@ -40,7 +46,9 @@ class Generic(Family):
         inputs: the arguments of a call that belong to its pictures.
     """
 
-    measured = False
+    pruned_inside = False
+    shapes = ("native", "pad")
+    rows = ()
     tower_kind = "of its own"
     scores = ("norm",)
     usual_method = "coverage"
@@ -51,7 +59,9 @@ class Generic(Family):
         shown = {each.class_name: each for each in SHOWN}.get(class_name)
         self.class_name, self.model_type, self.inputs = class_name, model_type, inputs  # type: ignore[misc]
         self.tower_kind = shown.tower if shown else "of its own"  # type: ignore[misc]
+        self.parts = "crops" if shown is None or shown.tiles else None  # type: ignore[misc]
         self.shown, self.stretched = shown is not None, shown is not None and shown.stretched
+        self.tiles = shown.tiles if shown else None
         self._route: Route | None = None
 
     @classmethod
@@ -133,13 +143,18 @@ class Generic(Family):
         named = inspect.signature(type(model.base_model).get_image_features).parameters
         given = {name: call[name] for name in named if call.get(name) is not None}
         told = method(**given, return_dict=True)
-        pieces = pieces_of(told.pooler_output, call, model.config.image_token_id, stretched=self.stretched)
-        if call.get("image_index") is None:
-            groups = pictures_of(pieces, runs(call["input_ids"], model.config.image_token_id))
-        else:
-            groups = [1] * len(pieces)
-            _refuse_shared(pruning, pieces, call)
-        return {"image": _encode(pruning, pieces, groups, call)}
+        token, tiles = model.config.image_token_id, self.tiles
+        pieces = pieces_of(told.pooler_output, call, token, stretched=self.stretched, tiled=tiles is not None)
+        if call.get("image_index") is not None:
+            _refuse_shared(pruning, pieces, call, "Beside image_index nothing says which tiles make up a picture")
+            return {"image": _encode(pruning, pieces, [1] * len(pieces), call)}
+        if not self.shown:
+            _refuse_shared(pruning, pieces, call, f"Nothing says which tiles make up a picture of a {self.class_name}")
+        groups = pictures_of(pieces, call, token, tiles.parting if tiles else "run")
+        encoded = _encode(pruning, pieces, groups, call)
+        if tiles is None:
+            return {"image": encoded}
+        return {"image": replace(encoded, trace=placed(encoded.trace, groups, tiles, call["pixel_values"].shape[-1]))}
 
     def axes(self, model: Any, call: Mapping[str, Any], mask: Tensor | None) -> Tensor | None:
         """(3, R, T) places of the unpruned prompt along time, height and width, as the stock model numbers it."""
@@ -191,8 +206,10 @@ class Generic(Family):
         return
 
     def complete(self, processor: Any, config: Any, anyres: str) -> Any:
-        """The processor, padding on the left."""
+        """The processor, padding on the left; where it has no chat template, with a plain one: pictures, then the text."""
         processor.tokenizer.padding_side = "left"
+        if not getattr(processor, "chat_template", None) and hasattr(processor, "image_token"):
+            processor.chat_template = PLAIN.replace("IMAGE", processor.image_token)
         return processor
 
     def refuse_other_kinds(self, call: Mapping[str, Any]) -> None:
@@ -224,14 +241,11 @@ def _encode(pruning: Pruning, pieces: list[Piece], groups: list[int], call: Mapp
     return Encoded(*([each[place] for each in order] for place in range(3)))  # type: ignore[arg-type]
 
 
-def _refuse_shared(pruning: Pruning, pieces: Sequence[Piece], call: Mapping[str, Any]) -> None:
-    """Refuse what is of whole pictures beside image_index, unless each piece is known to be one."""
+def _refuse_shared(pruning: Pruning, pieces: Sequence[Piece], call: Mapping[str, Any], why: str) -> None:
+    """Refuse what is of whole pictures where nothing says which those are, unless each piece is known to be one."""
     asked = pruning.settings or pruning.budget.of_picture or call.get("questions") is not None
     if asked and not all(piece.whole for piece in pieces):
-        raise UserError(
-            "Beside image_index nothing says which tiles make up a picture; leave out budget='image', Total, AtMost and "
-            "questions."
-        )
+        raise UserError(f"{why}; leave out budget='image', Total, AtMost and questions.")
 
 
 def _alike(pruning: Pruning, pieces: list[Piece], groups: list[int]) -> list[tuple[list[int], list[int]]]:

@@ -6,9 +6,8 @@ A piece is what has placeholders and a budget of its own: a picture, or a tile o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -39,7 +38,9 @@ class Piece:
     key: int
 
 
-def pieces_of(features: Any, call: Mapping[str, Any], placeholder: int, *, stretched: bool = False) -> list[Piece]:
+def pieces_of(
+    features: Any, call: Mapping[str, Any], placeholder: int, *, stretched: bool = False, tiled: bool = False
+) -> list[Piece]:
     """The pieces of a call, in the order of their placeholders.
 
     Args:
@@ -47,6 +48,7 @@ def pieces_of(features: Any, call: Mapping[str, Any], placeholder: int, *, stret
         call: the arguments.
         placeholder: the id of it.
         stretched: each piece is a whole picture, stretched to a square.
+        tiled: pieces are tiles, of which nothing here says whether one is a whole picture.
     """
     entries = _entries(features)
     pixels = call["pixel_values"]
@@ -57,25 +59,9 @@ def pieces_of(features: Any, call: Mapping[str, Any], placeholder: int, *, stret
     sizes = [None] * len(entries) if shapes is None else [(int(shape[-2]), int(shape[-1])) for shape in shapes]
     grids = [_grid(len(tokens), size) for tokens, size in zip(entries, sizes, strict=True)]
     return [
-        Piece(tokens, grid, stretched or (size is not None and grid[0] > 1), key)
+        Piece(tokens, grid, not tiled and (stretched or (size is not None and grid[0] > 1)), key)
         for tokens, grid, size, key in zip(entries, grids, sizes, keys, strict=True)
     ]
-
-
-def pictures_of(pieces: Sequence[Piece], lengths: Sequence[int]) -> list[int]:
-    """How many pieces each picture has: those whose placeholders stand side by side are tiles of one.
-
-    Where a picture's placeholders are parted by other tokens, as at the end of each row, it is one piece.
-    """
-    begins, first = {0, *accumulate(lengths)}, 0
-    groups: list[int] = []
-    for piece in pieces:
-        if first in begins or not groups:
-            groups.append(1)
-        else:
-            groups[-1] += 1
-        first += len(piece.tokens)
-    return groups
 
 
 def _entries(features: Any) -> list[Tensor]:

@@ -1,0 +1,100 @@
+"""Evaluating a model of every class without a family of its own: its answers against plain loops over the stock model."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import fastervlm
+from encoders import UserError
+from fastervlm.eval.compare import compare
+from fastervlm.eval.runner import evaluate
+from fastervlm.eval.subject import Subject
+from fastervlm.families.generic.table import SHOWN
+from tests.support.checks import one_sentence
+from tests.support.tiny_generic import PROCESSORS, save
+
+KEEP = 0.4
+# Of PaliGemma's processor.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def numbers_in_words():
+    """SmolVLM's processor wants a package for the words of numbers, which stand in prompts about clips alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
+        yield
+
+
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    """The tiny model of a case, loaded once."""
+    return cache(lambda name: Subject(str(save(name, tmp_path_factory.mktemp(name) / f"tiny-{name}"))))
+
+
+def test_every_class_of_the_table_is_under_test():
+    assert {each.class_name for each in SHOWN} == {f"{name}ForConditionalGeneration" for name in PROCESSORS}
+
+
+def texts(chosen):
+    return [json.loads(line)["text"] for line in Path(chosen.answers_file).read_text().splitlines()]
+
+
+def asked_by_hand(subject, bench, new=3):
+    """What the model writes to each question of the benchmark, alone, by its own chat template."""
+    model, processor = subject.loaded
+    for line in bench["question_file"].read_text().splitlines():
+        question = json.loads(line)
+        content = [{"type": "image"}, {"type": "text", "text": question["text"]}]
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        with Image.open(bench["image_folder"] / question["image"]) as opened:
+            inputs = processor(images=[opened.convert("RGB")], text=[prompt], return_tensors="pt")
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=new)
+        yield processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_answers_are_those_of_plain_loops(subjects, settings, bench, tmp_path, name):
+    subject = subjects(name)
+    stock = list(asked_by_hand(subject, bench))
+    assert len(set(stock)) > 1
+    for keep in (None, 1.0):
+        chosen = settings(keep=keep, answers_file=tmp_path / f"{keep}.jsonl")
+        evaluate(subject, chosen)
+        assert texts(chosen) == stock
+    left = []
+    with fastervlm.prune(subject.model, KEEP) as handle:
+        by_hand = []
+        for answer in asked_by_hand(subject, bench):
+            by_hand.append(answer)
+            left.append(sum(trace.num_tokens for trace in handle.trace))
+    assert by_hand != stock
+    for size in (1, 5):  # batches of pictures of unequal shapes
+        chosen = settings(keep=KEEP, batch_size=size, answers_file=tmp_path / f"pruned{size}.jsonl")
+        protocol, _ = evaluate(subject, chosen)
+        assert texts(chosen) == by_hand
+        assert protocol["method"] == "coverage"
+        assert protocol["failed"] == 0
+        assert protocol["mean_visual_tokens"] == pytest.approx(sum(left) / len(left))
+        assert protocol["mean_visual_tokens"] < protocol["mean_visual_tokens_unpruned"]
+
+
+def test_comparing_methods_and_baselines(subjects, settings, tmp_path):
+    methods = ["coverage", "cls:norm", "random", "pool"]
+    found = compare(subjects("Cohere2Vision"), settings(keep=None), budgets=[4], methods=methods, out_dir=tmp_path, seeds=1)
+    assert [row[1] for row in found.table()[1]] == ["all tokens", *methods]
+    assert found.cells[0].mean("mean_visual_tokens") < found.whole.mean("mean_visual_tokens_unpruned")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"), [({"method": "fastv"}, "but not inside it"), ({"method": "cls"}, "score='norm'")]
+)
+def test_what_needs_more_than_finished_tokens_is_refused(subjects, settings, changes, sentence):
+    chosen = settings(**changes)
+    with pytest.raises(UserError, match=sentence) as caught:
+        evaluate(subjects("AyaVision"), chosen)
+    one_sentence(caught.value)
+    assert not chosen.answers_file.exists()
