@@ -77,8 +77,8 @@ def layers(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "cr
     if fit not in get_args(Fit):
         raise UserError(f"fit={fit!r} is not known; choose one of {', '.join(get_args(Fit))}.")
     if isinstance(trace, Sequence):
-        if _are_tiles(trace):
-            return _of_parts(image, [trace[-1:], trace[:-1]], side)  # type: ignore[list-item]
+        if tiles := tiles_in_order(trace):
+            return _of_parts(image, [tiles[-1:], tiles[:-1]], side)
         if len(trace) != 1:
             raise UserError(
                 f"The last call kept tokens of {len(trace)} pictures; pass the trace of one, such as trace[0], or the "
@@ -100,10 +100,13 @@ def layers(image: Image.Image, trace: Trace | Sequence[Trace], *, fit: Fit = "cr
     return _of_parts(image, [[trace]], side)
 
 
-def _are_tiles(traces: Sequence[Trace]) -> bool:
-    """Whether these are all tiles of one picture."""
-    tiles = [trace.tile for trace in traces if isinstance(trace, ImageTrace)]
-    return len(tiles) > 1 and tiles == [(number, len(traces)) for number in range(len(traces))]
+def tiles_in_order(traces: Sequence[Trace]) -> list[ImageTrace]:
+    """All tiles of one picture, row by row, the whole picture last; none where these are no such tiles."""
+    tiles = [trace for trace in traces if isinstance(trace, ImageTrace) and trace.tile is not None]
+    tiles.sort(key=lambda trace: trace.tile or (0, 0))
+    found = [trace.tile for trace in tiles]
+    are_all = len(traces) > 1 and found == [(number, len(traces)) for number in range(len(traces))]
+    return tiles if are_all else []
 
 
 def _of_square(image: Image.Image, trace: ImageTrace, fit: str, side: int) -> Layers:

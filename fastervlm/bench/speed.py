@@ -107,11 +107,12 @@ def _count(workload: Workload, variant: Variant) -> dict[str, Any]:
         cache = _answer(workload, call(inputs), 1)[CACHE]
     with variant.entered(workload) as call:
         peak = peak_bytes(workload.device, lambda: _answer(workload, call(inputs), 1))
-    lengths = [layer.keys.shape[2] for layer in cache.layers]
-    job = variant.job(workload, lengths[0], lengths[-1])
+    # Layers that carry a state have no keys, and those that see a window no more than it.
+    lengths = [layer.keys.shape[2] for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    job = variant.job(workload, max(lengths), lengths[-1])
     macs = None if job is None else work(workload.model.config, job)
     return {
-        "prompt_tokens": lengths[0],
+        "prompt_tokens": max(lengths),
         "job": None if job is None else asdict(job),
         "macs": None if macs is None else macs.macs | {"total": macs.total_macs},
         "flops": {"formula": None if macs is None else macs.total_flops, "counted": counter.get_total_flops()},

@@ -42,7 +42,8 @@ class StageClock(StoppingCriteria):
     image_processing: pictures and text by the processor, and the move to the device. encoder: the tower's blocks. selection:
     from the keys of the feature block (behind a tower that runs to its end, from there) to the first row that is finished or
     projected; of towers that are neither CLIP's nor SigLIP's a part of it counts as encoder. projector. splice: all that lies
-    between these, `generate`'s own preparations included, with or without pruning.
+    between these, `generate`'s own preparations included, with or without pruning; of the generic family it counts as
+    projector, and so does selection.
     prefill: the language model until the first token is chosen; methods inside it count here.
 
     On CUDA the marks are events on the stream, so that nothing waits; elsewhere the clock of the process.
@@ -56,6 +57,11 @@ class StageClock(StoppingCriteria):
     def __enter__(self) -> Self:
         family = family_of(self.model)
         tower = family.tower(self.model)
+        self._before(family.decoder(self.model), "prefill")
+        if not family.stops_early:
+            self._before(tower, "encoder")
+            self._behind(tower, "projector")
+            return self
         embeddings, blocks, connector = _parts(self.model, tower)
         self._before(embeddings, "encoder")
         for each in blocks:
@@ -67,7 +73,6 @@ class StageClock(StoppingCriteria):
             self._behind(blocks[-1], "selection")
         self._before(connector, "projector")
         self._behind(connector, "splice")
-        self._before(family.decoder(self.model), "prefill")
         return self
 
     def _enter_block(self, block: Any) -> None:

@@ -66,6 +66,8 @@ class Variant:
                 yield partial(reference_inputs, model, keep=self.kept)
         else:
             keep = self.kept * workload.parts if traits(self.pruner).in_llm else self.kept
+            if workload.family.num_visual_tokens(model.config, workload.kind) is None:
+                keep = self.kept / workload.num_visual_tokens  # the same share of each tile
             with fastervlm.prune(model, keep, method=self.pruner):
                 yield dict
 

@@ -14,6 +14,7 @@ from encoders.errors import UserError
 from fastervlm.bench.build import make_processor, random_model
 from fastervlm.bench.shapes import PHOTOGRAPH, Shape
 from fastervlm.checkpoints.load import load
+from fastervlm.eval.inputs import inputs_of
 from fastervlm.families.base import PIXELS, Family
 from fastervlm.families.registry import family_of, find_family
 from fastervlm.generation.inputs import visual
@@ -101,9 +102,11 @@ class Workload:
         """What the processor makes of the batch's pictures and text, moved to the model's device and dtype."""
         before = max(1, round(_BEFORE * self.text_tokens))
         before = min(before, self.text_tokens - 1)
-        text = f"{'w ' * before}<{self.kind}>{' w' * (self.text_tokens - before)}"
-        shown = {f"{self.kind}s": self._shown(batch)}
-        inputs = self.processor(text=[text] * batch, **shown, return_tensors="pt")
+        token = getattr(self.processor, f"{self.kind}_token", f"<{self.kind}>")
+        text = f"{'w ' * before}{token}{' w' * (self.text_tokens - before)}"
+        pictures = [[picture] for picture in self._shown(batch)] if self.kind == "image" else []
+        clips = {"videos": self._shown(batch)} if self.kind == "video" else {}
+        inputs = inputs_of(self.processor, [text] * batch, pictures, **clips)
         return inputs.to(self.device, self.model.dtype)
 
     def _shown(self, batch: int) -> list[Any]:
@@ -129,7 +132,7 @@ class Workload:
     def _size(self) -> tuple[int, int]:
         """Height and width of a photograph; where it is cut, of a square that fills 2 x 2 crops."""
         if self.family.parts == "crops":
-            side = self.model.config.vision_config.image_size
+            side = getattr(self.model.config.vision_config, "image_size", PHOTOGRAPH)
             side = 2 * (side if isinstance(side, int) else side[0])
             return side, side
         return PHOTOGRAPH

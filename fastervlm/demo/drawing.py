@@ -19,7 +19,7 @@ from fastervlm.eval.overlay import patches_of
 from fastervlm.eval.subject import Subject
 from fastervlm.families.video_llava.trace import ClipTrace
 from fastervlm.inllm.trace import TokenTrace
-from fastervlm.overlays import Layers, layers
+from fastervlm.overlays import Layers, layers, tiles_in_order
 from fastervlm.selection.trace import ImageTrace
 
 DRAWN = 480  # pixels, the longer side
@@ -60,6 +60,8 @@ def draw_picture(picture: Image.Image, trace: Any, subject: Subject) -> Drawn:
     pooled = isinstance(trace, TokenTrace)
     trace = patches_of(trace, picture, subject) if pooled else trace
     drawn = layers(picture, trace, side=DRAWN)
+    if isinstance(trace, Sequence):
+        return Drawn(drawn, _of_tiles(tiles_in_order(trace), picture))
     crops = getattr(trace, "crops", None)
     if crops is None:
         return Drawn(drawn, (_patches([trace], [(0.0, 0.0, 1.0, 1.0)], pooled),))
@@ -67,6 +69,15 @@ def draw_picture(picture: Image.Image, trace: Any, subject: Subject) -> Drawn:
     boxes = [(left / width, top / height, right / width, bottom / height) for left, top, right, bottom in _regions(trace)]
     patches = _patches(crops, boxes, pooled)
     return Drawn(drawn, (patches[:1], patches[1:] or patches[:1]))
+
+
+def _of_tiles(tiles: Sequence[ImageTrace], picture: Image.Image) -> tuple[tuple[Patches, ...], ...]:
+    """The patches of the whole picture, and those of its tiles."""
+    wide, high = picture.size
+    regions = [tile.region((high, wide)) for tile in tiles]
+    boxes: list[Box] = [(left / wide, top / high, right / wide, bottom / high) for left, top, right, bottom in regions]
+    patches = _patches(tiles, boxes, False)
+    return patches[-1:], patches[:-1]
 
 
 def draw_clip(frames: np.ndarray, trace: ClipTrace | TokenTrace, tokens: int) -> Drawn:

@@ -80,7 +80,7 @@ class Engine:
         return sound_clip(path) if self.shows_clips else sound_picture(path)
 
     def reply(self, ask: Ask, keep: int | None, write: Callable[[str], None], stopped: Callable[[], bool]) -> tuple[Reply, Any]:
-        """One answer and the trace of what was kept; the model is as it was afterwards."""
+        """One answer and the trace of what was kept, or those of the tiles; the model is as it was afterwards."""
         kind = "full" if keep is None else repr(ask.pruner)
         if kind not in self._warm:
             self._generate(replace(ask, max_new_tokens=1), keep, None, stopped)
@@ -92,7 +92,7 @@ class Engine:
             cache_bytes=run.cache_bytes,
         )
         text = self.processor.tokenizer.decode(run.new, skip_special_tokens=True).strip()
-        return Reply(keep, text, figures), run.traces[0] if run.traces else None
+        return Reply(keep, text, figures), run.traces if len(run.traces) > 1 else next(iter(run.traces), None)
 
     def seconds(self, ask: Ask, keep: int | None) -> float:
         """From the file to the first token of one answer that nobody sees."""

@@ -70,6 +70,7 @@ class Family(abc.ABC):
         shrinks: where the method "resize" shrinks its pictures: under `prune` before the "tower", or before the "processor",
             which reads any size; None where neither is done.
         pruned_inside: whether methods inside the language model have been shown to be right with it; else they refuse it.
+        stops_early: its tower is stopped where its features come from, instead of being run as it is.
         one_graph: no value decides how its pictures are encoded, so that this compiles into one graph.
     """
 
@@ -89,6 +90,7 @@ class Family(abc.ABC):
     of_paper: ClassVar[bool] = False
     shrinks: ClassVar[Literal["tower", "processor"] | None] = None
     pruned_inside: ClassVar[bool] = True
+    stops_early: ClassVar[bool] = True
     one_graph: ClassVar[bool] = True
 
     def settings(self, options: Options) -> Any:

@@ -129,6 +129,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values in a KV cache of transformers, whose layers may hold unequal numbers of tokens."""
-    held = [part for layer in cache.layers for part in (layer.keys, layer.values) if part is not None]
-    return sum(part.numel() * part.element_size() for part in held)
+    """Bytes of the keys, values and states in a KV cache of transformers, whose layers may hold unequal numbers of tokens."""
+    names = ("keys", "values", "conv_states", "recurrent_states")
+    held = [getattr(layer, name, None) for layer in cache.layers for name in names]
+    return sum(part.numel() * part.element_size() for part in held if isinstance(part, torch.Tensor))

@@ -53,6 +53,7 @@ class Generic(Family):
     scores = ("norm",)
     usual_method = "coverage"
     budgets = ("crop", "image")
+    stops_early = False
     one_graph = False
 
     def __init__(self, class_name: str, model_type: str, inputs: tuple[str, ...] = ("pixel_values",)) -> None:
