@@ -81,7 +81,7 @@ def load(
 def _read(name: str, dtype: torch.dtype, device: torch.device, quantize: str | None) -> tuple[Any, Any]:
     """The model and the processor of a checkpoint in the layout of transformers; a quantized model is on its device."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoConfig
 
     _check_adapter(name)
     try:
@@ -93,8 +93,19 @@ def _read(name: str, dtype: torch.dtype, device: torch.device, quantize: str | N
     if quantize:
         placed = {"quantization_config": quantization(config, quantize, dtype), "device_map": {"": device}}
     model = _read_weights(name, config, dtype, placed)
+    return model, read_processor(name)
+
+
+def read_processor(name: str) -> Any:
+    """The processor of a checkpoint in the layout of transformers.
+
+    Raises:
+        UserError: its files are missing or damaged.
+    """
+    from transformers import AutoProcessor
+
     try:
-        return model, AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        return AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # damaged files of a tokenizer raise errors of many kinds
         raise UserError(f"The processor of {name} cannot be read ({reason(error)}); download its files again.") from error
 

@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from encoders.errors import UserError
+from fastervlm.checkpoints.bos import template_with_bos
+from fastervlm.checkpoints.load import read_processor
 from fastervlm.embedded import named_model
 from fastervlm.serving.architectures import architecture_of
 from fastervlm.serving.checkpoint import readable
@@ -55,12 +57,20 @@ def command_of(checkpoint: str, served: Served, options: Sequence[str]) -> list[
         "--hf-overrides": json.dumps({"architectures": [architecture.name]}),
         "--mm-processor-kwargs": json.dumps(served.told),
     }
+    if not any(option.partition("=")[0] in ("--chat-template", "--chat_template") for option in options):
+        ours |= _template(folder)
     if not any(option.startswith(("--served-model-name", "--served_model_name")) for option in options):
         ours["--served-model-name"] = checkpoint
     names = [part for pair in ours.items() for part in pair]
     if "--served-model-name" in ours:
         names.append(f"{checkpoint}:{served}")  # a second name, by which a client reads in /v1/models what is kept
     return [*_program(), *_model(folder), *names, "--trust-request-mm-kwargs", *options]
+
+
+def _template(folder: str) -> dict[str, str]:
+    """The chat template, where vLLM's chats would lack the BOS token: it tokenizes them without, and transformers with it."""
+    template = template_with_bos(read_processor(folder))
+    return {} if template is None else {"--chat-template": template}
 
 
 def _program() -> list[str]:

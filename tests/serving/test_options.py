@@ -117,6 +117,16 @@ def test_a_tiny_model_is_served_by_its_name():
     assert named_model("tiny-llava") in command
 
 
+def test_chats_begin_as_in_transformers():
+    """vLLM tokenizes a chat without the BOS token, so that the template has to write it; one that is given stays."""
+    given = dict(pairwise(command_of("tiny-llava", Served(58), [])))
+    assert given["--chat-template"].startswith("{{ bos_token }}{% for message in messages %}")
+    for option in (["--chat-template", "own.jinja"], ["--chat_template=own.jinja"]):
+        command = command_of("tiny-llava", Served(58), option)
+        assert not any("bos_token" in part for part in command)
+        assert command[-len(option) :] == option
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
