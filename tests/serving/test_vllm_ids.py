@@ -27,8 +27,15 @@ def equal(got, wanted):
     return sum(mine["ids"] == other for mine, other in zip(got, wanted, strict=True)), len(wanted)
 
 
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("model", [MODEL, NEXT_MODEL], ids=lambda model: model.name)
+# One of them is quick enough for every run of the tests.
+EACH = [(model, name) for model in (MODEL, NEXT_MODEL) for name in ENGINES]
+QUICK = (MODEL, "prefix caching")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [pytest.param(*each, marks=() if each == QUICK else pytest.mark.slow, id=f"{each[0].name}-{each[1]}") for each in EACH],
+)
 def test_ids_are_those_of_prune(model, name, tmp_path):
     """Every K in one server, side by side in its batches; then prompts with two pictures; then the first ones again."""
     count, settings, engine = QUESTIONS[model], SETTINGS[model], ENGINES[name]
@@ -55,6 +62,7 @@ TOLD = {name: traits(method) for name, method in METHODS.items()}
 SERVED = tuple(name for name, told in TOLD.items() if not (told.in_llm or told.resizes or told.other_counts))
 
 
+@pytest.mark.slow
 def test_every_method_chooses_as_in_transformers(tmp_path):
     requests = asked(MODEL, 40)
     one_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

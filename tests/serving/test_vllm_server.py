@@ -1,6 +1,9 @@
 """`fastervlm serve` with vLLM: clients of OpenAI's protocol get the answers of `prune`."""
 
 import json
+import subprocess
+import sys
+import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -72,6 +75,51 @@ def test_a_stream_holds_the_same_answer_and_may_be_left(client):
     with ask(client, request, stream=True) as left:
         next(iter(left))
     assert ask(client, request).choices[0].message.content == whole
+
+
+# A client of its own process: it says when each of its streams has begun, and then goes on reading.
+CLIENT = """
+import json, sys, threading, urllib.request
+base, bodies = json.load(sys.stdin)
+def ask(body):
+    request = urllib.request.Request(base + "/chat/completions", body.encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as stream:
+        begun = [line for line in (stream.readline() for _ in range(4)) if line.startswith(b"data: {")]
+        print(len(begun), flush=True)
+        stream.read()
+for body in bodies:
+    threading.Thread(target=ask, args=[body]).start()
+"""
+
+
+def metric(server, name, label=""):
+    """The number that the server's /metrics give, all series with that label together."""
+    with urllib.request.urlopen(f"{server.removesuffix('/v1')}/metrics") as reply:
+        lines = reply.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{") and label in line)
+
+
+def test_a_client_that_is_killed_in_mid_answer_leaves_nothing_behind(client, server):
+    requests, busy = asked(MODEL, 4), ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+    before = [ask(client, each).choices[0].message.content for each in requests]
+    long = {"model": str(MODEL), "max_tokens": 700, "ignore_eos": True, "stream": True}
+    texts = [each["prompt"].removeprefix("USER: <image>\n").removesuffix(" ASSISTANT:") for each in requests]
+    bodies = [
+        json.dumps({**long, "messages": message(text, *each["images"])}) for text, each in zip(texts, requests, strict=True)
+    ]
+    aborted = metric(server, "vllm:request_success_total", 'finished_reason="abort"')
+    settings = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CLIENT], **settings) as other:
+        other.stdin.write(json.dumps([server, bodies]))
+        other.stdin.close()
+        assert all(int(other.stdout.readline()) > 0 for _ in bodies)
+        other.kill()
+    ends = time.monotonic() + 120
+    while (left := [metric(server, name) for name in busy]) != [0, 0, 0] and time.monotonic() < ends:
+        time.sleep(0.5)
+    assert left == [0, 0, 0]
+    assert metric(server, "vllm:request_success_total", 'finished_reason="abort"') - aborted == len(bodies)
+    assert [ask(client, each).choices[0].message.content for each in requests] == before
 
 
 def test_more_than_the_server_keeps_is_status_400(client):

@@ -15,16 +15,21 @@ ROOT = Path(__file__).parents[2]
 QUIET = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
+OURS = ("-m", "fastervlm.cli", "serve")
+STOCK = ("-m", "vllm.entrypoints.launchers.api_server.entry", "--model")
+LONGEST_START = 900  # seconds, on a machine that has other things to do
+
+
 @contextmanager
-def serving(*arguments, log):
+def serving(*arguments, log, program=OURS, env=None):
     """The address of a server that answers; it and all its processes end with the context."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "fastervlm.cli", "serve", *map(str, arguments), "--port", str(port)]
+    command = [sys.executable, *program, *map(str, arguments), "--port", str(port)]
     with log.open("wb") as out:
         server = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **QUIET}, stdout=out, stderr=out, start_new_session=True
+            command, cwd=ROOT, env={**os.environ, **QUIET, **(env or {})}, stdout=out, stderr=out, start_new_session=True
         )
         try:
             _wait(server, f"http://127.0.0.1:{port}/health", log)
@@ -39,8 +44,10 @@ def serving(*arguments, log):
 
 
 def _wait(server, address, log):
+    ends = time.monotonic() + LONGEST_START
     while True:
         assert server.poll() is None, log.read_text(errors="replace")[-3000:]
+        assert time.monotonic() < ends, f"no answer in {LONGEST_START} s: {log.read_text(errors='replace')[-3000:]}"
         try:
             with urllib.request.urlopen(address, timeout=5) as reply:
                 if reply.status == 200:

@@ -16,6 +16,7 @@ from fastervlm.serving.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 TOKENS = 20
+LONGEST = 3600  # seconds of an engine, on a machine that has other things to do
 ENGINE = {
     "max_model_len": 4096,
     "max_num_seqs": 16,
@@ -59,9 +60,8 @@ def served(model, rounds, tmp, options=None, methods=None, env=None, **engine):
     spec = {"engine": {**ENGINE, "model": str(model), **own, **engine}, "rounds": rounds, "tokens": TOKENS, "methods": methods}
     out = tmp / "answers.json"
     command = [sys.executable, "-m", "tests.support.vllm_worker", str(out)]
-    done = subprocess.run(
-        command, input=json.dumps(spec), text=True, cwd=ROOT, capture_output=True, env={**os.environ, **(env or {})}
-    )
+    settings = {"text": True, "cwd": ROOT, "capture_output": True, "timeout": LONGEST}
+    done = subprocess.run(command, input=json.dumps(spec), env={**os.environ, **(env or {})}, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 

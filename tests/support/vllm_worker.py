@@ -2,21 +2,29 @@
 
 `python -m tests.support.vllm_worker OUT < spec.json`; the spec has `engine`, arguments of `vllm.LLM`, `rounds`, lists of
 requests, `tokens`, and perhaps `methods`, one for each round. Requests of a round run together. A request has a `prompt`, files
-of `images`, and perhaps `options`.
+of `images` or of their embeddings, and perhaps `options`.
 """
 
 import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
-def request(told):
+def shown_by(file):
+    """A picture, or the embeddings of one that `fastervlm embed` has written."""
     from PIL import Image
 
-    pictures = [Image.open(file).convert("RGB") for file in told["images"]]
+    from fastervlm.serving.embeds import load_embeds
+
+    return load_embeds(Path(file)) if file.endswith(".safetensors") else Image.open(file).convert("RGB")
+
+
+def request(told):
+    pictures = [shown_by(file) for file in told["images"]]
     shown = {"multi_modal_data": {"image": pictures}} if pictures else {}
     options = {"mm_processor_kwargs": told["options"]} if told.get("options") else {}
     return {"prompt": told["prompt"], **shown, **options}
