@@ -7,6 +7,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,8 @@ def test_a_client_that_is_killed_in_mid_answer_leaves_nothing_behind(client, ser
         json.dumps({**long, "messages": message(text, *each["images"])}) for text, each in zip(texts, requests, strict=True)
     ]
     aborted = metric(server, "vllm:request_success_total", 'finished_reason="abort"')
-    settings = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    settings: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other: Any
     with subprocess.Popen([sys.executable, "-c", CLIENT], **settings) as other:
         other.stdin.write(json.dumps([server, bodies]))
         other.stdin.close()

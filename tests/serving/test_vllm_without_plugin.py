@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -66,7 +67,7 @@ def test_by_the_api(tmp_path):
     fast = ("--max-num-seqs", 16, "--enforce-eager", "--dtype", "float32")
     said = []
     with serving(stock, *options, *fast, log=log, program=STOCK, env=NO_PLUGIN) as (base, _):
-        client = OpenAI(base_url=base, api_key="none", max_retries=0)
+        client: Any = OpenAI(base_url=base, api_key="none", max_retries=0)
         for each in embedded(MODEL, requests, 58, tmp_path):
             question = each["prompt"].removeprefix("USER: <image>\n").removesuffix(" ASSISTANT:")
             content = [content_part(load_embeds(tmp_path / each["images"][0])), {"type": "text", "text": question}]
