@@ -6,7 +6,7 @@
 # From the environment:
 #   SHAPES   which ones (llava-1.5-7b llava-1.5-13b llava-next-7b video-llava-7b)
 #   BATCH    prompts at a time (1,8)
-#   METHODS  what is compared (none,cls,fastv,reference-route)
+#   METHODS  what is compared (none,cls,fastv,eager-maps)
 #   DTYPE    (float16)
 #   DEVICE   (cuda)
 #   REPEATS  rounds (7)
@@ -26,7 +26,7 @@ OUT="${OUT:-$ROOT/playground/results}"
 DTYPE="${DTYPE:-float16}"
 BATCH="${BATCH:-1,8}"
 for SHAPE in ${SHAPES:-llava-1.5-7b llava-1.5-13b llava-next-7b video-llava-7b}; do
-    "$PYTHON" -m fastervlm.cli bench shape "$SHAPE" --methods "${METHODS:-none,cls,fastv,reference-route}" \
+    "$PYTHON" -m fastervlm.cli bench shape "$SHAPE" --methods "${METHODS:-none,cls,fastv,eager-maps}" \
         --batch "$BATCH" --dtype "$DTYPE" --device "${DEVICE:-cuda}" --repeats "${REPEATS:-7}" --new-tokens "${TOKENS:-64}" \
         --out "$OUT/bench-$SHAPE.json"
     if [[ $# -eq 1 ]]; then

@@ -15,7 +15,7 @@ from encoders.errors import UserError
 from fastervlm.bench.device_spec import DeviceSpec
 from fastervlm.bench.devices import BYTES, SPECS
 from fastervlm.bench.flops import STAGES, Job, work
-from fastervlm.bench.plan import kind_of, predict, rows_of
+from fastervlm.bench.plan import OTHER_NAMES, kind_of, predict, rows_of
 from fastervlm.bench.shapes import SHAPES, Shape
 from fastervlm.reporting.files import parse_json, read_file
 from fastervlm.reporting.provenance import machine
@@ -79,7 +79,7 @@ def _row(shape: Shape, told: dict[str, Any], row: dict[str, Any]) -> MeasuredRow
         raise ValueError("stages")
     weights = work(shape.config, job).parameters["prefill"] * BYTES[told["dtype"]]
     return MeasuredRow(
-        row["method"],
+        OTHER_NAMES.get(row["method"], row["method"]),
         job,
         row["time_to_first_token_s"]["median"],
         stages,

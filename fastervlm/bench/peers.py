@@ -1,4 +1,6 @@
-"""How the reference does it, restated in plain code to be measured beside; stock transformers is the model as it is.
+"""Pruning by the attention maps of all blocks, in plain code: what needs no walk through the tower, at its full price.
+
+The reference implementation works so too, but this is another program on other versions, and no measurement of it.
 
 Dims: B prompts, P crops or frames of each, N patches, K kept of them, C tower width, D language model width, T tokens.
 """
@@ -31,7 +33,7 @@ def eager_tower(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def reference_inputs(model: Any, inputs: Any, keep: int) -> dict[str, Any]:
-    """Arguments of the stock `generate` after the reference's encoder; to be called inside `eager_tower`.
+    """Arguments of the stock `generate` behind an encoder that gives all maps; to be called inside `eager_tower`.
 
     All blocks of the tower, all attention maps, all hidden states; scores are the mean over heads of the [CLS] row of the
     feature block; all patches go through the projector, of which a mask takes the kept ones, and the text is laid around

@@ -14,12 +14,12 @@ from fastervlm.bench.shapes import Shape
 
 ROUTES: dict[str, Route] = {
     "none": "stock",
-    "stock": "stock",
     "cls": "pruned",
     "coverage": "features",
     "fastv": "fastv",
-    "reference-route": "reference",
+    "eager-maps": "reference",
 }
+OTHER_NAMES = {"stock": "none", "reference-route": "eager-maps"}  # by which methods may be asked for too
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def predict(device: DeviceSpec, config: Any, job: Job, dtype: str) -> Prediction
 
 
 def kind_of(stage: str, job: Job) -> str:
-    """By which efficiency a stage is predicted: the reference's tower has one of its own."""
+    """By which efficiency a stage is predicted: a tower that gives all maps has one of its own."""
     return "eager" if stage == "encoder" and job.route == "reference" else stage
 
 
@@ -74,15 +74,21 @@ def job_of(shape: Shape, method: str, kept: int, batch: int, text_tokens: int = 
     Raises:
         UserError: the method's work has no formula.
     """
-    if method not in ROUTES:
-        raise UserError(f"There is no plan for method {method!r}; choose from: {', '.join(ROUTES)}.")
-    route = ROUTES[method]
+    route = ROUTES[_known([method])[0]]
     whole = text_tokens + shape.parts * shape.num_visual_tokens + shape.separators
     left = text_tokens + shape.parts * kept
     if route in ("stock", "fastv"):
         return Job(route, kept, shape.parts, whole, left if route == "fastv" else whole, batch, layer)
     left += shape.separators if route in ("pruned", "features") and shape.family.parts == "crops" else 0
     return Job(route, kept, shape.parts, left, left, batch)
+
+
+def _known(methods: Sequence[str]) -> list[str]:
+    """The names by which methods are told; refuses those that have no formula."""
+    names = [OTHER_NAMES.get(method, method) for method in methods]
+    if other := [name for name in names if name not in ROUTES]:
+        raise UserError(f"There is no plan for method {other[0]!r}; choose from: {', '.join(ROUTES)}.")
+    return names
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def plan(
     rows = []
     for batch in dict.fromkeys(batches):
         cases = [("none", total)]
-        cases += [(method, kept) for method in methods if ROUTES.get(method) != "stock" for kept in counts if kept < total]
+        cases += [(method, kept) for method in _known(methods) if method != "none" for kept in counts if kept < total]
         for method, kept in cases:
             job = job_of(shape, method, kept, batch, text_tokens, layer)
             rows.append(PlanRow(method, kept, batch, job, predict(device, shape.config, job, dtype)))

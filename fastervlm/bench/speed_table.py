@@ -9,7 +9,7 @@ from typing import Any
 
 from fastervlm.bench.stages import STAGES
 from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TOTAL_TIME, memory_in_words
-from fastervlm.bench.variants import NONE, REFERENCE, Variant
+from fastervlm.bench.variants import NONE, Variant
 from fastervlm.reporting.files import write_json, write_text
 from fastervlm.reporting.measure import Spread
 from fastervlm.reporting.plots import Curve, Panel, draw_panels
@@ -34,8 +34,8 @@ class SpeedRow:
         """Seconds to the first token."""
         return self.measured[TIME_TO_FIRST_TOKEN]
 
-    def summary(self, base: SpeedRow, reference: SpeedRow | None) -> dict[str, Any]:
-        """The row for a JSON file, with ratios to the unpruned `base` and to the reference's route at the same count."""
+    def summary(self, base: SpeedRow) -> dict[str, Any]:
+        """The row for a JSON file, with ratios to the unpruned `base`."""
         spreads = {
             name: {**self.measured[name].summary(), "ratio": self.measured[name].ratio(base.measured[name])}
             for name in _SPREADS
@@ -49,8 +49,6 @@ class SpeedRow:
             **spreads,
             "speedup": base.first_token.ratio(self.first_token),
             "speedup_quartiles": list(base.first_token.ratios(self.first_token).quartiles),
-            "speedup_over_reference": reference and reference.first_token.ratio(self.first_token),
-            "speedup_over_reference_quartiles": reference and list(reference.first_token.ratios(self.first_token).quartiles),
             "stages_s": {name: self.measured[name].summary() for name in STAGES},
             **self.counts,
         }
@@ -75,14 +73,9 @@ class Speed:
         """The unpruned row of the same batch size."""
         return next(each for each in self.rows if each.variant.method == NONE and each.variant.batch == row.variant.batch)
 
-    def reference(self, row: SpeedRow) -> SpeedRow | None:
-        """The reference's route at the same count and batch size, where it was measured."""
-        same = (REFERENCE, row.variant.kept, row.variant.batch)
-        return next((each for each in self.rows if (each.variant.method, each.variant.kept, each.variant.batch) == same), None)
-
     def table(self, wide: bool = False) -> Table:
         """Header and rows of times; `wide`, it does not fit most terminals."""
-        headers = ["method", "tokens", "batch", "TTFT (ms)", "speed-up", "over ref.", "tokens/s"]
+        headers = ["method", "tokens", "batch", "TTFT (ms)", "speed-up", "tokens/s"]
         return headers + ["quartiles (ms)", "samples/s"] * wide, [row.name() + self._times(row, wide) for row in self.rows]
 
     def tables(self) -> dict[str, Table]:
@@ -102,18 +95,17 @@ class Speed:
 
     def _times(self, row: SpeedRow, wide: bool) -> list[str]:
         low, high = row.first_token.quartiles
-        reference, decode = self.reference(row), row.measured.get(DECODE)
+        decode = row.measured.get(DECODE)
         return [
             f"{1e3 * row.first_token.median:.1f}",
             f"{self.base(row).first_token.ratio(row.first_token):.2f}",
-            f"{reference.first_token.ratio(row.first_token):.2f}" if reference else "–",
             f"{decode.median:.1f}" if decode else "–",
             *[f"{1e3 * low:.1f}–{1e3 * high:.1f}", f"{row.measured[SAMPLES].median:.3g}"] * wide,
         ]
 
     def summary(self) -> dict[str, Any]:
         """All that goes into the JSON file."""
-        rows = [row.summary(self.base(row), self.reference(row)) for row in self.rows]
+        rows = [row.summary(self.base(row)) for row in self.rows]
         return {**self.about, "memory": memory_in_words(self.about["device"]), "rows": rows, "failures": self.failures}
 
     def write(self, out: Path) -> None:
@@ -135,8 +127,8 @@ class Speed:
             f"{about['threads']}), {versions}. Prompts: {about['text_tokens']} words and {about['parts']} x "
             f"{about['num_visual_tokens']} visual tokens; `tokens` are those kept of each {about['num_visual_tokens']}. "
             f"Medians of {about['repeats']} rounds in turns after one that warms up; speed-ups are medians of ratios in a "
-            "round, over the unpruned model and over the reference's route at the same tokens. TTFT: from picture and text "
-            "to the first token, image processing included, without hooks; stages are timed by hooks, in runs of their own. "
+            "round, over the unpruned model. TTFT: from picture and text to the first token, "
+            "image processing included, without hooks; stages are timed by hooks, in runs of their own. "
             f"Decoding: {about['new_tokens']} tokens. Peak: {memory_in_words(about['device'])}, up to the first token. KV "
             "cache: keys and values of the prompts. GMAC: 10⁹ multiply-adds of matrix products by formula; GFLOP: two of each; "
             f"counted: by torch's counter.{lost}\n\n`{about['command']}`"

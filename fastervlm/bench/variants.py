@@ -12,6 +12,7 @@ import fastervlm
 from encoders.errors import UserError
 from fastervlm.bench.flops import Job, Route, has_formula
 from fastervlm.bench.peers import eager_tower, reference_inputs
+from fastervlm.bench.plan import OTHER_NAMES
 from fastervlm.bench.workload import Workload
 from fastervlm.inllm import FastV
 from fastervlm.methods import METHODS
@@ -19,15 +20,14 @@ from fastervlm.methods.lookup import get_method
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import Method, traits
 
-NONE, REFERENCE = "none", "reference-route"
-_SAME = {"stock": NONE}
+NONE, EAGER = "none", "eager-maps"
 
 
 @dataclass(frozen=True)
 class Variant:
     """A method that keeps `kept` tokens of each picture, crop or frame, for `batch` prompts at a time.
 
-    `none` is the stock model as it is, `reference-route` what the reference implementation does, see `peers`; the others are
+    `none` is the stock model as it is, `eager-maps` the pruning by attention maps of all blocks, see `peers`; the others are
     methods of `fastervlm.prune`, whose `pruner` they name.
     """
 
@@ -44,7 +44,7 @@ class Variant:
     @property
     def route(self) -> Route | None:
         """The formula that counts its work; None where there is none."""
-        if self.method in (NONE, REFERENCE):
+        if self.method in (NONE, EAGER):
             return "stock" if self.method == NONE else "reference"
         return None if self.pruner is None else traits(self.pruner).work
 
@@ -87,12 +87,10 @@ def variants(
     Raises:
         UserError: a name, a number of tokens or a batch size cannot be used with this model.
     """
-    if REFERENCE in methods and not workload.family.of_paper:
-        raise UserError(
-            f"The reference implementation knows no {workload.family.class_name}; leave {REFERENCE} out of --methods."
-        )
-    counts = check_counts(budgets, workload.num_visual_tokens)
     pruners = pruners_of(methods, layer)
+    if EAGER in pruners and not workload.family.of_paper:
+        raise UserError(f"The reference implementation knows no {workload.family.class_name}; leave {EAGER} out of --methods.")
+    counts = check_counts(budgets, workload.num_visual_tokens)
     total = workload.num_visual_tokens
     found = []
     for batch in dict.fromkeys(batches):
@@ -102,16 +100,16 @@ def variants(
 
 
 def pruners_of(methods: Sequence[str], layer: int) -> dict[str, Method | None]:
-    """The methods by name, None for the reference's route; a `UserError`, for which no model is needed, if one is not known."""
-    names = dict.fromkeys(_SAME.get(name, name) for name in methods)
+    """The methods by name, None for `eager-maps`; a `UserError`, for which no model is needed, if one is not known."""
+    names = dict.fromkeys(OTHER_NAMES.get(name, name) for name in methods)
     return {name: _pruner(name, layer) for name in names if name != NONE}
 
 
 def _pruner(name: str, layer: int) -> Method | None:
-    if name == REFERENCE:
+    if name == EAGER:
         return None
     if name not in METHODS:
-        raise UserError(f"There is no method {name!r}; choose from: {', '.join((NONE, 'stock', REFERENCE, *METHODS))}.")
+        raise UserError(f"There is no method {name!r}; choose from: {', '.join((NONE, 'stock', EAGER, *METHODS))}.")
     return FastV(layer=layer) if name == "fastv" else get_method(name)
 
 

@@ -15,9 +15,9 @@ from fastervlm.commands.numbers import WHOLE, budgets_of, whole_numbers
 if TYPE_CHECKING:
     from fastervlm.bench.workload import Workload
 
-COMPARED = "none,cls,reference-route"  # of the models that the reference implementation knows
+COMPARED = "none,cls,eager-maps"  # of the models that the reference implementation knows
 SHARES = "0.5,0.25,0.1,0.05"
-_NAMES = ("none", "reference-route", *METHODS)
+_NAMES = ("none", "eager-maps", *METHODS)
 
 ShapeName = Annotated[
     str,
@@ -28,7 +28,7 @@ RandomWeights = Annotated[bool, typer.Option("--random-weights", hidden=True)]  
 Methods = Annotated[
     str | None,
     typer.Option(
-        help="Separated by commas: none (the stock model), reference-route (as the reference implementation does), and "
+        help="Separated by commas: none (the stock model), eager-maps (the encoder with all of its attention maps), and "
         f"methods of fastervlm.prune: {listed(METHODS)}. None, the model's own, and that route if left out.",
         autocompletion=list_completer(_NAMES),
     ),

@@ -24,9 +24,7 @@ Budgets = Annotated[
 ]
 Methods = Annotated[
     str | None,
-    typer.Option(
-        help="none, cls, coverage, fastv, reference-route, separated by commas; none and the model's own if left out."
-    ),
+    typer.Option(help="none, cls, coverage, fastv, eager-maps, separated by commas; none and the model's own if left out."),
 ]
 Batches = Annotated[str, typer.Option("--batch", help="Prompts at a time, separated by commas.")]
 TextTokens = Annotated[int, typer.Option(help="Words of a prompt.", **WHOLE)]

@@ -70,4 +70,4 @@ def test_speed_beside_the_stock_model(workloads, name):
         assert all(row.measured[stage].median > 0 for row in found.rows)
     assert set(STAGES) <= set(whole.measured)
     with pytest.raises(UserError, match="reference implementation knows no"):
-        variants(workload, ["reference-route"], [0.25], [1])
+        variants(workload, ["eager-maps"], [0.25], [1])

@@ -101,7 +101,7 @@ def test_model_is_left_as_it_was(workloads, name):
     workload = workloads[name]
     model = workload.model
     before = model(**workload.process(1)).logits
-    for variant in variants(workload, ["stock", "reference-route", "cls", "fastv"], [4], [1], layer=1):
+    for variant in variants(workload, ["stock", "eager-maps", "cls", "fastv"], [4], [1], layer=1):
         with variant.entered(workload) as call:
             model.generate(**call(workload.process(1)), max_new_tokens=1, pad_token_id=0)
     with pytest.raises(RuntimeError, match="mine"), eager_tower(model):

@@ -67,7 +67,8 @@ def test_prompts_are_as_long_as_the_models(name, workloads):
     between = {"llava_next": 2 * shape.side, "llava_onevision": 2 * shape.side, "internvl": 2}  # newlines; around a picture
     newlines = between.get(shape.kind, 0)
     assert job_of(shape, "cls", 3, 1, 12).length == 12 + 3 * shape.parts + newlines
-    assert job_of(shape, "reference-route", 3, 1, 12).length == 12 + 3 * shape.parts
+    assert job_of(shape, "eager-maps", 3, 1, 12).length == 12 + 3 * shape.parts
+    assert job_of(shape, "reference-route", 3, 1, 12) == job_of(shape, "eager-maps", 3, 1, 12)  # its earlier name
     fastv = job_of(shape, "fastv", 3, 1, 12, layer=1)
     assert (fastv.length, fastv.left, fastv.fastv_layer) == (job.length, 12 + 3 * shape.parts, 1)
 
@@ -86,25 +87,25 @@ def test_fewer_tokens_buy_nothing_at_the_floor():
 
 
 def test_rows_are_the_unpruned_model_and_each_method_below_all():
-    result = plan(SHAPE, SPECS["l4"], "float16", ["none", "cls", "fastv", "reference-route"], [576, 58], [1, 8])
+    result = plan(SHAPE, SPECS["l4"], "float16", ["none", "cls", "fastv", "eager-maps"], [576, 58], [1, 8])
     names = [(row.method, row.kept, row.batch) for row in result.rows]
     assert names == [
         (method, 576 if method == "none" else 58, batch)
         for batch in (1, 8)
-        for method in ("none", "cls", "fastv", "reference-route")
+        for method in ("none", "cls", "fastv", "eager-maps")
     ]
     headers, cells = plan_table(result)
     assert {len(row) for row in cells} == {len(headers)}
     assert [row[-1] for row in cells][::4] == ["1.00", "1.00"]
     quick = {row.method: row.predicted.first_token for row in result.rows[:4]}
-    assert quick["cls"] < quick["reference-route"] < quick["none"]
+    assert quick["cls"] < quick["eager-maps"] < quick["none"]
     assert quick["cls"] < quick["fastv"] < quick["none"]
 
 
 def bench_of(maker, path, batches=(1, 8), decode=True, **changes):
     """The file of a benchmark on a device that does as the roofline says."""
     rows = []
-    for method, kept in (("none", 576), ("cls", 288), ("cls", 58), ("cls", 1), ("fastv", 58), ("reference-route", 58)):
+    for method, kept in (("none", 576), ("cls", 288), ("cls", 58), ("cls", 1), ("fastv", 58), ("eager-maps", 58)):
         for batch in batches:
             job = job_of(SHAPE, method, kept, batch)
             told, cache = predict(maker, SHAPE.config, job, "float16"), 1_000_000 * batch
@@ -141,7 +142,7 @@ def test_known_efficiencies_are_found_again(tmp_path, flops, memory, decode):
             assert found.efficiency[name] == pytest.approx(share), name
     assert (found.image_s, found.overhead_s) == pytest.approx((0.25, 2.0))
     for each in check(guess, bench):
-        eager = each.row.method == "reference-route"
+        eager = each.row.method == "eager-maps"
         assert each.error == pytest.approx(0, abs=1e-9) or (each.row.job.kept == 1 and not decode) or eager
         assert each.error_before < -0.2
 

@@ -31,7 +31,7 @@ def staged(workload, variant, monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("method", ["none", "cls", "reference-route", "fastv"])
+@pytest.mark.parametrize("method", ["none", "cls", "eager-maps", "fastv"])
 @pytest.mark.parametrize("name", KINDS)
 def test_each_stage_lasts_as_long_as_its_own_work(workloads, name, method, batch, monkeypatch):
     """By formula. The query of [CLS] and its row of the map are scoring; of the reference that is no product."""
