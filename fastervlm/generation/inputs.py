@@ -19,6 +19,7 @@ _NOT_CUT = (
     *("input_ids", "attention_mask", "position_ids"),
     *("selector_ids", "negative_prompt_ids", "negative_prompt_attention_mask"),
 )
+INSIDE = "_fastervlm_inllm"  # where a model has what prunes inside its language model
 NOUNS = {"image": "picture", "video": "video"}
 
 

@@ -20,10 +20,26 @@ _KNOWN = "_fastervlm_inllm"
 
 
 class Memory:
-    """The columns that the keys of some layers of one cache belong to; these layers share it."""
+    """The columns that the keys of some layers of one cache belong to; these layers share it.
+
+    Attributes:
+        columns: which they are.
+        layers: the cache's layers that hold them, the first one in front.
+        grants: how many times these may still grow in this pass, beside those that were let one by one.
+    """
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
+        self.layers: list[Any] = []
+        self.grants = 0
+        self._seeing: tuple[Columns, bool] | None = None
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether a later token sees all keys that are held, so that no mask is needed; found out once."""
+        if self._seeing is None or self._seeing[0] is not self.columns:
+            self._seeing = self.columns, not bool(self.columns.hidden.any())
+        return self._seeing[1]
 
 
 class _Kept:
@@ -35,11 +51,13 @@ class _Kept:
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values, if the model that shortened this layer is running."""
-        if self.memory is not None and not self.may_grow:
+        if self.memory is not None and not self.may_grow and not self.memory.grants:
             raise UserError(
                 "This KV cache holds a prompt that was pruned inside the language model; continue it with the same model while "
                 "it is pruned, or start again without the KV cache."
             )
+        if self.memory is not None and not self.may_grow:
+            self.memory.grants -= 1
         self.may_grow = False
         return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
 
@@ -104,22 +122,23 @@ def check_kind(cache: Any, who: str) -> None:
 
 def check_history(cache: Any, who: str) -> None:
     """Refuse to go on from a cache that was begun without pruning, or that was cut down into its prompt."""
-    if not getattr(cache, _KNOWN, False):
+    if not hasattr(cache, _KNOWN):
         raise UserError(
             f"This KV cache was made without {who}; pass the whole history with its pictures, without the KV cache."
         )
-    for layer in cache.layers:
-        prompt = layer.memory.columns.length if isinstance(layer, _Kept) and layer.memory is not None else 0
-        if layer.get_seq_length() < prompt:
+    for memory in getattr(cache, _KNOWN):
+        memory.grants, prompt, read = 0, memory.columns.length, memory.layers[0].get_seq_length()
+        if read < prompt:
             raise UserError(
-                f"This KV cache was cut down to {layer.get_seq_length()} of the {prompt} tokens of its pruned prompt; "
+                f"This KV cache was cut down to {read} of the {prompt} tokens of its pruned prompt; "
                 "start again without the KV cache."
             )
 
 
 def hold(cache: Any, index: int, memory: Memory | None, *, first: bool) -> None:
     """Tell layer `index` of an empty cache which columns it is about to hold; None for all."""
-    setattr(cache, _KNOWN, True)
+    if index == 0 or not hasattr(cache, _KNOWN):
+        setattr(cache, _KNOWN, [])  # its memories
     while len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())
     layer = cache.layers[index]
@@ -130,6 +149,41 @@ def hold(cache: Any, index: int, memory: Memory | None, *, first: bool) -> None:
         layer = cache.layers[index] = object.__new__(_KINDS[type(layer)])
         vars(layer).update(settings)
     layer.memory, layer.first, layer.may_grow = memory, first, False
+    if memory is not None:
+        memory.layers.append(layer)
+        getattr(cache, _KNOWN).extend([memory] * first)
+
+
+def let_step(cache: Any) -> bool:
+    """Let a cache grow by the next token without a mask, if its layers hold nothing that this token may not see.
+
+    Nothing else of a pruning is then needed in this pass: the stock model's own attention over what is held is the right one.
+    """
+    memories = getattr(cache, _KNOWN)
+    if any(isinstance(memory.layers[0], KeptSlidingLayer) or not memory.sees_all for memory in memories):
+        return False
+    for memory in memories:
+        memory.grants = len(memory.layers)
+    return True
+
+
+def let_masked_step(cache: Any, mask: Tensor | None) -> Tensor | None:
+    """Let a cache grow by the next token under a mask (R, T) over all columns, if all of its layers hide the same ones.
+
+    Args:
+        cache: the cache.
+        mask: the stock model's mask, (R, T) with the next token, or None.
+
+    Returns:
+        That mask, which the stock model cuts to its needs; None where layers differ.
+    """
+    memories = getattr(cache, _KNOWN)
+    if len(memories) != 1 or memories[0].columns.moved or len(memories[0].layers) < len(cache.layers):
+        return None
+    memory = memories[0]
+    memory.grants, length = len(memory.layers), memory.layers[0].get_seq_length() + 1
+    seen = ~memory.columns.of_keys(length, length)[1]
+    return seen.long() if mask is None else seen.to(mask.device).long() * mask.long()
 
 
 def held(cache: Any, index: int) -> Columns | None:

@@ -14,10 +14,10 @@ from transformers import Cache
 from encoders import UserError, UserTypeError
 from fastervlm.families.registry import family_of
 from fastervlm.generation.host import Mounted
-from fastervlm.generation.inputs import visual
+from fastervlm.generation.inputs import INSIDE, visual
 from fastervlm.generation.kv_cache import cache_in
 from fastervlm.handle import Handle
-from fastervlm.inllm.cache import check_history, check_kind
+from fastervlm.inllm.cache import check_history, check_kind, let_masked_step, let_step
 from fastervlm.inllm.generate import METHODS_OF_GENERATE
 from fastervlm.inllm.method import InLLM
 from fastervlm.inllm.prompt import Prompt, has_pictures
@@ -26,7 +26,6 @@ from fastervlm.inllm.trace import TokenTrace
 from fastervlm.selection.budget import Budget, TokenBudget
 
 DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
-_HOOKS = "_fastervlm_inllm"
 _MANY = 1 << 20  # visual tokens, more than any prompt has
 
 
@@ -50,9 +49,9 @@ class InLLMHandle(Handle):
         self.budget = budget
         self.method = method
         self.trace: list[TokenTrace] = []
-        hooks = model.__dict__.get(_HOOKS)
+        hooks = model.__dict__.get(INSIDE)
         if hooks is None:
-            hooks = model.__dict__[_HOOKS] = _Hooks(model)
+            hooks = model.__dict__[INSIDE] = _Hooks(model)
         if method.layer in hooks.handles:
             raise UserError(
                 f"This model is pruned at layer {method.layer} already by {hooks.handles[method.layer].method!r}; "
@@ -63,7 +62,7 @@ class InLLMHandle(Handle):
     @property
     def active(self) -> bool:
         """Whether the model is pruned by this handle still."""
-        hooks = self.model.__dict__.get(_HOOKS)
+        hooks = self.model.__dict__.get(INSIDE)
         return hooks is not None and hooks.handles.get(self.method.layer) is self
 
     @property
@@ -75,11 +74,11 @@ class InLLMHandle(Handle):
         """Undo this pruning exactly; a second call does nothing."""
         if not self.active:
             return
-        hooks = self.model.__dict__[_HOOKS]
+        hooks = self.model.__dict__[INSIDE]
         del hooks.handles[self.method.layer]
         if not hooks.handles:
             hooks.remove()
-            del self.model.__dict__[_HOOKS]
+            del self.model.__dict__[INSIDE]
 
 
 class _Hooks(Mounted):
@@ -121,9 +120,9 @@ class _Hooks(Mounted):
             return (), inputs
         flash = self._check_backend(inputs, who)
         prompt = None
-        if cache is not None:
-            check_kind(cache, who)
         if cache is None or cache.get_seq_length() == 0:
+            if cache is not None:
+                check_kind(cache, who)
             prompt = Prompt.of(self.model, inputs, selector, who)
             inputs["input_ids"] = prompt.ids
         else:
@@ -133,8 +132,24 @@ class _Hooks(Mounted):
                     f"Pictures cannot be added to a KV cache under {who}; pass the whole history with all its pictures, "
                     "without the KV cache."
                 )
+            if self._steps(inputs, cache):
+                return (), inputs  # nothing of the pruning runs in this pass
         inputs[RUN] = Run(self.handles.copy(), prompt, flash=flash)
         return (), inputs
+
+    def _steps(self, inputs: dict[str, Any], cache: Any) -> bool:
+        """Whether one token can go on from a KV cache by the stock model alone: with no mask, or with one for all layers."""
+        tokens, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+        tokens = inputs.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None or tokens.shape[1] != 1 or (mask is not None and mask.dim() != 2):
+            return False
+        eager = decoder_of(self.model).config._attn_implementation == "eager"
+        if not eager and (mask is None or bool(mask.all())) and let_step(cache):
+            return True
+        whole = let_masked_step(cache, mask)
+        if whole is not None:
+            inputs["attention_mask"] = whole
+        return whole is not None
 
     def _check_backend(self, inputs: dict[str, Any], who: str) -> bool:
         """Refuse attention that cannot be pruned right.
@@ -167,9 +182,11 @@ def _finish(language: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], 
 def _check_labels(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
     """Refuse labels that would be predicted from a visual token, which may be gone by then, and take off those behind a pad."""
     inputs = _named(model, args, inputs)
+    if inputs.get("labels") is None:
+        return (), inputs
     labels, ids, mask = (inputs.get(name) for name in ("labels", "input_ids", "attention_mask"))
-    drops = any(handle.drops for handle in model.__dict__[_HOOKS].handles.values())
-    if labels is None or ids is None or not drops or labels.shape != ids.shape:
+    drops = any(handle.drops for handle in model.__dict__[INSIDE].handles.values())
+    if ids is None or not drops or labels.shape != ids.shape:
         return (), inputs
     if bool((visual(model, ids)[:, :-1] & (labels[:, 1:] != -100)).any()):
         raise UserError(
