@@ -169,7 +169,7 @@ def _submit(submission: Submission, settings: Settings) -> None:
         print(f"Nothing to submit: {error}")
 
 
-def _check(method: str | None, keep: int | float | None, overlay: Path | None) -> None:
+def _check(method: str | None, keep: object, overlay: Path | None) -> None:
     """Refuse, before the run, a method that prunes nothing, and a picture that could not be drawn or written after it."""
     from fastervlm.eval.answers import writable_file
 

@@ -215,7 +215,7 @@ def _slides(config: Any) -> bool:
 
 
 def _check(model: Any, method: InLLM) -> None:
-    family = family_of(model)
+    family = family_of(model, "pruned inside its language model")
     if not family.pruned_inside:
         raise UserError(
             f"A {family.class_name} can be pruned in front of its language model, but not inside it; use a method such as "

@@ -35,6 +35,8 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
+from tests.support import tiny
+
 IMAGE_ID, VIDEO_ID, START_ID, STOP_ID, WORDS = 3, 4, 5, 6, 263
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 TEXT: dict[str, Any] = SMALL | {
@@ -237,7 +239,22 @@ def either(first, second):
     return lambda seed: second(seed) if seed % 2 else first(seed)
 
 
+def of_video_llava(seed):
+    return Picture("image", {"pixel_values_images": noise(seed, 1, 3, 32, 32)})
+
+
+def video_llava():
+    return tiny.video_llava(video_token_index=VIDEO_ID)
+
+
 CASES: dict[str, Case] = {
+    "llava": Case(tiny.llava, flat_picture),
+    "llava-next": Case(tiny.llava_next, cropped),
+    "video-llava pictures": Case(video_llava, of_video_llava),
+    "video-llava clips": Case(video_llava, clip, {"keep_cls": True}),
+    "video-llava both": Case(video_llava, either(of_video_llava, clip), {"keep_cls": True}),
+}
+CASES |= {
     "llava with siglip": Case(
         lambda: llava_with_siglip(LlavaForConditionalGeneration, LlavaConfig, vision_feature_layer=-1), flat_picture
     ),
