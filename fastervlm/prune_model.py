@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MethodType
 from typing import Any, Literal, cast
 
-import torch
 from torch import nn
 
-from encoders.errors import UserError, UserNote
+from encoders.errors import UserError
 from encoders.registry import Score
 from fastervlm.families.base import Encoded, Family
 from fastervlm.families.pruning import Options, Pruning, check_choice
@@ -21,8 +19,10 @@ from fastervlm.families.registry import family_of
 from fastervlm.families.shrunk import check_shrinking
 from fastervlm.families.traces import AnyTrace
 from fastervlm.generation import run
+from fastervlm.generation.compiled import Graphs
 from fastervlm.generation.draft import get_candidate_generator
 from fastervlm.generation.host import HOST, Host
+from fastervlm.generation.language import Language
 from fastervlm.generation.versions import needs_transformers
 from fastervlm.generation.whole_prompt import get_logits_processor, get_stopping_criteria
 from fastervlm.handle import Handle
@@ -177,6 +177,7 @@ class PruneHandle(Handle):
         self.pruning = pruning
         self.budget = pruning.budget
         self.method = pruning.method
+        self._graphs: list[Graphs] = []
         model.__dict__[HOST] = self.host
         for name, function in MOUNTED.items():
             model.__dict__[name] = _bound(model, name, function)
@@ -192,17 +193,25 @@ class PruneHandle(Handle):
         """For each of `trace`, how many visual tokens there were."""
         return self.host.lengths
 
-    def compile(self, **options: Any) -> None:
+    def compile(self, *, language_model: bool = False, warm: Sequence[Mapping[str, Any]] = (), **options: Any) -> float:
         """Compile all that stands in front of the language model, from pixels to projected tokens, as one graph.
 
         It is traced at the next call, and again for pictures or clips of new shapes alone; more shapes than torch keeps graphs
         for (`torch._dynamo.config.recompile_limit`, of all handles together) run uncompiled, with a warning. The tower is
-        never called as a whole, so compiling it by itself (`model.model.vision_tower.compile()`) has no effect; the language
-        model is compiled as without pruning. Rounding may differ from what runs uncompiled, and so may the choice among
-        patches that tie.
+        never called as a whole, so compiling it by itself (`model.model.vision_tower.compile()`) has no effect. Rounding may
+        differ from what runs uncompiled, and so may the choice among patches that tie.
+
+        On a CPU torch packs the weights for its matrix products ("freezing"), and holds them once more for that. Weights that
+        change are packed anew, at the next call. Torch keeps graphs on disk for the next process (`TORCHINDUCTOR_CACHE_DIR`).
 
         Args:
+            language_model: compile the language model too, where `generate` runs it with neither beams nor a cache of the
+                caller's: a graph for prompts and one for each token after them, over KV caches of multiples of 256 tokens.
+            warm: calls whose shapes are compiled now, each what the processor gives, with `max_new_tokens` if it matters.
             options: those of `torch.compile`, such as `mode` or `backend`; `fullgraph` is set.
+
+        Returns:
+            The seconds that compiling took by now; 0 without `warm`. `compile_seconds` tells what later calls took too.
 
         Raises:
             UserError: how many tokens stay depends on what the pictures show (an adaptive budget, pictures in crops), the
@@ -210,7 +219,21 @@ class PruneHandle(Handle):
         """
         family = self.host.family
         family.check_compiled(self.pruning)
-        self.host.encode = partial(_encode_compiled, family, torch.compile(family.encode, fullgraph=True, **options))
+        self._take_off_language()
+        self._graphs = [Graphs(family.encode, self.model, fullgraph=True, **options)]
+        if language_model:
+            language = self.host.language = Language(family.decoder(self.model), fullgraph=True, **options)
+            language.decoder.__dict__["forward"] = language.forward
+            self._graphs += [language.prefill, language.step]
+        self.host.encode = partial(_encode_compiled, family, self._graphs[0])
+        for call in warm:
+            self.model.generate(**{"max_new_tokens": 2, **call})
+        return self.compile_seconds
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that making graphs took until now, the calls that needed them included."""
+        return sum(graphs.seconds for graphs in self._graphs)
 
     @property
     def active(self) -> bool:
@@ -226,23 +249,22 @@ class PruneHandle(Handle):
             if own is not None:
                 self.model.__dict__[name] = own
         del self.model.__dict__[HOST]
+        self._take_off_language()
+
+    def _take_off_language(self) -> None:
+        if self.host.language is not None:
+            self.host.language.decoder.__dict__.pop("forward", None)
+            self.host.language = None
 
 
 def _encode_compiled(
-    family: Family, compiled: Callable[..., dict[str, Encoded]], model: Any, pruning: Pruning, call: Mapping[str, Any]
+    family: Family, graphs: Graphs, model: Any, pruning: Pruning, call: Mapping[str, Any]
 ) -> dict[str, Encoded]:
-    """`family.encode` by its graph, of which questions are no part; past torch's limit of graphs without one."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit  # seconds to import, needless to who compiles nothing
-
+    """`family.encode` by its graph, of which questions are no part."""
     family.check_questions(call)
     family.check_compiled(pruning)  # a call may bring a budget of its own
     shown = {name: value for name, value in call.items() if name != "questions"}
-    try:
-        return compiled(model, pruning, shown)
-    except FailOnRecompileLimitHit:
-        note = "Torch keeps no graphs for more shapes than these; pictures of others run uncompiled."
-        warnings.warn(note, UserNote, stacklevel=2)
-        return family.encode(model, pruning, shown)
+    return graphs(model, pruning, shown)
 
 
 def _bound(model: nn.Module, name: str, function: Callable[..., Any]) -> MethodType:

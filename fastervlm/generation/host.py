@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from encoders import UserError
 from fastervlm.families.base import Encoded, Family
 from fastervlm.families.pruning import Pruning
+from fastervlm.generation.language import Language
 from fastervlm.selection.budget import Budget
 
 # Where a pruned model keeps its host, so that a deep copy has one of its own.
@@ -41,6 +42,7 @@ class Host(Mounted):
         pruning: how it is pruned.
         own: what stood on the instance in the place of `generate` and `forward`; None where nothing did.
         encode: `family.encode`, or a compiled one.
+        language: its language model compiled, if that was asked for.
         told: what its user was warned of already.
         trace: what the last call with pictures kept, a trace for each of them in the order of the prompts.
         lengths: for each trace, how many placeholders the unpruned prompt has for it.
@@ -51,6 +53,7 @@ class Host(Mounted):
     pruning: Pruning
     own: dict[str, Any]
     encode: Callable[[Any, Pruning, Mapping[str, Any]], dict[str, Encoded]]
+    language: Language | None = None
     trace: list[Any] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     told: set[Any] = field(default_factory=set)

@@ -7,7 +7,7 @@ transformers' own `generate` passes pictures on; beams, caches and decoding loop
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,8 @@ def generate(host: Host, call: Call) -> Any:
         call["streamer"] = Streamer(call["streamer"], splice)
     seen = _BEAMS if (setting(host.model, call, "num_beams") or 1) > 1 else history or splice
     features = call.get("mm_encoder_outputs")
-    with growing(past, seen), _explained(check), running(Running(host, given, splice, features)):
+    static = nullcontext() if host.language is None else host.language.static(host.model, call)
+    with growing(past, seen), _explained(check), running(Running(host, given, splice, features)), static:
         output = host.original("generate")(**call)
     if check is not None:
         check()  # what could not be looked at before without waiting for a device
