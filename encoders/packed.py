@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from encoders.base import ScoredPatches, image_key
 from encoders.block import kind
 from encoders.errors import UserError, UserTypeError
+from encoders.memory import memory_of
 from encoders.packed_block import PackedBlock
 from encoders.tower import SCORES, block_of, norms
 
@@ -101,6 +102,14 @@ class PackedEncoder:
             grid: (pictures, 3) int64, how many frames, rows and columns of patches each picture or clip has.
             states: the blocks, numbered from 0, whose output is wanted too.
         """
+        memory = memory_of(self.tower)
+        if memory is None:
+            return self._packed(pixel_values, grid, states)
+        setting = self.score, tuple(self.also.items()), tuple(states)
+        return memory.recall([pixel_values, grid], setting, lambda: self._packed(pixel_values, grid, states))
+
+    def _packed(self, pixel_values: Tensor, grid: Tensor, states: Sequence[int]) -> Packed:
+        """See `__call__`."""
         _check_pixels(pixel_values, grid)
         walk = _Walk(self.tower, self._library, pixel_values, grid)
         last, kept = len(self.tower.blocks) - 1, {}
@@ -122,7 +131,8 @@ class PackedEncoder:
         half = PackedBlock(self.tower.blocks[last], hidden, **walk.turns)
         inputs[last] = hidden
         more = {name: PackedBlock(self.tower.blocks[number], inputs[number], **walk.turns) for name, number in others.items()}
-        whole = _once(lambda: walk.run(last, hidden))
+        memory = memory_of(self.tower)
+        whole = (_once if memory is None else memory.once)(lambda: walk.run(last, hidden))
         by = None if self.score == "norm" else (half if scored is None else scored)
         parts = [self._part(walk, frames, half, by, whole, more) for frames in walk.sizes]
         if last in states:

@@ -155,9 +155,8 @@ def wrap(
             does not fit.
         UserTypeError: the tower is of a kind that is not supported.
     """
+    tower = visual_part(tower)
     for name in map(kind, type(tower).__mro__):
-        if name in _PARTS:
-            return wrap(getattr(tower, _PARTS[name]), select_layer=select_layer, score=score, also=also)
         if name in _ADAPTERS:
             return _ADAPTERS[name](tower, select_layer, score, also)
         if name in _REASONS:
@@ -167,6 +166,16 @@ def wrap(
     raise UserTypeError(
         f"A {type(tower).__name__} is not a vision tower that can be wrapped; supported towers are {_supported()}."
     )
+
+
+def visual_part(tower: nn.Module) -> nn.Module:
+    """The tower itself, of a model that it is only the visual part of."""
+    for name in map(kind, type(tower).__mro__):
+        if name in _PARTS:
+            return visual_part(getattr(tower, _PARTS[name]))
+        if name in _ADAPTERS or name in _REASONS:
+            break
+    return tower
 
 
 def add_adapter(name: str, adapter: type[TowerEncoder]) -> None:

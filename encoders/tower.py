@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from encoders.base import ScoredPatches, image_key, token_rows
 from encoders.block import HalfBlock
 from encoders.errors import UserError, UserTypeError
+from encoders.memory import Walk, memory_of
 from encoders.thinning import Survivors, best, without_the_rest
 
 # What can score patches, and what that is. Every tower has the last two.
@@ -53,19 +54,32 @@ class TowerEncoder(ABC):
 
     def __call__(self, pixel_values: Tensor, *, interpolate_pos_encoding: bool = False) -> ScoredPatches:
         """Score the patches of pixel_values (B, 3, H, W); see `VisionEncoder`."""
-        rows, columns = self._grid(pixel_values, interpolate_pos_encoding)
-        hidden, extra = self._embed(pixel_values, interpolate_pos_encoding)
+        memory = memory_of(self.tower)
+        if memory is None or not isinstance(pixel_values, Tensor):
+            return self._patches(pixel_values, interpolate_pos_encoding, Walk())
+        walk = memory.walk(pixel_values, interpolate_pos_encoding)
+        setting = type(self), self.depths, self.score, tuple(self.also.items()), interpolate_pos_encoding
+        return memory.recall(
+            [pixel_values], setting, lambda: memory.patches(self._patches(pixel_values, interpolate_pos_encoding, walk))
+        )
+
+    def _patches(self, pixel_values: Tensor, interpolate: bool, walk: Walk) -> ScoredPatches:
+        """The patches of pixel_values (B, 3, H, W), by a walk on which some blocks may be behind us already."""
+        rows, columns = self._grid(pixel_values, interpolate)
+        hidden, extra = self._embed(pixel_values, interpolate)
         if hidden.shape[1] != self.prefix + rows * columns:
             raise UserError("This tower drops patches at random while it trains, so they have no grid; call its eval() first.")
-        attention, finish, keys, others = self._scored(hidden, extra)
+        attention, finish, keys, others = self._scored(hidden, extra, walk)
         key = image_key(self._pictures(pixel_values))
         return ScoredPatches(attention, (rows, columns), key, finish, keys, other_blocks=others)
 
-    def _scored(self, hidden: Tensor, extra: Any) -> tuple[Tensor, Callable[..., Tensor], Any, dict[int | float, Any]]:
+    def _scored(
+        self, hidden: Tensor, extra: Any, walk: Walk
+    ) -> tuple[Tensor, Callable[..., Tensor], Any, dict[int | float, Any]]:
         """Attention, `finish`, keys and `other_blocks` of `ScoredPatches`, given what the first block reads (B, P + N, C)."""
         deepest = max(self.depths)
         last = {"pool": len(self.blocks), "norm": deepest}.get(self.score, deepest - 1)
-        states = self._states(hidden, extra, last)
+        states = self._states(hidden, extra, last, walk)
         parts: dict[int, Callable[..., Tensor]] = {
             depth: partial(token_rows, states[depth], self.prefix) for depth in self.depths if depth in states
         }
@@ -145,14 +159,15 @@ class TowerEncoder(ABC):
                 "choose blocks before it."
             )
 
-    def _states(self, hidden: Tensor, extra: Any, last: int) -> dict[int, Tensor]:
+    def _states(self, hidden: Tensor, extra: Any, last: int, walk: Walk) -> dict[int, Tensor]:
         """Hidden states (B, P + N, C) by their index: those selected, that after `last` blocks, and what `also` reads."""
-        states, wanted = {0: hidden}, {*self.depths, last, *(block - 1 for block in self.also.values())}
-        for depth, block in enumerate(self.blocks[:last], start=1):
-            hidden = self._run(block, hidden, self._extra(extra, depth - 1))
-            if depth in wanted:
-                states[depth] = hidden
-        return states
+        walk.states.setdefault(0, hidden)
+        wanted = {*self.depths, last, *(block - 1 for block in self.also.values())}
+
+        def step(number: int, hidden: Tensor) -> Tensor:
+            return self._run(self.blocks[number], hidden, self._extra(extra, number))
+
+        return {0: walk.states[0]} | {depth: walk.to(depth, step) for depth in sorted(wanted) if depth <= last}
 
     def _run(self, block: nn.Module, hidden: Tensor, extra: Any) -> Tensor:
         """Output (B, P + N, C) of a whole block, with gradient checkpointing where the tower asks for it."""

@@ -38,6 +38,7 @@ from fastervlm.commands.report import report, reproduce
 from fastervlm.commands.score import score
 from fastervlm.commands.serve import PASSING_ON, serve
 from fastervlm.commands.towers import towers
+from fastervlm.commands.tune import tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,6 +71,7 @@ app.command()(ask)
 app.command("eval")(evaluate)
 app.command()(score)
 app.command()(compare)
+app.command()(tune)
 app.command()(report)
 app.command()(reproduce)
 app.add_typer(bench, name="bench")

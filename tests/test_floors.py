@@ -24,7 +24,15 @@ FLOORS = (
     ("fastervlm.api",),
     ("fastervlm",),
     ("fastervlm.eval",),
-    ("fastervlm.ask", "fastervlm.bench", "fastervlm.analysis", "fastervlm.demo", "fastervlm.lmms", "fastervlm.serving"),
+    (
+        "fastervlm.ask",
+        "fastervlm.bench",
+        "fastervlm.analysis",
+        "fastervlm.demo",
+        "fastervlm.lmms",
+        "fastervlm.serving",
+        "fastervlm.tune",
+    ),
     ("fastervlm.commands", "fastervlm.cli"),
     ("video",),
 )

@@ -108,6 +108,10 @@ def show(comparison: Comparison, folder: Path) -> None:
     print_table(*comparison.table(), keys=2)
     for name, table in comparison.layer_tables().items():
         print_table(*table, title=f"{name}, by layer")
+    for name, table in comparison.kind_tables().items():
+        print_table(*table, title=name, keys=2)
+    if comparison.by_kind is not None:
+        print(comparison.by_kind.note.rstrip())
     if first := comparison.whole.score.first:
         print(f"Of the first {first} questions only (--limit)")
     print(f"Table, numbers and plot: {folder}/compare.md, compare.json, compare.png")

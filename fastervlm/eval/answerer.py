@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import fastervlm
+from encoders.memory import TowerMemory
 from fastervlm import PruneHandle
 from fastervlm.eval.preparation import Batch
 from fastervlm.eval.settings import Settings
@@ -22,18 +23,36 @@ GREEDY: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None
 class Answerer:
     """One call answers one batch.
 
-    `clock.seconds` is then its time to the first token, and `visual_tokens` holds for each question how many visual tokens
-    the language model saw, and of how many.
+    `first_token` is then its time to the first token in seconds, and `visual_tokens` holds for each question how many visual
+    tokens the language model saw, and of how many. With a `memory` the tower's work is shared with others that look at the same
+    pictures: `borrowed` seconds of it were not spent here, and are part of `first_token`.
     """
 
-    def __init__(self, subject: Subject, settings: Settings, handle: PruneHandle | None) -> None:
+    def __init__(
+        self, subject: Subject, settings: Settings, handle: PruneHandle | None, memory: TowerMemory | None = None
+    ) -> None:
         self.model, self.processor, self.settings = subject.model, subject.processor, settings
-        self.handle = handle
-        self.encodes_anew = handle is not None and (not settings.in_llm or _has_paper_layout(subject))
+        self.handle, self.family, self.memory = handle, subject.family, memory
+        self._paper = _has_paper_layout(subject)
         self.visual_tokens: list[tuple[int, int]] = []
         self.device: torch.device = subject.model.device
         self.clock = FirstTokenClock(self.device)
         self.cold = True
+
+    @property
+    def encodes_anew(self) -> bool:
+        """Whether the pruned model encodes the pictures, not the stock one."""
+        return self.handle is not None and (not self.settings.in_llm or self._paper)
+
+    @property
+    def borrowed(self) -> float:
+        """Seconds of the last batch that were spent by others."""
+        return 0.0 if self.memory is None else self.memory.borrowed
+
+    @property
+    def first_token(self) -> float | None:
+        """Seconds to the first token of the last batch."""
+        return None if self.clock.seconds is None else self.clock.seconds + self.borrowed
 
     def __call__(self, batch: Batch) -> list[str]:
         """The answers to the batch's questions, none if every picture failed."""
@@ -66,6 +85,8 @@ class Answerer:
 
     def _generate(self, batch: Batch, max_new_tokens: int, temperature: float | None) -> torch.Tensor:
         """The new token ids (B, T); greedy without a temperature."""
+        if self.memory is not None:
+            self.memory.visit()
         self.clock.start()
         inputs = on_device(batch.inputs, self.model, non_blocking=True)
         ids = self.model.generate(
@@ -78,15 +99,20 @@ class Answerer:
         return ids[:, inputs["input_ids"].shape[1] :]
 
     def _shared(self, inputs: Any, image_index: list[int] | None) -> dict[str, Any]:
-        """The inputs of `generate`, where each picture is encoded once however many questions ask about it."""
-        if image_index is None:
-            return dict(inputs)
-        medium = self.settings.medium
-        if self.encodes_anew:
-            return {**inputs, f"{medium.kind}_index": image_index}
+        """The inputs of `generate`, where each picture is encoded once however many questions, or runs, ask about it."""
+        medium, memory = self.settings.medium, self.memory
         shown = {name: value for name, value in inputs.items() if name in medium.inputs}
+        if self.encodes_anew:
+            return dict(inputs) if image_index is None else {**inputs, f"{medium.kind}_index": image_index}
+        if image_index is None and (memory is None or not shown or medium.kind not in self.family.rows):
+            return dict(inputs)
+        index = list(range(len(next(iter(shown.values()))))) if image_index is None else image_index
         with torch.no_grad():
-            features = medium.encode(self.model, shown, image_index)
+            if memory is None:
+                features = medium.encode(self.model, shown, index)
+            else:
+                setting = "stock", tuple(shown), tuple(index)
+                features = memory.recall(list(shown.values()), setting, lambda: medium.encode(self.model, shown, index))
         text = {name: value for name, value in inputs.items() if name not in shown}
         return {**text, "mm_encoder_outputs": {medium.kind: features}}
 

@@ -1,20 +1,23 @@
-"""Accuracy and speed over methods, layers and token budgets: every cell is one run of `evaluate`."""
+"""Accuracy and speed over methods, layers and token budgets; the runs of all cells share the tower's work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.answerer import pruned
 from fastervlm.eval.answers import refuse_ownerless
-from fastervlm.eval.runner import checked_questions, evaluate, tell_above
+from fastervlm.eval.kinds import ByKind, kinds_in, scores_by_kind
+from fastervlm.eval.runner import checked_questions, tell_above
 from fastervlm.eval.score import Score, mean_of
 from fastervlm.eval.settings import Settings, chosen
 from fastervlm.eval.subject import Subject
-from fastervlm.eval.table import ALL, BLIND, Cell, Comparison, column_name
+from fastervlm.eval.table import ALL, BASES, BLIND, Cell, Comparison, column_name
+from fastervlm.eval.together import Found, evaluate_together
 from fastervlm.methods.lookup import get_method
 from fastervlm.selection.budget import AtMost, Budget, TokenBudget
 from fastervlm.selection.method import Method, traits
@@ -22,7 +25,7 @@ from fastervlm.selection.method import Method, traits
 _BESIDE = ("random", "grid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Column:
     """One method, at one layer if it is compared over layers; `variants` are the settings of its runs by folder name."""
 
@@ -76,30 +79,67 @@ def compare(
         tell_above(budget, total)
     _refuse_what_cannot_be_pruned(subject, settings, columns)
 
-    def cell(column: _Column, name: object, count: int, **changes: Any) -> Cell:
-        done = []
-        for folder, told in column.variants.items():
-            run = replace(settings, answers_file=out_dir / folder / f"n_{name}.jsonl", **(told | changes))
-            done.append(evaluate(subject, run))
+    runs = _Runs(subject, replace(settings, keep=None), out_dir)
+    whole = runs.of(_Column(ALL, {"all": {}}), total or "all")
+    floor = runs.of(_Column(BLIND, {"blind": {"blind": True}}), total or "all") if blind else []
+    counts = _counts(budgets, total, 0) if total else _counts(budgets, None, runs.tokens_of(whole))
+    pruned_runs = {
+        (column, name): runs.of(column, name, keep=_keep(column, name, total, settings.medium.parts(subject)))
+        for column in columns
+        for name in counts
+    }
+    runs.answer([*whole, *(run for each in pruned_runs.values() for run in each), *floor])
+    unpruned = total or runs.tokens_of(whole)
+    cells = [runs.cell(column, counts[name], each) for (column, name), each in pruned_runs.items()]
+    names = [column_name(column.method, column.layer) for column in columns]
+    ends = [runs.cell(_Column(name, {}), unpruned, each) for name, each in ((ALL, whole), (BLIND, floor)) if each]
+    by_kind = runs.by_kind([*zip(cells, pruned_runs.values(), strict=True), (ends[0], whole)], names)
+    comparison = Comparison(subject.name, settings.batch_size, names, ends[0], cells, ends[1] if blind else None, by_kind)
+    comparison.write(out_dir)
+    return comparison
+
+
+class _Runs:
+    """The runs of all cells: what they are told, and what came of them."""
+
+    def __init__(self, subject: Subject, shared: Settings, out_dir: Path) -> None:
+        self.subject, self.shared, self.out_dir = subject, shared, out_dir
+        self.found: dict[Path, Found] = {}
+
+    def of(self, column: _Column, name: object, **changes: Any) -> list[Settings]:
+        """The runs of a cell."""
+        return [
+            replace(self.shared, answers_file=self.out_dir / folder / f"n_{name}.jsonl", **(told | changes))
+            for folder, told in column.variants.items()
+        ]
+
+    def answer(self, runs: Sequence[Settings]) -> None:
+        """Answer those that are not answered yet, all together."""
+        left = [run for run in runs if run.answers_file not in self.found]
+        self.found |= zip((run.answers_file for run in left), evaluate_together(self.subject, left), strict=True)
+
+    def tokens_of(self, runs: Sequence[Settings]) -> int:
+        """Visual tokens of the mean question, unpruned."""
+        self.answer(runs)
+        return round(fmean(self.found[run.answers_file][0]["mean_visual_tokens_unpruned"] for run in runs))
+
+    def cell(self, column: _Column, count: int, runs: Sequence[Settings]) -> Cell:
+        """The cell of runs that are answered."""
+        done = [self.found[run.answers_file] for run in runs]
         score = _mean([score for _, score in done])
         return Cell(column.method, count, [protocol for protocol, _ in done], score, column.layer)
 
-    def unpruned(label: str, folder: str, **changes: Any) -> Cell:
-        found = cell(_Column(label, {folder: {}}), total or "all", total or 0, keep=None, **changes)
-        return found if total else replace(found, visual_tokens=round(found.mean("mean_visual_tokens_unpruned")))
-
-    whole = unpruned(ALL, "all")
-    counts = _counts(budgets, total, whole.visual_tokens)
-    cells = [
-        cell(column, name, count, keep=_keep(column, name, total, settings.medium.parts(subject)))
-        for column in columns
-        for name, count in counts.items()
-    ]
-    floor = unpruned(BLIND, "blind", blind=True) if blind else None
-    names = [column_name(column.method, column.layer) for column in columns]
-    comparison = Comparison(subject.name, settings.batch_size, names, whole, cells, floor)
-    comparison.write(out_dir)
-    return comparison
+    def by_kind(self, cells: Sequence[tuple[Cell, Sequence[Settings]]], names: list[str]) -> ByKind | None:
+        """The scores by kind of question, the unpruned cell last; None where questions have no kinds."""
+        questions = self.shared.task.questions(self.shared.question_file, self.shared.media_folder)[: self.shared.limit]
+        kinds = kinds_in(questions)
+        if not kinds:
+            return None
+        scores = {(cell.label, cell.visual_tokens): scores_by_kind(runs, cell.protocols, questions) for cell, runs in cells}
+        base = next((name for name in (*BASES, *names) if name in names), None) if len(names) > 1 else None
+        whole = cells[-1][0]
+        counts = {kind: len(own) for kind, own in kinds.items()}
+        return ByKind(counts, scores, (whole.label, whole.visual_tokens), base, names)
 
 
 def _counts(budgets: Sequence[int | float | AtMost], total: int | None, mean: int) -> dict[int | float | AtMost, int]:

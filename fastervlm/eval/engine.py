@@ -109,7 +109,7 @@ def _answered(batch: Batch, generator: Answerer, watch: Stopwatch) -> list[Entry
         generator.warm_up(batch)
         watch.lap()
     texts = generator(batch)
-    same = {"seconds": watch.lap() / max(1, len(texts)), "first_token": generator.clock.seconds}
+    same = {"seconds": (watch.lap() + generator.borrowed) / max(1, len(texts)), "first_token": generator.first_token}
     counts = generator.visual_tokens if texts else []
     failed = [Entry(line, failure=reason) for line, reason in batch.failures.items()]
     return failed + [

@@ -113,6 +113,7 @@ def _why(question: Question, reasons: Mapping[Any, str]) -> str:
     return f"cannot be shown: {bad} {reasons[bad]}" if question.more else reasons[bad]
 
 
+Preparing = Callable[[Sequence[Question], Any], Batch]
 UNASKABLE = "cannot be asked about"
 
 
@@ -158,25 +159,23 @@ class Preparer:
     For a model on a CUDA device they put the inputs into page-locked memory, from which they are copied while it computes.
     """
 
-    def __init__(
-        self, preparation: Callable[[Sequence[Question], Any], Batch], processor: Any, device: torch.device = CPU
-    ) -> None:
-        self._own, self._preparation, self._processor = threading.local(), preparation, processor
+    def __init__(self, processor: Any, device: torch.device = CPU) -> None:
+        self._own, self._processor = threading.local(), processor
         self._pins = device.type == "cuda"
         self._cores = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(WORKERS, initializer=self._set_up)
 
-    def submit(self, questions: Sequence[Question]) -> Future[Batch]:
+    def submit(self, preparation: Preparing, questions: Sequence[Question]) -> Future[Batch]:
         """The batch of these questions, once it is ready."""
-        return self._pool.submit(self._prepare, questions)
+        return self._pool.submit(self._prepare, preparation, questions)
 
     def close(self) -> None:
         """Give the threads back; what they have not begun is never done."""
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._cores)
 
-    def _prepare(self, questions: Sequence[Question]) -> Batch:
-        batch = fingerprinted(self._preparation, questions, self._own.processor)
+    def _prepare(self, preparation: Preparing, questions: Sequence[Question]) -> Batch:
+        batch = fingerprinted(preparation, questions, self._own.processor)
         if self._pins and batch.inputs is not None:
             batch.inputs.update({name: x.pin_memory() for name, x in batch.inputs.items() if isinstance(x, torch.Tensor)})
         return batch
@@ -193,10 +192,17 @@ def prepared(
     device: torch.device = CPU,
 ) -> Generator[Batch, None, None]:
     """The batches in order, prepared in threads a few batches ahead of the one handed out, for a model on `device`."""
+    return prepared_each(((preparation, batch) for batch in batches), processor, device)
+
+
+def prepared_each(
+    jobs: Iterable[tuple[Preparing, Sequence[Question]]], processor: Any, device: torch.device = CPU
+) -> Generator[Batch, None, None]:
+    """As `prepared`, where each batch says how it is prepared."""
     waiting = deque()
-    with closing(Preparer(preparation, processor, device)) as preparer:
-        for batch in batches:
-            waiting.append(preparer.submit(batch))
+    with closing(Preparer(processor, device)) as preparer:
+        for preparation, batch in jobs:
+            waiting.append(preparer.submit(preparation, batch))
             if len(waiting) > WORKERS:
                 yield waiting.popleft().result()
         while waiting:

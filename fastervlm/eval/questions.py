@@ -80,7 +80,7 @@ def _question(record: dict[str, Any], line: int, path: Path, folder: Path) -> Qu
         raise UserError(f"{path}, line {line}: 'text' with the question is missing.")
     where = f"{path}, line {line}"
     image, *more = (inside(folder, name, where) for name in _names(record.get("image"), where))
-    return Question(line, question_id, without_image_token(text, where), image, more=tuple(more))
+    return Question(line, question_id, without_image_token(text, where), image, more=tuple(more), kind=kind_in(record))
 
 
 def _names(image: Any, where: str) -> list[str]:
@@ -91,6 +91,12 @@ def _names(image: Any, where: str) -> list[str]:
             f"{where}: the question has no image; 'image' must name a file in the image folder, or be a list of such names."
         )
     return names
+
+
+def kind_in(record: dict[str, Any]) -> str | None:
+    """What kind of question it is, where a record says so."""
+    kind = record.get("category")
+    return kind if isinstance(kind, str) and kind else None
 
 
 def without_image_token(text: str, where: str) -> str:

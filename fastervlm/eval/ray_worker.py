@@ -59,12 +59,15 @@ class Worker:
         identity = identity_of(subject, settings)
         handle = self._open.enter_context(pruned(subject, settings))
         self.generator = Answerer(subject, settings, handle)
-        self.preparer = Preparer(preparation(subject, settings), subject.processor, self.generator.device)
+        self.preparation = preparation(subject, settings)
+        self.preparer = Preparer(subject.processor, self.generator.device)
         self.watch = Stopwatch(self.generator.device)
         return Hello(identity, device_name(self.generator.device), machine)
 
     def answer(self, questions: Sequence[Question]) -> list[Entry]:
         """Answer a batch: an entry for each question."""
-        batch = self.preparer.submit(questions).result()
+        batch = self.preparer.submit(self.preparation, questions).result()
         with self._turn:
-            return answered(batch, self.generator, self.watch, lambda each: self.preparer.submit(each).result())
+            return answered(
+                batch, self.generator, self.watch, lambda each: self.preparer.submit(self.preparation, each).result()
+            )

@@ -48,19 +48,26 @@ def evaluate(subject: Subject, settings: Settings, engine: Engine | None = None)
     with (engine or Local()).running(subject, settings) as running:
         settings = settings.named(running.identity["method"]) if settings.keep is not None else settings
         tell_above(settings.keep, running.identity["visual_token_num"])
-        protocol = finished_protocol(settings.answers_file, running.identity)
+        protocol = finished(settings, questions, running.identity)
         if protocol is None:
             protocol = _run(subject, settings, questions, running)
-        else:
-            failed = {failure["line"] for failure in protocol.get("failures", ())}
-            answered = [question for question in questions if question.line not in failed]
-            refuse_other_media(settings.answers_file, answered, protocol.get("media_sha256"))
-            console.print(f"{settings.answers_file} is complete; it is only scored again.")
-    _tell_ignored_turns(protocol)
-    return _scored(settings, questions, protocol)
+    tell_ignored_turns(protocol)
+    return scored(settings, questions, protocol)
 
 
-def _tell_ignored_turns(protocol: dict[str, Any]) -> None:
+def finished(settings: Settings, questions: list[Question], identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The protocol of a run that is complete already, about the same files; None if there is something left to do."""
+    protocol = finished_protocol(settings.answers_file, identity)
+    if protocol is not None:
+        failed = {failure["line"] for failure in protocol.get("failures", ())}
+        answered = [question for question in questions if question.line not in failed]
+        refuse_other_media(settings.answers_file, answered, protocol.get("media_sha256"))
+        console.print(f"{settings.answers_file} is complete; it is only scored again.")
+    return protocol
+
+
+def tell_ignored_turns(protocol: dict[str, Any]) -> None:
+    """Say how many pictures were read as stored though a camera marked them as turned."""
     count = protocol.get("ignored_turns")
     if count:
         marked = f"{count} pictures are marked" if count > 1 else "1 picture is marked"
@@ -89,19 +96,31 @@ def _run(subject: Subject, settings: Settings, questions: list[Question], runnin
     """Answer what is not answered yet and publish the whole; each step of the end may be repeated after a kill."""
     out, identity = settings.answers_file, running.identity
     with Journal(journal_file(out), identity) as journal:
-        prints = journal.prints
-        known = [question for question in questions if question.line in prints]
-        refuse_other_media(journal.path, known, media_sha256(prints))
+        refuse_changed_media(journal, questions)
         console.print(f"Answers go to {out}; until the run is complete they collect in {journal.path.name} beside it.")
         _answer_all(settings, questions, running, journal)
-        texts = {line: entry.text for line, entry in journal.entries.items() if entry.text is not None}
         about = {**circumstances(subject, settings, running.device), **running.about}
-        protocol = {**identity, **about, **results(questions, journal)}
-        write_answers(out, [answer_to(q, texts[q.line], identity) for q in questions if q.line in texts])
-        protocol["answers_sha256"] = hash_files([out])
-        write_protocol(protocol_file(out), protocol)
-        if not journal.failures:
-            journal.path.unlink(missing_ok=True)
+        return published(out, questions, journal, identity, about)
+
+
+def refuse_changed_media(journal: Journal, questions: list[Question]) -> None:
+    """A `UserError` if files of what was answered so far hold something else by now."""
+    prints = journal.prints
+    known = [question for question in questions if question.line in prints]
+    refuse_other_media(journal.path, known, media_sha256(prints))
+
+
+def published(
+    out: Path, questions: list[Question], journal: Journal, identity: dict[str, Any], about: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the answers of a journal that is complete, and their protocol, which is given; the journal goes."""
+    texts = {line: entry.text for line, entry in journal.entries.items() if entry.text is not None}
+    protocol = {**identity, **about, **results(questions, journal)}
+    write_answers(out, [answer_to(q, texts[q.line], identity) for q in questions if q.line in texts])
+    protocol["answers_sha256"] = hash_files([out])
+    write_protocol(protocol_file(out), protocol)
+    if not journal.failures:
+        journal.path.unlink(missing_ok=True)
     return protocol
 
 
@@ -118,10 +137,10 @@ def _answer_all(settings: Settings, questions: list[Question], running: Running,
         for entries in answers:
             journal.add(entries)
             advance(len(entries), sum(entry.failure is not None for entry in entries))
-            _refuse_hopeless(journal)
+            refuse_hopeless(journal)
 
 
-def _refuse_hopeless(journal: Journal) -> None:
+def refuse_hopeless(journal: Journal) -> None:
     """End a run that has no answer at all after so many failures which are not their pictures' fault."""
     if any(entry.text is not None for entry in journal.entries.values()):
         return
@@ -133,7 +152,7 @@ def _refuse_hopeless(journal: Journal) -> None:
         )
 
 
-def _scored(settings: Settings, questions: list[Question], protocol: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:
+def scored(settings: Settings, questions: list[Question], protocol: dict[str, Any]) -> tuple[dict[str, Any], Score | None]:
     """The protocol with the score of the answers on disk, written again; without annotations there is no score."""
     path, score = settings.annotation_file, None
     if path is not None and protocol["answered"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fastervlm.eval.kinds import ByKind
 from fastervlm.eval.score import Difference, Score, difference
 from fastervlm.methods import METHODS
 from fastervlm.reporting.files import write_json, write_text
@@ -68,7 +69,8 @@ class Cell:
 class Comparison:
     """All cells of one model: the unpruned run, each method at each budget, and the blind floor if it was asked for.
 
-    `methods` are the columns, a method over several layers once for each.
+    `methods` are the columns, a method over several layers once for each; `by_kind` are the scores by kind of question, where
+    the questions have kinds.
     """
 
     model: str
@@ -77,6 +79,7 @@ class Comparison:
     whole: Cell
     cells: list[Cell]
     blind: Cell | None = None
+    by_kind: ByKind | None = None
 
     @property
     def failed(self) -> int:
@@ -199,20 +202,26 @@ class Comparison:
                 )
         return tables
 
+    def kind_tables(self) -> dict[str, Table]:
+        """For each budget: a row for each kind of question, a column for each method."""
+        return self.by_kind.tables() if self.by_kind else {}
+
     def write(self, folder: Path) -> None:
         """Write compare.md, compare.json and compare.png."""
         layered = {f"{method}, by layer": table for method, table in self.layer_tables().items()}
-        more = layered | self.part_tables() | self.difference_tables()
+        more = layered | self.part_tables() | self.difference_tables() | self.kind_tables()
         parts = [
             f"{markdown_table(*self.table())}\n{self._note()}",
             *(f"{name}:\n\n{markdown_table(*more[name])}" for name in more),
+            *([self.by_kind.note] if self.by_kind else []),
         ]
         write_text(folder / "compare.md", "\n".join(parts))
         same = ("task", "limit", "model", "weights_sha256", "prompt_template", "dtype", "device", "batch_size", "versions")
         shown = ("anyres", "num_frames", "keep_cls", "question_file_sha256")
         first = self.whole.protocols[0]
         about = {"command": program()["command"], **{key: first[key] for key in (*same, *shown) if key in first}}
-        write_json(folder / "compare.json", {**about, "cells": [self._summary(cell) for cell in self._all()]})
+        kinds = {"kinds": self.by_kind.summary()} if self.by_kind else {}
+        write_json(folder / "compare.json", {**about, "cells": [self._summary(cell) for cell in self._all()], **kinds})
         draw_panels(self._panels(), folder / "compare.png")
 
     def _summary(self, cell: Cell) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class Question:
 
     `line` is its line in the question file, or its place in it, from 1, and names it (`question_id` may repeat). `text` is
     recorded as the answer's prompt. `options` are what a multiple-choice question offers, without letters, and `record` are
-    further fields of its line in the answers file. `more` are the pictures behind `image`, where it shows several.
+    further fields of its line in the answers file. `more` are the pictures behind `image`, where it shows several, and `kind`
+    is what kind of question it is, where the file says so.
     """
 
     line: int
@@ -47,6 +48,7 @@ class Question:
     options: tuple[str, ...] = ()
     record: dict[str, Any] = field(default_factory=dict, compare=False)
     more: tuple[Path | StoredPicture, ...] = ()
+    kind: str | None = field(default=None, compare=False)
 
     @property
     def pictures(self) -> tuple[Path | StoredPicture, ...]:

@@ -198,6 +198,10 @@ class Family(abc.ABC):
         """The vision tower; of several the one for the last of `kinds`."""
         return model.model.vision_tower
 
+    def towers(self, model: Any) -> list[Any]:
+        """All its vision towers, as far as patches are scored in them."""
+        return [self.tower(model)]
+
     def projector(self, model: Any) -> Callable[[Tensor], Tensor]:
         """What makes the language model's tokens (..., D) of the features (..., C) that methods choose among.
 

@@ -74,7 +74,7 @@ def test_table_numbers_and_plot_are_written(subject, shared, tmp_path):
 def test_finished_cells_are_not_run_again(subject, shared, tmp_path, monkeypatch):
     options = {"budgets": [16, 4], "methods": ["grid"], "out_dir": tmp_path / "cmp"}
     compare(subject, shared, **options)
-    monkeypatch.setattr("fastervlm.eval.runner._answer_all", None)
+    monkeypatch.setattr("fastervlm.eval.together.answered", None)
     again = compare(subject, shared, **options)
     assert again.cell("grid", 4).visual_tokens == 4
     with pytest.raises(UserError, match="max_new_tokens is 2 there and 3 now"):
@@ -105,13 +105,13 @@ def test_score_of_seeds_is_the_mean_that_report_shows(subject, shared, tmp_path,
     lines(tmp_path / "coco_pope_popular.json", [{"label": "yes" if i % 2 else "no"} for i in range(40)])
     given = [[answer(i, "yes" if rng.random() < share else "no") for i in range(40)] for share in (0.5, 0.9, 0.1)]
     scores = [task_of("pope").scored(answers, tmp_path, questions) for answers in given]
-    real, runs = module.evaluate, iter([scores[0], *scores])
+    real = module.evaluate_together
 
-    def scored(subject, run):
-        protocol, score = real(subject, run)[0], next(runs)
-        return protocol | {"score": score.summary()}, score
+    def scored(subject, runs):
+        found = zip(real(subject, runs), [scores[0], *scores], strict=True)
+        return [(protocol | {"score": score.summary()}, score) for (protocol, _), score in found]
 
-    monkeypatch.setattr(module, "evaluate", scored)
+    monkeypatch.setattr(module, "evaluate_together", scored)
     cell = compare(subject, shared, budgets=[4], methods=["random"], out_dir=tmp_path / "cmp", seeds=3).cell("random", 4)
     assert cell.score.value == pytest.approx(fmean(protocol["score"]["value"] for protocol in cell.protocols))
     for name in ("precision", "recall", "F1"):

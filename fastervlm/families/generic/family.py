@@ -198,6 +198,10 @@ class Generic(Family):
         names = ("vision_tower", "visual", "vision_model", "vision_encoder")
         return next(getattr(inner, name) for name in names if hasattr(inner, name))
 
+    def towers(self, model: Any) -> list[Any]:
+        """None: the stock model runs its own tower."""
+        return []
+
     def decoder(self, model: Any) -> Any:
         """The language model."""
         return model.get_decoder()

@@ -85,6 +85,10 @@ class VideoLlava(Family):
         """The one for clips."""
         return model.model.video_tower
 
+    def towers(self, model: Any) -> list[Any]:
+        """The one for pictures, and the one for clips."""
+        return [model.model.image_tower, model.model.video_tower]
+
     def model_class(self, config: Any) -> Any:
         """The stock class, or where the config says that its video tower attends over time the one that does."""
         if not getattr(config.vision_config, "add_time_attn", False):

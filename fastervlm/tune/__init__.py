@@ -1,0 +1,1 @@
+"""Which method and how many tokens: the search behind `fastervlm tune`."""

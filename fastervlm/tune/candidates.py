@@ -1,0 +1,116 @@
+"""What a search chooses among, and how it asks: by the answers' journals, so that it goes on after a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from encoders.errors import UserError
+from fastervlm.eval.answers import answer_to
+from fastervlm.eval.runner import checked_questions
+from fastervlm.eval.settings import Settings, chosen
+from fastervlm.eval.subject import Subject
+from fastervlm.eval.task import Question
+from fastervlm.eval.together import Asking, SharedRun, opened
+from fastervlm.eval.values import values_of
+
+Group = tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to prune; `keep` None is the unpruned model."""
+
+    method: str
+    keep: int | float | None
+
+    def __str__(self) -> str:
+        return "all tokens" if self.keep is None else f"{self.method} at {self.keep}"
+
+
+WHOLE = Candidate("all tokens", None)
+
+
+class Asked:
+    """The candidates as runs over one question file; questions about a picture are asked together.
+
+    Attributes:
+        groups: the questions of each picture, in the order of the file.
+    """
+
+    def __init__(self, subject: Subject, shared: Settings, candidates: Sequence[Candidate], folder: Path) -> None:
+        if shared.annotation_file is None:
+            raise UserError("A search needs the right answers; give --annotation-file, or a --qa-file that holds them.")
+        self.subject, self.shared, self.folder = subject, replace(shared, keep=None), folder
+        self.candidates = [WHOLE, *candidates]
+        settings = [self._settings(each) for each in self.candidates]
+        questions = checked_questions(settings[0])
+        found: dict[Hashable, list[Question]] = {}
+        for question in questions:
+            found.setdefault(question.line if question.image is None else question.image, []).append(question)
+        self.groups: list[Group] = [tuple(each) for each in found.values()]
+        self._stack, complete = ExitStack(), {}
+        try:
+            runs = self._stack.enter_context(opened(subject, settings, questions, complete))
+            if complete:
+                raise UserError(f"{folder} holds complete runs, which a search does not go on with; choose another --out-dir.")
+        except BaseException:
+            self._stack.close()
+            raise
+        self._runs: dict[Candidate, SharedRun] = dict(zip(self.candidates, runs, strict=True))
+        self._asking = Asking(subject, runs)
+        self._values: dict[Candidate, dict[int, float]] = {each: {} for each in self.candidates}
+
+    def close(self) -> None:
+        """Close the journals."""
+        self._stack.close()
+
+    def ask(self, groups: Sequence[Group], candidates: Sequence[Candidate]) -> None:
+        """Have the questions answered by some candidates, and judge the answers."""
+        questions = [question for group in groups for question in group]
+        self._asking.ask(questions, [self._runs[each] for each in candidates])
+        for each in candidates:
+            self._judge(each, [question for question in questions if question.line not in self._values[each]])
+
+    def values(self, candidate: Candidate, groups: Sequence[Group]) -> list[list[float]]:
+        """What each question of each picture earned, 0 to 1; pictures of which a question failed have none."""
+        return [[self._values[candidate].get(q.line, np.nan) for q in group] for group in groups]
+
+    def seconds(self, candidate: Candidate) -> float:
+        """The median time to the first token of a batch so far."""
+        found = [entry.first_token for entry in self._runs[candidate].journal.entries.values() if entry.first_token]
+        return median(found) if found else float("nan")
+
+    @property
+    def failures(self) -> int:
+        """How many questions failed in some run."""
+        return max(len(run.journal.failures) for run in self._runs.values())
+
+    def _settings(self, candidate: Candidate) -> Settings:
+        if candidate.keep is None:
+            return replace(self.shared, answers_file=self.folder / "all" / "n_all.jsonl")
+        told: dict[str, Any] = chosen(candidate.method)
+        file = self.folder / candidate.method.replace(":", "-") / f"n_{candidate.keep}.jsonl"
+        return replace(self.shared, answers_file=file, keep=candidate.keep, **told)
+
+    def _judge(self, candidate: Candidate, questions: Sequence[Question]) -> None:
+        """Score what is new, question by question."""
+        run, task = self._runs[candidate], self.shared.task
+        texts = {line: entry.text for line, entry in run.journal.entries.items() if entry.text is not None}
+        new = [question for question in questions if question.line in texts]
+        if not new:
+            return
+        answers = [answer_to(question, texts[question.line], run.identity) for question in new]
+        found = values_of(self.shared, new, answers)
+        if found is None:
+            raise UserError(
+                f"The score of {task.name} is no mean over its questions, so that a sample promises no loss; tune by gqa, sqa, "
+                "textvqa, aokvqa or ocrvqa, or by questions of your own (--qa-file)."
+            )
+        self._values[candidate] |= found

@@ -1,0 +1,114 @@
+"""What a search found, in words, as table, plot and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastervlm.reporting.files import write_json, write_text
+from fastervlm.reporting.plots import Curve, Panel, draw_panels
+from fastervlm.reporting.tables import markdown_table
+from fastervlm.tune.promise import pictures_needed
+from fastervlm.tune.search import Found, Point, Promise
+
+Table = tuple[list[str], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A search that ended, with what it was about.
+
+    `about` is its protocol; `planned` holds times to the first token that were computed, not measured, by tokens.
+    """
+
+    found: Found
+    promise: Promise
+    about: dict[str, Any]
+    planned: dict[float, float]
+    failed: int = 0
+
+    def table(self) -> Table:
+        """The frontier: for each number of tokens the best method, what it loses, and how fast it is."""
+        planned = ["planned TTFT (ms)"] if self.planned else []
+        headers = ["tokens", "method", "accuracy", "loss (points)", f"less than, {self.promise.confidence:.0%} sure"]
+        whole = ["all", "all tokens", f"{100 * self.found.whole:.1f}", "", "", _ms(self.found.whole_seconds)]
+        rows = [[*whole, *([_ms(self.planned.get(0.0))] if planned else []), "", ""]]
+        for point in self.found.points:
+            keep, seconds = point.candidate.keep, [_ms(point.seconds)]
+            seconds += [_ms(self.planned.get(float(keep or 0)))] if planned else []
+            loss = [f"{100 * point.accuracy:.1f}", f"{100 * point.loss:+.2f}", f"{100 * point.bound:.2f}"]
+            rows.append([str(keep), point.candidate.method, *loss, *seconds, str(point.questions), point.verdict])
+        return [*headers, "TTFT (ms)", *planned, "questions", "verdict"], rows
+
+    def lines(self) -> list[str]:
+        """What is recommended, how sure that is, and what to paste."""
+        best, promise = self.found.best, self.promise
+        if best is None:
+            return self._nothing()
+        keep, method = best.candidate.keep, best.candidate.method
+        name, _, score = method.partition(":")
+        scored = f', score="{score}"' if score else ""
+        lines = [f"Recommended: {method} at {keep} tokens. {self._sure(best)}"]
+        lines += ["", f'    fastervlm.prune(model, keep={keep}, method="{name}"{scored})']
+        if not score:
+            lines += [f"    fastervlm serve {self.about['model_path']} --keep {keep} --method {name}"]
+        slow = promise.ttft is not None and best.seconds > promise.ttft
+        return [*lines, *(["The first token took longer on the last questions than on the first ones."] if slow else [])]
+
+    def _sure(self, best: Point) -> str:
+        measured = f"It loses {100 * best.loss:+.2f} points on {best.questions} questions that no choice was made by"
+        if self.promise.at_most is None:
+            bound = f"; with {self.promise.confidence:.0%} confidence less than {100 * best.bound:.2f}"
+            return f"{measured}{bound}. The first token takes {_ms(best.seconds)} ms."
+        return (
+            f"{measured}, and less than the {100 * self.promise.at_most:g} points allowed with {self.promise.confidence:.0%} "
+            "confidence: at most that share of searches recommends what loses more, on questions like these."
+        )
+
+    def _nothing(self) -> list[str]:
+        promise = self.promise
+        if promise.at_most is None or not self.found.points:
+            return ["Nothing that was tried keeps the promise; try more tokens, or allow more."]
+        first, few = self.found.points[0], ""
+        needed = pictures_needed(promise.at_most, promise.confidence)
+        if self.found.tried < needed:
+            few = f" It takes at least {needed} pictures to show it, and there were {self.found.tried}."
+        return [
+            f"All tokens: for no number tried is it shown that less than {100 * promise.at_most:g} points are lost. The most "
+            f"tokens, {first.candidate}, lost {100 * first.loss:+.2f}, and less than {100 * first.bound:.2f} is certain.{few} "
+            "Give more questions, more tokens, or a higher --at-most."
+        ]
+
+    def write(self, folder: Path) -> None:
+        """Write tune.md, tune.json and tune.png."""
+        write_text(folder / "tune.md", "\n".join([markdown_table(*self.table()), *self.lines(), ""]))
+        found = asdict(self.found)
+        write_json(
+            folder / "tune.json", {**self.about, "promise": asdict(self.promise), "found": found, "planned": self.planned}
+        )
+        if self.found.points:
+            draw_panels(self._panels(), folder / "tune.png")
+
+    def _panels(self) -> list[Panel]:
+        points, whole = self.found.points, ("all tokens", 100 * self.found.whole)
+        tokens = [float(point.candidate.keep or 0) for point in points]
+        accuracy = [100 * point.accuracy for point in points]
+        sure = [100 * (point.whole - point.bound) for point in points]
+        seconds = [1000 * point.seconds for point in points]
+        lowest = Curve("at least, so sure", tokens, sure)
+        return [
+            Panel("What is kept", "visual tokens", "accuracy (%)", [Curve("measured", tokens, accuracy), lowest], whole),
+            Panel(
+                "Frontier",
+                "time to first token (ms)",
+                "accuracy (%)",
+                [Curve("measured", seconds, accuracy)],
+                whole,
+                log_x=False,
+            ),
+        ]
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None or seconds != seconds else f"{1000 * seconds:.1f}"

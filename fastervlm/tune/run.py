@@ -1,0 +1,94 @@
+"""A search from its files: what is asked, what came of it, and what is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from encoders.errors import UserError
+from fastervlm.eval.answers import writable_folder
+from fastervlm.eval.protocol import circumstances
+from fastervlm.eval.settings import Settings, chosen, identity_of
+from fastervlm.eval.subject import Subject
+from fastervlm.reporting.files import hash_files
+from fastervlm.selection.budget import TokenBudget
+from fastervlm.selection.method import traits
+from fastervlm.tune.candidates import Asked, Candidate
+from fastervlm.tune.report import Tuned
+from fastervlm.tune.search import Promise, Search
+
+BUDGETS = (0.5, 0.25, 0.1, 0.05, 0.02)
+
+
+def tune(
+    subject: Subject,
+    settings: Settings,
+    promise: Promise,
+    *,
+    budgets: Sequence[int | float],
+    methods: Sequence[str] | None,
+    out_dir: Path,
+    seed: int = 0,
+    planned: dict[float, float] | None = None,
+) -> Tuned:
+    """Search for the fewest visual tokens that keep a promise, or the best that is fast enough; write it into `out_dir`.
+
+    Goes on where an interrupted search stopped. `settings` holds what all runs share. `planned` are computed times.
+
+    Raises:
+        UserError: there are too few questions, the benchmark's score is no mean, or a method or budget does not fit.
+    """
+    for name in methods or ():
+        _refuse(name)
+    if not budgets:
+        raise UserError("There is no number of tokens to try; give --visual-token-num.")
+    writable_folder(out_dir)
+    kind = settings.medium.kind
+    total = subject.tokens_of(kind)
+    names = list(dict.fromkeys(methods or [subject.family.default_method(subject.model)]))
+    tokens = _tokens(budgets, total)
+    candidates = [Candidate(name, keep) for keep in tokens for name in names]
+    asked = Asked(subject, settings, candidates, out_dir)
+    try:
+        search = Search(asked, candidates, promise, seed)
+        found = search.run()
+        about = _about(subject, asked.shared, tokens, names, seed)
+        result = Tuned(found, promise, about, planned or {}, asked.failures)
+    finally:
+        asked.close()
+    result.write(out_dir)
+    return result
+
+
+def _refuse(name: str) -> None:
+    """Refuse what cannot be recommended: a method that reads a seed has no one answer."""
+    told = chosen(name)["method"]
+    if hasattr(told, "seed") or traits(told).in_llm:
+        reason = "draws at random" if hasattr(told, "seed") else "prunes inside the language model"
+        raise UserError(f"{name} {reason}, which tune does not try; leave it out of --methods.")
+
+
+def _tokens(budgets: Sequence[int | float], total: int | None) -> list[int | float]:
+    """Numbers to try, the most first: counts, or where pictures are of many shapes the budgets as they are given."""
+    if total is not None:
+        found = sorted({TokenBudget(keep).resolve(total) for keep in budgets}, reverse=True)
+        few = [count for count in found if count < total]
+        if not few:
+            raise UserError(f"All budgets keep all {total} visual tokens; give smaller ones.")
+        return list(few)
+    if len({type(keep) for keep in budgets}) > 1:
+        raise UserError("Pictures of this model are of many shapes; give counts alone or fractions alone.")
+    return sorted({TokenBudget(keep).keep or keep for keep in budgets}, reverse=True)
+
+
+def _about(
+    subject: Subject, shared: Settings, tokens: Sequence[int | float], names: Sequence[str], seed: int
+) -> dict[str, Any]:
+    identity = identity_of(subject, shared)
+    right = shared.annotation_file
+    hashes = {} if right is None or right.is_dir() else {"annotation_file_sha256": hash_files([right])}
+    same = {**identity, **circumstances(subject, shared), **hashes}
+    for name in ("method", "visual_token_num", "method_settings", "budget", "patch_score"):
+        same.pop(name, None)
+    return {**same, "tokens": list(tokens), "methods": list(names), "search_seed": seed}

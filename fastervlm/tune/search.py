@@ -1,0 +1,226 @@
+"""The search for a method and a number of tokens: successive halving on some pictures, then a proof on others.
+
+At each number of tokens the methods compete on the first part of the pictures: after each round, of twice as many pictures as
+the one before, the worse half goes, and whoever is worse than the best by a paired test. The best of each number then stand
+trial on pictures that no choice was made by, from the most tokens down; the first that does not show that it keeps the promise
+ends the trial. So at most one search in twenty recommends, at 95 %, what breaks it: the order is fixed before the trial, and
+each bound holds whenever one stops (`fastervlm.tune.promise`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from encoders.errors import UserError
+from fastervlm.tune.candidates import WHOLE, Candidate, Group
+from fastervlm.tune.promise import Losses
+
+FEWEST = 16  # pictures of the first round
+SEARCHED = 1 / 3  # of the pictures
+CHUNK = 32  # pictures of the trial between two looks
+_WORSE = 1.645  # standard errors
+
+
+class Answers(Protocol):
+    """What a search asks; `Asked` is one."""
+
+    groups: list[Group]
+
+    def ask(self, groups: Sequence[Group], candidates: Sequence[Candidate]) -> None:
+        """Have the questions answered."""
+        ...
+
+    def values(self, candidate: Candidate, groups: Sequence[Group]) -> list[list[float]]:
+        """What each question of each picture earned, 0 to 1, nan where it failed."""
+        ...
+
+    def seconds(self, candidate: Candidate) -> float:
+        """Time to the first token."""
+        ...
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What may be lost (a share, 0.01 for one point) with which confidence, and how many seconds the first token may take."""
+
+    at_most: float | None = None
+    confidence: float = 0.95
+    ttft: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_most is None and self.ttft is None:
+            raise UserError("Say what may be lost, such as --at-most 1.0, or how fast it must be, such as --ttft 0.5.")
+        if self.at_most is not None and not 0 < self.at_most < 1:
+            raise UserError(f"--at-most is {100 * self.at_most:g} points; it must be above 0 and below 100.")
+        if not 0.5 <= self.confidence < 1:
+            raise UserError(f"--confidence is {self.confidence}; it must be at least 0.5 and below 1, such as 0.95.")
+        if self.ttft is not None and not self.ttft > 0:
+            raise UserError(f"--ttft is {self.ttft}; it must be above 0 seconds.")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate on the frontier.
+
+    `accuracy` and `whole` are means over the same questions, its own and the unpruned model's; `bound` is the loss that is
+    shown, on the trial's pictures alone, not to be reached. `verdict` says what came of it.
+    """
+
+    candidate: Candidate
+    accuracy: float
+    whole: float
+    bound: float
+    seconds: float
+    questions: int
+    verdict: str
+
+    @property
+    def loss(self) -> float:
+        """What is lost of the unpruned model's accuracy."""
+        return self.whole - self.accuracy
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found; `best` is None where nothing but all tokens keeps the promise."""
+
+    best: Point | None
+    points: list[Point]
+    whole: float
+    whole_seconds: float
+    rounds: list[dict[str, object]]
+    searched: int
+    tried: int
+
+
+@dataclass
+class Search:
+    """A search in progress."""
+
+    answers: Answers
+    candidates: Sequence[Candidate]
+    promise: Promise
+    seed: int = 0
+    order: Callable[[Candidate], float] = field(default=lambda candidate: float(candidate.keep or 0))
+
+    def run(self) -> Found:
+        """Search, then try what was found.
+
+        Raises:
+            UserError: there are too few pictures.
+        """
+        groups = self.answers.groups
+        if len(groups) < 3 * FEWEST:
+            raise UserError(f"There are {len(groups)} pictures, and a search needs at least {3 * FEWEST}; give more questions.")
+        shuffled = [groups[place] for place in np.random.default_rng(self.seed).permutation(len(groups))]
+        cut = max(FEWEST, round(SEARCHED * len(groups)))
+        search, trial = shuffled[:cut], shuffled[cut:]
+        survivors, rounds = self._halved(search)
+        points, tried = self._tried(survivors, trial)
+        whole = _mean(self.answers.values(WHOLE, trial[:tried]))
+        return Found(self._best(points), points, whole, self.answers.seconds(WHOLE), rounds, cut, tried)
+
+    def _halved(self, groups: Sequence[Group]) -> tuple[list[Candidate], list[dict[str, object]]]:
+        """The best method of each number of tokens, the most tokens first, and what went in which round."""
+        left, asked, rounds = list(self.candidates), min(FEWEST, len(groups)), []
+        while True:
+            self.answers.ask(groups[:asked], [WHOLE, *left])
+            stays = self._stay(left, groups[:asked], last=asked == len(groups))
+            rounds.append({"pictures": asked, "gone": [str(each) for each in left if each not in stays]})
+            left = stays
+            if asked == len(groups) or not self._competing(left):
+                return sorted(left, key=self.order, reverse=True), rounds
+            asked = min(2 * asked, len(groups))
+
+    def _competing(self, left: Sequence[Candidate]) -> bool:
+        return len({self.order(each) for each in left}) < len(left)
+
+    def _stay(self, left: Sequence[Candidate], groups: Sequence[Group], last: bool) -> list[Candidate]:
+        """Who goes on after a round."""
+        stays: list[Candidate] = []
+        for tokens in dict.fromkeys(map(self.order, left)):
+            same = [each for each in left if self.order(each) == tokens]
+            same.sort(key=lambda each: _mean(self.answers.values(each, groups)), reverse=True)  # of equals the first named
+            kept = same[: 1 if last else math.ceil(len(same) / 2)]
+            stays += [each for each in kept if each is kept[0] or not self._is_below(each, kept[0], groups)]
+        return [each for each in stays if not self._is_hopeless(each, groups)]
+
+    def _is_below(self, one: Candidate, other: Candidate, groups: Sequence[Group]) -> bool:
+        mean, error = self._loss(one, other, groups)
+        return mean > _WORSE * error
+
+    def _is_hopeless(self, each: Candidate, groups: Sequence[Group]) -> bool:
+        """Whether it is too slow, or lost too much already."""
+        if self.promise.ttft is not None and self.answers.seconds(each) > self.promise.ttft:
+            return True
+        mean, error = self._loss(each, WHOLE, groups)
+        return self.promise.at_most is not None and mean - _WORSE * error > self.promise.at_most
+
+    def _loss(self, one: Candidate, other: Candidate, groups: Sequence[Group]) -> tuple[float, float]:
+        """The mean loss of a question against another candidate, and its standard error over pictures."""
+        losses = self.losses(one, groups, other)
+        if len(losses.lost) < 2:
+            return 0.0, float("inf")
+        rest = losses.lost - losses.mean * losses.questions
+        return losses.mean, float(np.sqrt((rest**2).sum()) / losses.questions.sum())
+
+    def losses(self, one: Candidate, groups: Sequence[Group], other: Candidate = WHOLE) -> Losses:
+        """What one loses against another, by picture; pictures with a failure are left out."""
+        pairs = zip(self.answers.values(other, groups), self.answers.values(one, groups), strict=True)
+        lost = [[b - a for b, a in zip(before, after, strict=True)] for before, after in pairs]
+        largest = max(map(len, self.answers.groups))
+        return Losses.of([each for each in lost if not any(map(math.isnan, each))], largest)
+
+    def _tried(self, survivors: list[Candidate], groups: Sequence[Group]) -> tuple[list[Point], int]:
+        """The points of all survivors, and how many pictures the trial took."""
+        most, confidence = self.promise.at_most, self.promise.confidence
+        shown: dict[Candidate, str] = {}
+        asked = 0
+        while asked < len(groups) and len(shown) < len(survivors):
+            asked = min(asked + CHUNK, len(groups))
+            open_ones = [each for each in survivors if each not in shown]
+            self.answers.ask(groups[:asked], [WHOLE, *open_ones])
+            for each in open_ones if most is not None else ():
+                losses = self.losses(each, groups[:asked])
+                if losses.shows_below(most, confidence):
+                    shown[each] = "keeps the promise"
+                elif asked >= 2 * CHUNK and self._is_hopeless(each, groups[:asked]):
+                    shown.update(dict.fromkeys((c for c in survivors[survivors.index(each) :] if c not in shown), "loses more"))
+                    break
+        return [self._point(each, groups[:asked], shown.get(each)) for each in survivors], asked
+
+    def _point(self, each: Candidate, groups: Sequence[Group], verdict: str | None) -> Point:
+        answered = [group for group, own in zip(groups, self.answers.values(each, groups), strict=True) if not _has_nan(own)]
+        losses = self.losses(each, answered)
+        told = verdict or ("not tried for a loss" if self.promise.at_most is None else "not shown")
+        own, whole = (_mean(self.answers.values(c, answered)) for c in (each, WHOLE))
+        count = sum(map(len, answered))
+        return Point(each, own, whole, losses.bound(self.promise.confidence), self.answers.seconds(each), count, told)
+
+    def _best(self, points: Sequence[Point]) -> Point | None:
+        """Of those that pass in one go from the most tokens down the fewest tokens; under a bound of time the most accurate."""
+        if self.promise.at_most is None:
+            passed = list(points)
+        else:
+            passed = []
+            for point in points:
+                if point.verdict != "keeps the promise":
+                    break
+                passed.append(point)
+        if not passed:
+            return None
+        return passed[-1] if self.promise.ttft is None else min(passed, key=lambda point: point.loss)
+
+
+def _mean(values: Sequence[Sequence[float]]) -> float:
+    found = [value for each in values for value in each if not math.isnan(value)]
+    return sum(found) / len(found) if found else float("nan")
+
+
+def _has_nan(values: Sequence[float]) -> bool:
+    return any(map(math.isnan, values))

@@ -1,0 +1,123 @@
+"""Bounds on a loss, held to what they promise, to an exact formula, and to drawn worlds."""
+
+import math
+
+import numpy as np
+import pytest
+
+from encoders import UserError
+from fastervlm.eval.task import Question
+from fastervlm.tune.candidates import WHOLE, Candidate
+from fastervlm.tune.promise import Losses, pictures_needed
+from fastervlm.tune.search import FEWEST, Promise, Search
+
+
+def drawn(rng, pictures, worse, better, each=3):
+    """Losses of questions: 1 with one chance, -1 with another, the questions of a picture alike half of the time."""
+    chance = np.where(rng.random((pictures, 1)) < 0.5, rng.random((pictures, 1)), rng.random((pictures, each)))
+    lost = (chance < worse).astype(float) - ((chance >= worse) & (chance < worse + better))
+    return Losses(lost.sum(axis=1), np.full(pictures, float(each)), each)
+
+
+def test_where_nothing_is_lost_the_bound_is_the_formula():
+    """The boldest of eight bets alone has most of the money: n * log(1 + 0.95 m / (1 - m)) = log(20 * 8)."""
+    needed = pictures_needed(0.05, 0.95)
+    assert needed == math.ceil(math.log(160) / math.log(1 + 0.95 * 0.05 / 0.95))
+    nothing = Losses.of([[0.0, 0.0]] * needed, 2)
+    assert nothing.shows_below(0.05, 0.95)
+    assert not Losses.of([[0.0, 0.0]] * (needed // 2), 2).shows_below(0.05, 0.95)
+    assert nothing.bound(0.95) == pytest.approx(0.05, rel=0.1)
+    assert Losses.of([], 2).bound(0.95) == 1.0
+
+
+def test_a_loss_as_large_as_the_bound_is_shown_to_be_smaller_once_in_twenty_at_most():
+    """Whoever looks after each of 300 pictures and stops when it suits; a plain interval that does so errs far oftener."""
+    rng, worlds = np.random.default_rng(0), 400
+    wrong, plain = 0, 0
+    for _ in range(worlds):
+        losses = drawn(rng, 300, 0.08, 0.03)  # 5 points
+        wrong += losses.shows_below(0.05, 0.95)
+        counts = np.arange(1, 301)
+        mean = np.cumsum(losses.lost) / (3 * counts)
+        error = np.sqrt(np.maximum(np.cumsum((losses.lost / 3) ** 2) / counts - mean**2, 0) / counts)
+        plain += bool((mean + 1.645 * error < 0.05)[20:].any())
+    assert wrong <= 0.05 * worlds
+    assert plain > 0.15 * worlds
+
+
+def test_a_small_loss_is_shown():
+    rng = np.random.default_rng(1)
+    assert sum(drawn(rng, 600, 0.02, 0.02).shows_below(0.04, 0.95) for _ in range(50)) > 40
+
+
+class Known:
+    """Answers to drawn questions, whose chance to be right is known for each candidate; without a model."""
+
+    def __init__(self, rng, right, pictures=600, each=2):
+        self.groups = [tuple(Question(each * p + i + 1, str(p), "?", None) for i in range(each)) for p in range(pictures)]
+        ease = rng.random((pictures, each))
+        self.right = {
+            candidate: {each * p + i + 1: float(ease[p, i] < chance) for p in range(pictures) for i in range(each)}
+            for candidate, chance in right.items()
+        }
+        self.asked = {candidate: set() for candidate in right}
+
+    def ask(self, groups, candidates):
+        for candidate in candidates:
+            self.asked[candidate] |= {question.line for group in groups for question in group}
+
+    def values(self, candidate, groups):
+        seen = self.asked[candidate]
+        return [[self.right[candidate][q.line] if q.line in seen else math.nan for q in group] for group in groups]
+
+    def seconds(self, candidate):
+        return 0.001 * (candidate.keep or 100)
+
+
+GOOD, POOR, FEW, BAD = Candidate("cls", 58), Candidate("random", 58), Candidate("cls", 12), Candidate("cls", 6)
+CHANCES = {WHOLE: 0.9, GOOD: 0.89, POOR: 0.7, FEW: 0.885, BAD: 0.5}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_fewest_tokens_that_keep_the_promise_are_found(seed):
+    answers = Known(np.random.default_rng(seed), CHANCES)
+    found = Search(answers, list(CHANCES)[1:], Promise(0.05), seed).run()
+    assert found.best.candidate == FEW
+    assert [point.candidate for point in found.points] == [GOOD, FEW]  # the poor method and too few tokens went early
+    assert len(answers.asked[BAD]) < 0.4 * 1200
+    assert len(answers.asked[POOR]) < 0.4 * 1200
+    assert found.best.bound >= found.best.loss
+
+
+def test_what_loses_as_much_as_allowed_is_hardly_ever_recommended():
+    """The true loss is the promise itself, and forty candidates try their luck: the trial forgets the search's."""
+    wrong = 0
+    for seed in range(60):
+        rng = np.random.default_rng(1000 + seed)
+        many = {Candidate(f"m{i}", keep): 0.85 for i in range(4) for keep in (50, 40, 30)}
+        answers = Known(rng, {WHOLE: 0.9, **many}, pictures=150)
+        for candidate in many:  # each errs in its own places
+            for group in answers.groups:
+                for q in group:
+                    answers.right[candidate][q.line] = float(rng.random() < 0.85)
+        wrong += Search(answers, list(many), Promise(0.05), seed).run().best is not None
+    assert wrong <= 3
+
+
+def test_under_a_bound_of_time_the_most_accurate_is_found():
+    answers = Known(np.random.default_rng(0), CHANCES)
+    found = Search(answers, list(CHANCES)[1:], Promise(None, ttft=0.02)).run()
+    assert found.best.candidate == FEW
+    assert [point.candidate.keep for point in found.points] == [12, 6]
+
+
+def test_what_cannot_be_promised_is_refused():
+    with pytest.raises(UserError, match=r"--at-most 1\.0, or how fast"):
+        Promise()
+    with pytest.raises(UserError, match=r"--at-most is 0 points"):
+        Promise(0.0)
+    with pytest.raises(UserError, match=r"--confidence is 1\.5"):
+        Promise(0.01, 1.5)
+    few = Known(np.random.default_rng(0), CHANCES, pictures=3 * FEWEST - 1)
+    with pytest.raises(UserError, match="at least 48; give more questions"):
+        Search(few, [GOOD], Promise(0.01)).run()
