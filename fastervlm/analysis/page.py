@@ -74,13 +74,18 @@ def write_page(
         f"<p>{escape(about['model'])}, {about['questions']} questions, {about['layers']} layers.</p>",
         f"<p>{escape(says)}</p>",
         f'<div class="pair">{"".join(_figure(picture) for picture in pictures if not picture.folded)}</div>',
-        *(_folded(picture.caption, _figure(picture)) for picture in pictures if picture.folded),
+        *(folded(picture.caption, _figure(picture)) for picture in pictures if picture.folded),
         *_examples(examples),
         "<h2>Numbers</h2>",
-        *(_folded(table.caption, _table(table)) for table in tables),
+        *(folded(table.caption, table_of(table)) for table in tables),
         "<h2>Settings</h2>",
         _settings(about),
     ]
+    write_parts(path, title, parts)
+
+
+def write_parts(path: Path, title: str, parts: Sequence[str]) -> None:
+    """Write a page of pieces of HTML, whole or not at all; it needs no other file."""
     write_text(
         path,
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -92,8 +97,12 @@ def write_page(
 
 
 def _image(file: Path, says: str) -> str:
-    data = b64encode(file.read_bytes()).decode()
-    return f'<img src="data:{_KINDS[file.suffix]};base64,{data}" alt="{escape(says)}" loading="lazy">'
+    return image(file.read_bytes(), _KINDS[file.suffix], says)
+
+
+def image(data: bytes, kind: str, says: str) -> str:
+    """A picture as a piece of a page; `kind` is its media type, and `says` what stands for it where it is not seen."""
+    return f'<img src="data:{kind};base64,{b64encode(data).decode()}" alt="{escape(says)}" loading="lazy">'
 
 
 def _figure(picture: Picture) -> str:
@@ -101,7 +110,8 @@ def _figure(picture: Picture) -> str:
     return f"<figure{kind}><figcaption>{escape(picture.caption)}</figcaption>{_image(picture.file, picture.caption)}</figure>"
 
 
-def _folded(title: str, content: str) -> str:
+def folded(title: str, content: str) -> str:
+    """A piece of a page that is opened by a click on its title."""
     return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
@@ -125,7 +135,8 @@ def _example(example: Example) -> str:
     return f'<div class="example"><h3>{escape(example.title)}</h3><p>{escape(example.text)}</p>{"".join(images)}</div>'
 
 
-def _table(table: Table) -> str:
+def table_of(table: Table) -> str:
+    """A table as a piece of a page."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.headers)
     rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'

@@ -58,6 +58,10 @@ def compare(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of a random method.", **WHOLE)] = 3,
     blind: Annotated[bool, typer.Option("--blind", help="Add the floor: every picture replaced by grey.")] = False,
+    risk: Annotated[
+        bool,
+        typer.Option("--risk", help="Write risk.html too: what the first method breaks, by kind of question."),
+    ] = False,
     batch_size: BatchSize = 16,
     limit: Limit = None,
     dtype: Dtype = None,
@@ -75,6 +79,7 @@ def compare(
     The data are a benchmark's folder, or its files one by one. Without a model and data it compares the tiny model on the mini
     benchmark; without data a tiny model.
     """
+    from fastervlm.analysis.risk import write_risk
     from fastervlm.eval import get_task
     from fastervlm.eval.compare import compare as run
     from fastervlm.eval.medium import Pictures
@@ -98,6 +103,9 @@ def compare(
     }
     with resumable():
         comparison = run(subject, settings, out_dir=folder, layers=pruned_at, **choice)
+        if risk:
+            write_risk(folder / "risk.html", subject, comparison)
+            print(f"What breaks: {folder}/risk.html")
     show(comparison, folder)
 
 

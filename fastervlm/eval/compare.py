@@ -127,7 +127,7 @@ class _Runs:
         """The cell of runs that are answered."""
         done = [self.found[run.answers_file] for run in runs]
         score = _mean([score for _, score in done])
-        return Cell(column.method, count, [protocol for protocol, _ in done], score, column.layer)
+        return Cell(column.method, count, [protocol for protocol, _ in done], score, column.layer, runs)
 
     def by_kind(self, cells: Sequence[tuple[Cell, Sequence[Settings]]], names: list[str]) -> ByKind | None:
         """The scores by kind of question, the unpruned cell last; None where questions have no kinds."""

@@ -156,8 +156,8 @@ class ByKind:
         base = f", * from {self.base} at as many tokens" if self.base else ""
         return (
             "By kind: † differs from all tokens"
-            f"{base}, by the exact test of McNemar (or the paired bootstrap where answers score in between) at 5 %, "
-            "corrected for all kinds, methods and budgets together by Holm's method.\n"
+            f"{base}, by the exact test of McNemar (or the paired bootstrap where a question is not just right or wrong) "
+            "at 5 %, corrected for all kinds, methods and budgets together by Holm's method.\n"
         )
 
     def _cell(self, kind: str, where: Where) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -9,6 +10,7 @@ from typing import Any
 
 from fastervlm.eval.kinds import ByKind
 from fastervlm.eval.score import Difference, Score, difference
+from fastervlm.eval.settings import Settings
 from fastervlm.methods import METHODS
 from fastervlm.reporting.files import write_json, write_text
 from fastervlm.reporting.plots import Curve, Heatmap, Panel, draw_panels
@@ -33,7 +35,7 @@ def column_name(method: str, layer: int | None) -> str:
 class Cell:
     """One method at one budget; a method with a seed is the mean of several runs.
 
-    `layer` is where a method inside the language model prunes, if the comparison is over layers.
+    `layer` is where a method inside the language model prunes, if the comparison is over layers; `runs` are what was run.
     """
 
     method: str
@@ -41,6 +43,7 @@ class Cell:
     protocols: list[dict[str, Any]]
     score: Score
     layer: int | None = None
+    runs: Sequence[Settings] = ()
 
     @property
     def label(self) -> str:
