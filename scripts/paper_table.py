@@ -120,7 +120,7 @@ def lines(ours: Ours) -> Iterator[str]:
         yield f"{name}:\n\n{markdown_table(headers, shown)}"
     yield (
         f"paper: {SOURCE}, for the 7B models. Ours with half the width of the 95 % bootstrap interval; a * marks a number "
-        "of the paper outside of it. server: the benchmark's server scores the submission beside the answers. average: the mean "
+        "of the paper outside of it. server: a server scores the submission beside the answers. average: the mean "
         "of score / score of all tokens, over the benchmarks of which we have both; the paper's is taken over the same. "
         "sqa: questions with a picture; mme: perception; tokens with LLaVA-NeXT: of each crop.\n"
     )
