@@ -34,6 +34,7 @@ GUIDES = {
     "encoders": "encoders/README.md",
     "video": "video/README.md",
     "fastervlm.eval": "fastervlm/eval/README.md",
+    "fastervlm.tune": "fastervlm/tune/README.md",
     "fastervlm.lmms": "fastervlm/lmms/README.md",
     "fastervlm.bench": "fastervlm/bench/README.md",
     "fastervlm.analysis": "fastervlm/analysis/README.md",
