@@ -23,6 +23,7 @@ from fastervlm.generation.compiled import Graphs
 from fastervlm.generation.draft import get_candidate_generator
 from fastervlm.generation.host import HOST, Host
 from fastervlm.generation.language import Language
+from fastervlm.generation.memory import Memory, check_remember
 from fastervlm.generation.versions import needs_transformers
 from fastervlm.generation.whole_prompt import get_logits_processor, get_stopping_criteria
 from fastervlm.handle import Handle
@@ -60,6 +61,7 @@ def prune(
     positions: Literal["compact", "original"] = "compact",
     encoder_keep: EncoderSchedule | None = None,
     features: Literal["tower", "projected"] = "tower",
+    remember: int = 0,
 ) -> PruneHandle | InLLMHandle:
     """Let only the best visual tokens of each picture reach the projector and the language model of `model`.
 
@@ -93,6 +95,8 @@ def prune(
         encoder_keep: let patches leave inside the tower already, an approximation; only where `EncoderSchedule` says.
         features: what methods that compare features are given: the "tower"'s, so that only what is kept is projected, or
             "projected" ones, as authors mostly have it; all patches then go through the projector.
+        remember: how many of the last pictures and clips to keep, as the tokens that stay of each, so that a second question
+            about one needs no tower and no projector; see `fastervlm.generation.memory.Memory`. 0 keeps none.
 
     Returns:
         A handle; `handle.remove()` or leaving `with prune(...)` undoes it exactly.
@@ -104,8 +108,17 @@ def prune(
     tokens, options = Budget.of(keep), Options(positions, budget, anyres, newline, keep_cls, images)
     check_choice("features", features, ("tower", "projected"))
     if method is not None and traits(get_method(method)).in_llm:
+        _refuse_memory(remember)
         return _inside(model, tokens, cast(InLLM, get_method(method)), options, encoder_keep, features)
-    return _in_front(model, tokens, method, score, options, encoder_keep, features)
+    return _in_front(model, tokens, method, score, options, encoder_keep, features, remember)
+
+
+def _refuse_memory(remember: object) -> None:
+    """Refuse to remember pictures of which all tokens reach the language model."""
+    if remember:
+        raise UserError(
+            f"remember={remember!r} is for pruning in front of the language model; leave it out beside a method inside it."
+        )
 
 
 def _inside(
@@ -127,6 +140,7 @@ def _in_front(
     options: Options,
     encoder_keep: EncoderSchedule | None,
     features: str,
+    remember: int,
 ) -> PruneHandle:
     """Prune in front of the language model."""
     family = family_of(model)
@@ -135,7 +149,8 @@ def _in_front(
         method = Projected(get_method(family.default_method(model) if method is None else method), family.projector(model))
     if HOST in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
-    return PruneHandle(model, family, _checked(model, family, tokens, method, score, options, encoder_keep))
+    pruning = _checked(model, family, tokens, method, score, options, encoder_keep)
+    return PruneHandle(model, family, pruning, check_remember(remember, pruning))
 
 
 def _checked(
@@ -170,9 +185,9 @@ class PruneHandle(Handle):
         pruning: all settings in force; `budget` and `method` are two of them.
     """
 
-    def __init__(self, model: nn.Module, family: Family, pruning: Pruning) -> None:
+    def __init__(self, model: nn.Module, family: Family, pruning: Pruning, memory: Memory | None = None) -> None:
         own = {name: model.__dict__.get(name) for name in MOUNTED}
-        self.host = Host(model, family, pruning, own, family.encode)
+        self.host = Host(model, family, pruning, own, family.encode, memory)
         self.model: Any = model
         self.pruning = pruning
         self.budget = pruning.budget
@@ -181,6 +196,11 @@ class PruneHandle(Handle):
         model.__dict__[HOST] = self.host
         for name, function in MOUNTED.items():
             model.__dict__[name] = _bound(model, name, function)
+
+    @property
+    def memory(self) -> Memory | None:
+        """Of the last pictures, with its `hits` and `misses`; None where none are remembered."""
+        return self.host.memory
 
     @property
     def trace(self) -> list[AnyTrace]:  # type: ignore[override]
@@ -219,6 +239,8 @@ class PruneHandle(Handle):
         """
         family = self.host.family
         family.check_compiled(self.pruning)
+        if self.memory is not None:
+            self.memory.clear()
         self._take_off_language()
         self._graphs = [Graphs(family.encode, self.model, fullgraph=True, **options)]
         if language_model:

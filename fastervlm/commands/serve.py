@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastervlm.commands.numbers import number
+from encoders.errors import UserError
+from fastervlm.commands.numbers import number, whole
 
 # What the engine is told goes through this command as it was typed.
 PASSING_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -29,6 +30,14 @@ def serve(
     engine: Annotated[
         Literal["vllm", "transformers"] | None, typer.Option(help="Who runs the model; vLLM where it is installed.")
     ] = None,
+    remember: Annotated[
+        int,
+        typer.Option(
+            help="Pictures whose kept tokens are remembered, so that a second question about one needs no encoder; "
+            "transformers alone.",
+            **whole(0, 1_000_000),
+        ),
+    ] = 0,
 ) -> None:
     """Serve a pruned model to OpenAI clients, by vLLM or by transformers.
 
@@ -41,6 +50,11 @@ def serve(
     served = Served(number(keep, "--keep"), method, newline)
     if (engine or ("vllm" if has_vllm() else "transformers")) == "vllm":
         from fastervlm.serving.vllm_server import start
+
+        if remember:
+            raise UserError("--remember is for --engine transformers, because vLLM has a cache of its own; leave it out.")
+        start(checkpoint, served, context.args)
     else:
         from fastervlm.serving.transformers_server import start
-    start(checkpoint, served, context.args)
+
+        start(checkpoint, served, context.args, remember)

@@ -11,6 +11,7 @@ from encoders import UserError
 from fastervlm.families.base import Encoded, Family
 from fastervlm.families.pruning import Pruning
 from fastervlm.generation.language import Language
+from fastervlm.generation.memory import Memory
 from fastervlm.selection.budget import Budget
 
 # Where a pruned model keeps its host, so that a deep copy has one of its own.
@@ -43,6 +44,7 @@ class Host(Mounted):
         own: what stood on the instance in the place of `generate` and `forward`; None where nothing did.
         encode: `family.encode`, or a compiled one.
         language: its language model compiled, if that was asked for.
+        memory: of the last pictures, where they are remembered.
         told: what its user was warned of already.
         trace: what the last call with pictures kept, a trace for each of them in the order of the prompts.
         lengths: for each trace, how many placeholders the unpruned prompt has for it.
@@ -54,6 +56,7 @@ class Host(Mounted):
     own: dict[str, Any]
     encode: Callable[[Any, Pruning, Mapping[str, Any]], dict[str, Encoded]]
     language: Language | None = None
+    memory: Memory | None = None
     trace: list[Any] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     told: set[Any] = field(default_factory=set)
@@ -66,6 +69,12 @@ class Host(Mounted):
         pruning = replace(self.pruning, budget=Budget.of(keep))
         self.family.check(self.model, pruning)
         return pruning
+
+    def shown(self, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
+        """All that a call shows, encoded, or remembered from a call before."""
+        if self.memory is None:
+            return self.encode(self.model, pruning, call)
+        return self.memory.encode(self.encode, self.family, self.model, pruning, call)
 
     def original(self, name: str) -> Callable[..., Any]:
         """The model's own method of that name."""

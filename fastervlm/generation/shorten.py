@@ -95,7 +95,7 @@ def _encoded(host: Host, pruning: Pruning, call: Call) -> dict[str, Encoded]:
     """What is shown at each run of placeholders, by their kind."""
     return {
         kind: found if call.get(f"{kind}_index") is None else found.shown(call[f"{kind}_index"], kind)
-        for kind, found in host.encode(host.model, pruning, call).items()
+        for kind, found in host.shown(pruning, call).items()
     }
 
 

@@ -15,13 +15,14 @@ from fastervlm.serving.options import Served
 _QUANTIZE = {None: None, "bnb-4bit": "4bit", "bnb-8bit": "8bit"}
 
 
-def start(checkpoint: str, served: Served, options: Sequence[str]) -> None:
+def start(checkpoint: str, served: Served, options: Sequence[str], remember: int = 0) -> None:
     """Run the server until it is stopped.
 
     Args:
         checkpoint: a folder, or a name on the hub; clients call the model by it.
         served: how it is pruned.
         options: those of `transformers serve`, as typed.
+        remember: how many of the last pictures to keep, as for `fastervlm.prune`.
 
     Raises:
         UserError: what the server needs is not installed, or the model cannot be loaded or pruned.
@@ -31,11 +32,11 @@ def start(checkpoint: str, served: Served, options: Sequence[str]) -> None:
     if not is_serve_available():
         raise UserError("transformers' server needs some packages more; install them: pip install 'fastervlm[serving]'.")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(server_class(checkpoint, served))
+    app.command()(server_class(checkpoint, served, remember))
     app(args=[*options, "--non-blocking"], prog_name="transformers serve")
 
 
-def server_class(checkpoint: str, served: Served) -> type[Any]:
+def server_class(checkpoint: str, served: Served, remember: int = 0) -> type[Any]:
     """transformers' `Serve`, which loads and prunes this model before it listens; `--non-blocking` has it do so."""
     from transformers.cli.serve import Serve
 
@@ -47,13 +48,13 @@ def server_class(checkpoint: str, served: Served) -> type[Any]:
             manager = self._model_manager
             if manager.force_model is not None:
                 raise UserError(f"The model is {checkpoint}; leave {manager.force_model} out.")
-            pin(manager, checkpoint, served)
+            pin(manager, checkpoint, served, remember)
             self.server.run()
 
     return PrunedServe
 
 
-def pin(manager: Any, checkpoint: str, served: Served) -> None:
+def pin(manager: Any, checkpoint: str, served: Served, remember: int = 0) -> None:
     """Have a `ModelManager` of transformers serve this model alone, pruned.
 
     Raises:
@@ -69,7 +70,7 @@ def pin(manager: Any, checkpoint: str, served: Served) -> None:
     if manager.attn_implementation is not None:
         model.set_attn_implementation(manager.attn_implementation)
     layout: dict[str, Any] = {"newline": served.newline} if family_of(model).parts == "crops" else {}
-    handle = fastervlm.prune(model, served.visual_tokens, method=served.method, **layout)
+    handle = fastervlm.prune(model, served.visual_tokens, method=served.method, remember=remember, **layout)
     manager.force_model, manager.model_timeout = checkpoint, -1
     manager.loaded_models[manager.process_model_name(checkpoint)] = TimedModel(model, -1, processor)
     stock, kept = manager.list_models, {**served.told, "method": repr(handle.method)}

@@ -10,6 +10,7 @@ from PIL import Image
 
 import fastervlm
 from encoders import UserError
+from fastervlm.generation.host import HOST
 from fastervlm.serving.options import Served
 from fastervlm.serving.transformers_server import server_class
 from tests.support.tiny import picture, save_llava
@@ -29,7 +30,7 @@ def client(model):
     """A client of the server's own application, which answers as it does behind a port."""
     from fastapi.testclient import TestClient
 
-    made = server_class(model, Served(KEEP, "cls"))
+    made = server_class(model, Served(KEEP, "cls"), remember=4)
 
     class Started(made):
         def start_server(self):
@@ -38,6 +39,7 @@ def client(model):
 
     server = Started(non_blocking=True, device="cpu", dtype="float32")
     with TestClient(server.server.config.app) as client:
+        client.app.state.held = [timed.model.__dict__[HOST] for timed in server._model_manager.loaded_models.values()]
         yield client
     server._generation_state.shutdown()
 
@@ -83,6 +85,14 @@ def test_the_list_of_models_says_what_is_kept(client, model):
     assert told["id"] == model
     assert told["fastervlm"]["visual_tokens"] == KEEP
     assert "ClsAttention" in told["fastervlm"]["method"]
+
+
+def test_a_second_question_finds_the_picture(client, model):
+    (held,) = client.app.state.held
+    shown, before = picture(9), (held.memory.hits, held.memory.misses)
+    for text in ("What is it?", "Where is it?"):
+        assert client.post("/v1/chat/completions", json=asked(shown, text, model=model)).status_code == 200
+    assert (held.memory.hits - before[0], held.memory.misses - before[1]) == (1, 1)
 
 
 def test_another_model_is_refused(client):

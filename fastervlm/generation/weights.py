@@ -1,0 +1,56 @@
+"""Whether what stands in front of a language model is still what it was: the same weights, not written to since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+# What PEFT's layers say of themselves that changes what they compute, while their weights stay as they are.
+_ADAPTED = ("_active_adapter", "_disable_adapters", "merged_adapters")
+
+
+class Weights:
+    """The weights of a model but those of its language model, at one moment.
+
+    A weight that was replaced, moved or written to in place counts as changed, and so do adapters that were added, switched or
+    merged. A write through `weight.data` leaves no mark, and is not seen.
+    """
+
+    def __init__(self, model: Any, decoder: Any) -> None:
+        tensors, self._marks = _read(model, decoder)
+        # As long as somebody refers to a storage, even weakly, no other has its address.
+        self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+
+    def still(self, model: Any, decoder: Any) -> bool:
+        """Whether those of the model now are the same."""
+        return _read(model, decoder)[1] == self._marks
+
+
+def _read(model: Any, decoder: Any) -> tuple[list[Tensor], list[Any]]:
+    """The weights in front of a language model, and for each what changes when it does; then what else matters."""
+    head = model.get_output_embeddings()
+    tensors, marks = [], []
+    for module in _modules(model, {id(decoder), id(head)}):
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and not tensor.is_meta:  # those are fetched from elsewhere while the module runs
+                tensors.append(tensor)
+                written = 0 if tensor.is_inference() else tensor._version
+                marks.append((tensor.untyped_storage()._cdata, tensor.storage_offset(), written))
+        marks.append((id(type(module)), *(repr(vars(module)[name]) for name in _ADAPTED if name in vars(module))))
+        attention = getattr(vars(module).get("config"), "_attn_implementation", None)
+        if attention is not None:
+            marks.append(attention)
+    return tensors, marks
+
+
+def _modules(module: nn.Module, without: set[int]) -> Iterator[nn.Module]:
+    """A module and all within it, but some and what is within them."""
+    if id(module) in without:
+        return
+    yield module
+    for child in module._modules.values():
+        if child is not None:
+            yield from _modules(child, without)
