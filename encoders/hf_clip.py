@@ -32,7 +32,7 @@ class HfClipEncoder(TowerEncoder):
     @property
     def thins(self) -> bool:
         """True for CLIP as transformers has it."""
-        return type(self) is HfClipEncoder and self.score == "cls"
+        return type(self) is HfClipEncoder and self.prefix == 1
 
     @property
     def patch_size(self) -> tuple[int, int]:

@@ -39,6 +39,11 @@ class OpenClipEncoder(TowerEncoder):
         return 1
 
     @property
+    def thins(self) -> bool:
+        """Always."""
+        return True
+
+    @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
         return self.tower.patch_size

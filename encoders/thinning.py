@@ -6,9 +6,11 @@ Dims: B pictures, M heads, N patches, S of them left.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from encoders.base import ScoredPatches
 from encoders.errors import UserError
@@ -48,10 +50,40 @@ class Survivors:
         back = torch.zeros(len(self.places), self.num_patches, dtype=torch.long, device=self.places.device)
         return back.scatter(1, self.places, order).gather(1, index.to(self.places.device))
 
+    def marked(self, scores: Tensor, last: Tensor | None) -> Tensor:
+        """Scores of the survivors (B, S), below all others where `last` (B, N) is true."""
+        if last is None:
+            return scores
+        return scores.masked_fill(last.to(scores.device).gather(1, self.places.to(scores.device)), GONE)
+
+
+def finish_all_but(half: Any, prefix: int, index: Tensor) -> Tensor:
+    """Output (B, P + S, C) of a block, stopped half-way: its P tokens in front of the patches, and those at an index (B, S)."""
+    if prefix == 1:
+        return half.finish(index, True)
+    half.prefix = 1  # registers stand behind [CLS] like patches, and all of them stay
+    registers = torch.arange(prefix - 1, device=index.device).expand(len(index), -1)
+    return half.finish(torch.cat((registers, index + prefix - 1), dim=1), True)
+
 
 def best(scores: Tensor, count: int) -> Tensor:
     """(B, S) positions of the highest of scores (B, N), ascending; of equal scores the earlier."""
     return scores.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
+
+
+def contrast(pixel_values: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
+    """How much the pixels of each patch vary, (B, N) float32: their standard deviation, summed over the channels.
+
+    Args:
+        pixel_values: (B, 3, H, W); what a tower cuts off at the edges does not count, and what it pads is zero.
+        grid: rows and columns of the patches.
+        patch_size: height and width of a patch in pixels.
+    """
+    (rows, columns), (high, wide) = grid, patch_size
+    pixels = pixel_values.detach().float()[..., : rows * high, : columns * wide]
+    pixels = F.pad(pixels, (0, columns * wide - pixels.shape[-1], 0, rows * high - pixels.shape[-2]))
+    patches = pixels.unflatten(-1, (columns, wide)).unflatten(-3, (rows, high))  # (B, 3, rows, high, columns, wide)
+    return patches.std(dim=(-3, -1), correction=0).sum(dim=1).flatten(1)
 
 
 def without_the_rest(patches: ScoredPatches, survivors: Survivors) -> ScoredPatches:

@@ -35,6 +35,11 @@ class TimmEncoder(TowerEncoder):
         return self.tower.num_prefix_tokens
 
     @property
+    def thins(self) -> bool:
+        """Where there is a [CLS] token, and no rotary table that goes along with the patches."""
+        return self.tower.cls_token is not None and getattr(self.tower, "rope", None) is None
+
+    @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
         return self.tower.patch_embed.feat_ratio(as_scalar=False)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from encoders.base import ScoredPatches, image_key, token_rows
+from encoders.base import ScoredPatches, gather_rows, image_key, token_rows
 from encoders.block import HalfBlock
 from encoders.errors import UserError, UserTypeError
 from encoders.memory import Walk, memory_of
-from encoders.thinning import Survivors, best, without_the_rest
+from encoders.thinning import Survivors, best, contrast, finish_all_but, without_the_rest
 
 # What can score patches, and what that is. Every tower has the last two.
 SCORES = {
@@ -113,7 +113,14 @@ class TowerEncoder(ABC):
             return half.finish(index, cls)
         return token_rows(self._run(self.blocks[block], hidden, self._extra(extra, block)), self.prefix, index, cls)
 
-    def thinned(self, pixel_values: Tensor, stay: Callable[[int], Mapping[int, int]]) -> ScoredPatches:
+    def thinned(
+        self,
+        pixel_values: Tensor,
+        stay: Callable[[int], Mapping[int, int]],
+        *,
+        last: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> ScoredPatches:
         """Score the patches of pixel_values (B, 3, H, W) that survive until the feature block, some of them leaving on the way.
 
         Positions stay those of all N patches. What has left has no features, and an attention of -1, below all others.
@@ -121,23 +128,30 @@ class TowerEncoder(ABC):
         Args:
             pixel_values: preprocessed for the tower.
             stay: given N, says for some blocks, counted from 1, how many patches stay behind them: those with most attention
-                of [CLS] in that block.
+                of [CLS] in that block; and for 0 how many enter the first one: those whose pixels vary most.
+            last: (B, N) bool, the patches that leave before all others.
+            interpolate_pos_encoding: see `VisionEncoder`.
 
         Raises:
             UserError: see `check_thinning`.
         """
-        rows, columns = self._grid(pixel_values, False)
-        hidden, extra = self._embed(pixel_values, False)
+        rows, columns = self._grid(pixel_values, interpolate_pos_encoding)
+        hidden, extra = self._embed(pixel_values, interpolate_pos_encoding)
         counts, survivors = stay(rows * columns), Survivors.all(len(hidden), rows * columns, hidden.device)
         self.check_thinning(tuple(counts))
+        if counts.get(0, survivors.count) < survivors.count:
+            varied = contrast(pixel_values, (rows, columns), self.patch_size).to(hidden.device)
+            index = best(survivors.marked(varied, last), counts[0])
+            hidden = torch.cat((hidden[:, : self.prefix], gather_rows(hidden[:, self.prefix :], index)), dim=1)
+            survivors = survivors.take(index)
         deepest = max(self.depths)
         for depth, block in enumerate(self.blocks[: deepest - 1], start=1):
             if counts.get(depth, survivors.count) >= survivors.count:
                 hidden = self._run(block, hidden, self._extra(extra, depth - 1))
             else:
                 half = self._feature_block(depth - 1, hidden, extra)
-                index = best(half.cls_attention().mean(dim=1), counts[depth])
-                hidden, survivors = half.finish(index, True), survivors.take(index)
+                index = best(survivors.marked(half.cls_attention().mean(dim=1), last), counts[depth])
+                hidden, survivors = finish_all_but(half, self.prefix, index), survivors.take(index)
         half = self._feature_block(deepest - 1, hidden, extra)
         patches = ScoredPatches(
             half.cls_attention(), (rows, columns), image_key(pixel_values), partial(_join, [half.finish]), half.keys
@@ -148,12 +162,12 @@ class TowerEncoder(ABC):
         """Refuse a tower from which patches cannot leave, or blocks in which they cannot."""
         if not self.thins or len(self.depths) > 1:
             raise UserError(
-                "Patches can leave only inside a CLIP tower of transformers that gives one layer of features; leave "
-                "encoder_keep out."
+                "Patches can leave only inside a tower with a [CLS] token and without rotary positions (CLIP of transformers, "
+                "open_clip or timm) that gives one layer of features; leave encoder_keep out."
             )
         if self.score != "cls":
             raise UserError(f"Patches can leave inside a tower by [CLS] alone, not by score={self.score!r}; leave one out.")
-        if max(blocks) >= max(self.depths):
+        if max(blocks, default=0) >= max(self.depths):
             raise UserError(
                 f"Patches cannot leave in block {max(blocks)}, because features are taken from block {max(self.depths)}; "
                 "choose blocks before it."
@@ -186,7 +200,7 @@ class TowerEncoder(ABC):
 
     @property
     def thins(self) -> bool:
-        """Whether patches may leave inside this tower: [CLS] is its only other token, and blocks know no positions."""
+        """Whether patches may leave inside this tower: it has a [CLS] token, and blocks know no positions."""
         return False
 
     @property

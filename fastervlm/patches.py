@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from encoders import wrap
+from encoders import UserError, wrap
 from encoders.registry import Score
 from fastervlm.methods.lookup import get_method
-from fastervlm.selection.budget import Budget
+from fastervlm.selection.budget import Budget, TokenBudget
 from fastervlm.selection.choice import choose, counts_for
 from fastervlm.selection.kept import KeptTokens
 from fastervlm.selection.method import Method, traits
+from fastervlm.selection.schedule import EncoderSchedule, check_schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ def prune_patches(
     select_layer: int | Sequence[int] = -2,
     score: Score | None = None,
     interpolate_pos_encoding: bool = False,
+    encoder_keep: EncoderSchedule | None = None,
 ) -> tuple[Tensor, KeptPatches]:
     """Compute the best patches of each picture and no others; the tower is neither copied nor changed.
 
@@ -73,6 +76,7 @@ def prune_patches(
         score: "cls", or for a tower without [CLS] "pool", the probe of a pooling head such as SigLIP's, "received" or "norm",
             which every tower has; see `wrap`. None is what the method is defined by, nearly always "cls".
         interpolate_pos_encoding: stretch the position table for pictures of another size, where the tower can.
+        encoder_keep: let patches leave inside the tower already, an approximation; see `EncoderSchedule`.
 
     Returns:
         The kept patches (B, K, C) in raster order, or what a method that merges puts in their places, and which they are.
@@ -83,9 +87,25 @@ def prune_patches(
     """
     budget, chosen = Budget.of(keep), get_method(method)
     told = traits(chosen)
-    encoder = wrap(tower, select_layer=select_layer, score=score or told.score or "cls", also=told.also)
-    patches = encoder(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+    encoder: Any = wrap(tower, select_layer=select_layer, score=score or told.score or "cls", also=told.also)
+    sizes: dict[str, bool] = {"interpolate_pos_encoding": interpolate_pos_encoding}
+    if encoder_keep is None:
+        patches = encoder(pixel_values, **sizes)
+    else:
+        stay = _staying(encoder, encoder_keep, budget, chosen)
+        patches = encoder.thinned(pixel_values, stay, **sizes)
     choice = choose(patches, counts_for(budget, patches.scores), chosen)
     kept = choice.kept()
     told = KeptPatches(kept.index, kept.num_patches, weights=kept.weights, grid=patches.grid, patch_size=encoder.patch_size)
     return kept.rows(choice.patches), told
+
+
+def _staying(encoder: Any, schedule: EncoderSchedule, budget: Budget, method: Method) -> Callable[[int], dict[int, int]]:
+    """How many of so many patches stay behind which blocks; refuses what cannot have that."""
+    check_schedule(schedule)
+    if not traits(method).survives_thinning or not isinstance(budget, TokenBudget):
+        raise UserError("encoder_keep goes with method='cls' and a count or fraction of patches; leave it out or change these.")
+    if schedule.still is not None:
+        raise UserError("still= is for frames of a clip; leave it out of the EncoderSchedule.")
+    encoder.check_thinning(schedule.blocks)
+    return lambda patches: schedule.counts(patches, budget.resolve(patches))

@@ -12,7 +12,10 @@ from torch import Tensor
 from encoders import ScoredPatches, UserError, VisionEncoder, wrap
 from fastervlm.families.base import Encoded
 from fastervlm.families.pruning import Pruning
+from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.choice import Choice, check_questions
+from fastervlm.selection.method import traits
+from fastervlm.selection.schedule import check_schedule, refuse_schedule
 from fastervlm.selection.trace import ImageTrace
 
 # The arguments of a call that say what is shown and how it is encoded, of models with one vision tower.
@@ -27,6 +30,35 @@ def check_tower(model: Any, tower: Any, pruning: Pruning) -> VisionEncoder:
     encoder = wrap(tower, select_layer=model.config.vision_feature_layer, **pruning.tower)
     check_strategy(model.config.vision_feature_select_strategy, encoder)
     return encoder
+
+
+def check_thinned(pruning: Pruning, *encoders: Any, clips: bool = False) -> None:
+    """Refuse patches that leave inside towers where these, the method or the budget cannot have that; `clips`: they see some.
+
+    Raises:
+        UserError: one cannot.
+        UserTypeError: what says which leave is no `EncoderSchedule`.
+    """
+    if pruning.encoder_keep is None:
+        return
+    check_schedule(pruning.encoder_keep)
+    if not traits(pruning.method).survives_thinning or not isinstance(pruning.budget, TokenBudget):
+        refuse_schedule(pruning.encoder_keep)
+    if pruning.encoder_keep.still is not None and not clips:
+        raise UserError("still= is for frames of a clip under a Video-LLaVA; leave it out of the EncoderSchedule.")
+    for encoder in encoders:
+        encoder.check_thinning(pruning.encoder_keep.blocks)
+
+
+def thinned(encoder: Any, pruning: Pruning, pixel_values: Tensor, last: Tensor | None = None) -> ScoredPatches:
+    """The patches of pixel_values, scored; those that leave inside the tower are gone already.
+
+    Where `last` (S, N) is true, patches leave before all others.
+    """
+    schedule, budget = pruning.encoder_keep, pruning.budget
+    if schedule is None or not schedule.blocks or not isinstance(budget, TokenBudget):
+        return encoder(pixel_values)
+    return encoder.thinned(pixel_values, lambda patches: schedule.counts(patches, budget.resolve(patches)), last=last)
 
 
 def check_about_pictures(call: Mapping[str, Any]) -> None:

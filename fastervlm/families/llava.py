@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from encoders import ScoredPatches
 from fastervlm.families.base import Encoded, Family
-from fastervlm.families.encoding import INPUTS, check_about_pictures, check_tower, encoder_of, flat, scored
+from fastervlm.families.encoding import INPUTS, check_about_pictures, check_thinned, check_tower, encoder_of, flat, thinned
 from fastervlm.families.processing import complete, placeholders, square
 from fastervlm.families.pruning import Pruning
 from fastervlm.families.shrunk import encode_shrunk
-from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.choice import asked, choose, counts_for
 from fastervlm.selection.method import traits
-from fastervlm.selection.schedule import check_schedule, refuse_schedule
 
 
 class Llava(Family):
@@ -30,13 +27,7 @@ class Llava(Family):
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
-        encoder: Any = check_tower(model, model.model.vision_tower, pruning)
-        if pruning.encoder_keep is None:
-            return
-        check_schedule(pruning.encoder_keep)
-        if not traits(pruning.method).survives_thinning or not isinstance(pruning.budget, TokenBudget):
-            refuse_schedule(pruning.encoder_keep)
-        encoder.check_thinning(pruning.encoder_keep.blocks)
+        check_thinned(pruning, check_tower(model, model.model.vision_tower, pruning))
 
     def check_questions(self, call: Mapping[str, Any]) -> None:
         """Refuse questions that are not one text for each picture of a call."""
@@ -44,10 +35,10 @@ class Llava(Family):
 
     def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """Score, choose, and only then finish and project the kept patches of `call["pixel_values"]` (B, 3, H, W)."""
+        encoder = encoder_of(model, pruning, call, model.model.vision_tower)
         if traits(pruning.method).resizes:
-            encoder = encoder_of(model, pruning, call, model.model.vision_tower)
             return {"image": encode_shrunk(encoder, model.model.multi_modal_projector, pruning, call["pixel_values"])}
-        patches = asked(_left(model, pruning, call), call.get("questions"))
+        patches = asked(thinned(encoder, pruning, call["pixel_values"]), call.get("questions"))
         choice = choose(patches, counts_for(pruning.budget, patches.scores), pruning.method)
         return {"image": flat(choice, model.model.multi_modal_projector)}
 
@@ -67,12 +58,3 @@ class Llava(Family):
         from transformers import CLIPImageProcessor, LlavaProcessor
 
         return LlavaProcessor(image_processor=CLIPImageProcessor(**square(config)), **placeholders(config, tokenizer))
-
-
-def _left(model: Any, pruning: Pruning, call: Mapping[str, Any]) -> ScoredPatches:
-    """The patches of `call["pixel_values"]` (B, 3, H, W), scored; those that leave inside the tower are gone already."""
-    schedule, budget = pruning.encoder_keep, pruning.budget
-    if schedule is None or not isinstance(budget, TokenBudget):
-        return scored(model, pruning, call, call["pixel_values"])
-    encoder: Any = encoder_of(model, pruning, call, model.model.vision_tower)
-    return encoder.thinned(call["pixel_values"], lambda patches: schedule.counts(patches, budget.resolve(patches)))

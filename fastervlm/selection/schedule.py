@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,33 +19,42 @@ class EncoderSchedule:
     in that block, and no longer after it. This is an approximation: the features that are kept differ from the whole tower's,
     because later blocks did not see the patches that left. A patch that only later blocks would attend to is lost.
 
-    It works for LLaVA-1.5 with a CLIP tower of transformers, method "cls", and a count or fraction to keep. Other methods are
-    refused, since they look at patches that may have left.
+    It works for LLaVA-1.5, for the crops of LLaVA-NeXT and for the frames of Video-LLaVA, and under `prune_patches` for CLIP
+    towers of transformers, open_clip and timm; with the method "cls", and a count or fraction to keep. Other methods are
+    refused, since they look at patches that may have left. In a crop, padding leaves before all else.
+
+    0 stands for the way into the first block: there the patches leave whose pixels vary least, such as sky, walls and padding.
 
     Args:
-        blocks: numbers of blocks, counted from 1 and ascending; all before the feature block.
+        blocks: numbers of blocks, counted from 1 and ascending, or 0; all before the feature block.
         keep: how many patches stay after each of them, descending: counts, or fractions of all N. At least as many stay as are
             kept in the end; where all are kept, nothing leaves.
+        still: of clips: a frame that differs from the last one that was encoded by no more than this, in the mean over the
+            pixels of any patch, is not encoded, and shows the tokens of that one. Pixels are as the processor gives them; 0.0
+            finds frames that are equal, and is exact.
 
     Raises:
         UserError: the numbers do not fit together.
         UserTypeError: something that is no number.
     """
 
-    blocks: Sequence[int]
-    keep: Sequence[int | float]
+    blocks: Sequence[int] = ()
+    keep: Sequence[int | float] = ()
+    still: float | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("blocks", "whole numbers"), ("keep", "counts or fractions")):
             if isinstance(getattr(self, name), str) or not isinstance(getattr(self, name), Sequence):
                 raise UserTypeError(f"{name}={getattr(self, name)!r} must be a list of {kind}, one for each block.")
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.blocks or len(self.blocks) != len(self.keep):
+        if self.still is not None and (type(self.still) not in (int, float) or not 0 <= self.still < math.inf):
+            raise UserError(f"still={self.still!r} must be a number from 0, a difference between pixels.")
+        if (not self.blocks and self.still is None) or len(self.blocks) != len(self.keep):
             raise UserError(
                 f"blocks={self.blocks} and keep={self.keep} do not fit together; give a number of patches for each block."
             )
-        if not all(type(block) is int and block > 0 for block in self.blocks):
-            raise UserTypeError(f"blocks={self.blocks} must be whole numbers, counted from 1.")
+        if not all(type(block) is int and block >= 0 for block in self.blocks):
+            raise UserTypeError(f"blocks={self.blocks} must be whole numbers, counted from 1, or 0 for the way into the first.")
         if any(one >= other for one, other in pairwise(self.blocks)):
             raise UserError(f"blocks={self.blocks} must rise; put the blocks in their order.")
         counts = [TokenBudget(keep).resolve(1 << 20) for keep in self.keep]
@@ -82,6 +92,6 @@ def refuse_schedule(schedule: object) -> None:
         return
     check_schedule(schedule)
     raise UserError(
-        "encoder_keep is for a LLaVA-1.5 pruned in front of its language model by method='cls' to a count or fraction of "
-        "tokens; leave it out, or change these."
+        "encoder_keep is for a LLaVA-1.5, a LLaVA-NeXT or a Video-LLaVA pruned in front of its language model by method='cls' "
+        "to a count or fraction of tokens; leave it out, or change these."
     )

@@ -136,7 +136,7 @@ REFUSED = [
     ("qwen2 pictures", {"newline": "all"}, "are for LLaVA-NeXT's pictures in crops"),
     ("qwen2 pictures", {"keep_cls": True}, "is for clips pruned in front of the language model of a Video-LLaVA"),
     ("qwen2 pictures", {"method": "fastv"}, "cannot be pruned inside"),
-    ("vipllava", {"encoder_keep": fastervlm.EncoderSchedule([1], [8])}, "for a LLaVA-1.5 pruned"),
+    ("vipllava", {"encoder_keep": fastervlm.EncoderSchedule([1], [8])}, "for a LLaVA-1.5, a"),
 ]
 
 

@@ -8,7 +8,7 @@ import torch
 import fastervlm
 from encoders import wrap
 from fastervlm import ClsAttention, EncoderSchedule, FastV, Mass, UserError, UserTypeError
-from tests.support import plain, tiny, towers
+from tests.support import plain, plain_video, tiny, towers
 from tests.support.checks import close, one_sentence
 from tests.support.plain import PROMPTS, Plain
 from tests.support.towers import TOWERS
@@ -166,12 +166,15 @@ def test_what_has_left_has_neither_features_nor_keys(model):
 
 
 REFUSED: list[tuple[Any, dict[str, Any], type, str]] = [
-    (tiny.llava_next, {}, UserError, "for a LLaVA-1.5 pruned"),
-    (tiny.video_llava, {}, UserError, "for a LLaVA-1.5 pruned"),
+    (tiny.llava_next, {"budget": "image"}, UserError, "more tokens than encoder_keep leaves"),
+    (tiny.video_llava, {"budget": "clip"}, UserError, "more tokens than encoder_keep leaves"),
+    (tiny.llava_next, {"method": "vispruner"}, UserError, "method='cls'"),
+    (tiny.video_llava, {"keep": Mass(0.9)}, UserError, "count or fraction"),
     *((tiny.llava, {"method": method}, UserError, "method='cls'") for method in ("vispruner", "random", FastV())),
     (tiny.llava, {"method": ClsAttention(lowest=True)}, UserError, "method='cls'"),
     (tiny.llava, {"keep": Mass(0.9)}, UserError, "count or fraction"),
     (tiny.llava, {"encoder_keep": EncoderSchedule([2], [8])}, UserError, "in block 2, because features are taken from block 2"),
+    (tiny.llava_next, {"encoder_keep": EncoderSchedule(still=0.1)}, UserError, "is for frames of a clip"),
     (tiny.llava, {"encoder_keep": 0.5}, UserTypeError, "is no EncoderSchedule"),
     (lambda: tiny.llava(vision_feature_layer=[-2, -1]), {}, UserError, "one layer of features"),
 ]
@@ -192,40 +195,166 @@ def test_a_layer_of_the_call_counts(model):
         model(**plain.inputs(PROMPTS["one"]), vision_feature_layer=-2)
 
 
-@pytest.mark.parametrize("name", ["hf siglip", "open_clip", "timm registers", "eva02", "languagebind of pictures"])
+@pytest.mark.parametrize("name", ["hf siglip", "timm siglip", "eva02", "languagebind of pictures"])
 def test_other_towers_are_refused(name):
     case = TOWERS[name]
     encoder: Any = wrap(towers.make(case), score=case.score)
-    with pytest.raises(UserError, match="only inside a CLIP tower of transformers") as caught:
+    with pytest.raises(UserError, match=r"a \[CLS\] token and without rotary positions") as caught:
         encoder.check_thinning([1])
     one_sentence(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("blocks", "keep", "kind", "sentence"),
-    [
-        ([], [], UserError, "do not fit together"),
-        ([1, 2], [8], UserError, "do not fit together"),
-        ([0], [8], UserTypeError, "counted from 1"),
-        ([1.5], [8], UserTypeError, "whole numbers"),
-        ([2, 1], [8, 4], UserError, "must rise"),
-        ([1, 1], [8, 4], UserError, "must rise"),
-        ([1, 2], [4, 8], UserError, "must not rise"),
-        ([1, 2], [0.25, 0.5], UserError, "must not rise"),
-        ([1], [0], UserError, "keep=0 would leave no visual token"),
-        ([1], ["8"], UserTypeError, "is no number"),
-        (1, [8], UserTypeError, "blocks=1 must be a list"),
-        ([1], 8, UserTypeError, "keep=8 must be a list"),
-        ("1", "8", UserTypeError, "must be a list"),
-    ],
-)
-def test_numbers_that_do_not_fit(blocks, keep, kind, sentence):
-    with pytest.raises(kind, match=sentence) as caught:
-        EncoderSchedule(blocks, keep)
-    one_sentence(caught.value)
+THINNED = ["hf clip", "open_clip", "open_clip own attention", "timm clip", "timm registers", "timm deit", "timm post-norm"]
 
 
-def test_counts():
-    assert EncoderSchedule([8, 16], [288, 144]).counts(576, 58) == {8: 288, 16: 144}
-    assert EncoderSchedule([8, 16], [0.5, 0.25]).counts(576, 200) == {8: 288, 16: 200}
-    assert EncoderSchedule([8, 16], [0.5, 500]).counts(576, 1) == {8: 288, 16: 288}
+@pytest.mark.parametrize("name", THINNED)
+@torch.no_grad()
+def test_towers_of_all_libraries_against_whole_blocks_whose_rows_are_thrown_away(name):
+    case = TOWERS[name]
+    tower, pictures, left = towers.make(case), towers.pixels(case), 7
+    encoder: Any = wrap(tower, select_layer=-1)
+    prefix, found = encoder.prefix, wrap(tower, select_layer=1)(pictures)
+    stay = found.scores.argsort(dim=1, descending=True)[:, :left].sort(dim=1).values
+    hidden = encoder._embed(pictures, False)[0]
+    for number, block in enumerate(encoder.blocks, start=1):
+        hidden = encoder._run(block, hidden, None)
+        if number == 1:
+            rows = torch.cat([torch.arange(prefix).expand(len(stay), -1), prefix + stay], dim=1)
+            hidden = torch.stack([row[index] for row, index in zip(hidden, rows, strict=True)])
+    thinned = encoder.thinned(pictures, lambda count: {1: left})
+    assert torch.equal((thinned.scores >= 0).nonzero()[:, 1].view(len(stay), -1), stay)
+    close(thinned.features(stay), hidden[:, prefix:])
+    kept, told = fastervlm.prune_patches(tower, pictures, 3, select_layer=-1, encoder_keep=EncoderSchedule([1], [left]))
+    assert torch.equal(told.index, thinned.scores.topk(3).indices.sort(dim=1).values)
+    close(kept, thinned.features(told.index))
+
+
+@pytest.mark.parametrize("name", ["hf clip", "open_clip", "timm registers", "timm wide", "timm padded"])
+@torch.no_grad()
+def test_what_enters_are_the_patches_whose_pixels_vary_most_and_they_see_no_others(name):
+    case = TOWERS[name]
+    tower, pictures, left = towers.make(case), towers.pixels(case) * torch.rand(case.size), 4
+    encoder: Any = wrap(tower, select_layer=-1)
+    (high, wide), (rows, columns), prefix = encoder.patch_size, case.grid, encoder.prefix
+    found = encoder.thinned(pictures, lambda count: {0: left})
+    for number, picture in enumerate(pictures):
+        whole = torch.zeros(3, rows * high, columns * wide)
+        whole[:, : case.size[0], : case.size[1]] = picture
+        places = [(row * high, column * wide) for row in range(rows) for column in range(columns)]
+        varied = [float(whole[:, y : y + high, x : x + wide].flatten(1).std(dim=1, correction=0).sum()) for y, x in places]
+        index = sorted(sorted(range(len(places)), key=lambda i, varied=varied: -varied[i])[:left])
+        assert (found.scores[number] >= 0).nonzero()[:, 0].tolist() == index
+        hidden = encoder._embed(picture[None], False)[0][:, [*range(prefix), *(prefix + i for i in index)]]
+        for block in encoder.blocks:
+            hidden = encoder._run(block, hidden, None)
+        close(found.features(torch.tensor([index] * len(pictures)))[number], hidden[0, prefix:])
+
+
+@torch.no_grad()
+def test_a_schedule_that_begins_in_front_of_the_first_block(model):
+    seen = []
+    for block in model.model.vision_tower.encoder.layers:
+        block.layer_norm2.register_forward_hook(lambda *of: seen.append(of[2].shape[1]))
+    with prune(model, 3, encoder_keep=EncoderSchedule([0, 2], [0.5, 4])):
+        model(**plain.inputs(PROMPTS["one"]))
+    assert seen == [1 + 8, 1 + 4, 3]
+
+
+def next_inputs():
+    sizes = [(40, 60), (90, 30)]  # crops that are partly padding
+    pictures = [tiny.picture(seed).resize(size) for seed, size in enumerate(sizes)]
+    return dict(tiny.next_processor()(images=pictures, text=["<image> and <image>?"], return_tensors="pt"))
+
+
+class Crops(Thinned):
+    """Crops one by one, from which what is not in a window leaves first."""
+
+    def kept(self, crop, window, left):
+        top, bottom, near, far = window
+        inside = [4 * row + column for row in range(top, bottom) for column in range(near, far)]
+        tower = self.model.model.vision_tower
+        hidden = tower.pre_layrnorm(tower.embeddings(crop[None]))[0]
+        row, hidden = self._block(tower.encoder.layers[0], hidden)
+        order = sorted(range(N), key=lambda i: (i not in inside, -float(row[i])))
+        places = sorted(order[:left])
+        hidden = hidden[[0, *(1 + i for i in places)]]
+        for block in tower.encoder.layers[1:]:
+            row, hidden = self._block(block, hidden)
+        marks = {place: float(mark) for place, mark in zip(places, row, strict=True) if place in inside}
+        return sorted(sorted(marks, key=lambda place: -marks[place])[:5])
+
+
+@torch.no_grad()
+def test_crops_whose_padding_leaves_first():
+    model, batch = tiny.llava_next(vision_feature_layer=-1), next_inputs()
+    reference, left = Crops(model, 5, {1: 7}), 7
+    with prune(model, 5) as handle:
+        exact = model(**batch).logits
+        before = [trace.mask for trace in handle.trace]
+    with prune(model, 5, encoder_keep=EncoderSchedule([1], [1.0])):
+        assert torch.equal(model(**batch).logits, exact)
+    with prune(model, 5, encoder_keep=EncoderSchedule([1], [left])) as handle:
+        assert model(**batch).logits.isfinite().all()
+    for trace, pixels in zip(handle.trace, batch["pixel_values"], strict=True):
+        for crop, mask, window in zip(pixels, trace.mask, trace.cut.windows(), strict=False):
+            assert mask.nonzero()[:, 0].tolist() == reference.kept(crop, window, left)
+        assert trace.scores.min() >= 0
+    assert any(not torch.equal(one, trace.mask) for one, trace in zip(before, handle.trace, strict=True))
+
+
+@pytest.mark.parametrize("keep_cls", [False, True])
+@torch.no_grad()
+def test_frames_that_say_nothing_new_are_not_encoded(keep_cls):
+    model, batch = tiny.video_llava(vision_feature_layer=-1), plain_video.inputs(plain_video.PROMPTS["mixed"])
+    videos = batch["pixel_values_videos"]
+    frames, seen = videos.shape[1], []
+    videos[0, 1:] = videos[0, :1]  # one frame again and again
+    if len(videos) > 1:
+        videos[1, 1] = videos[1, 0]
+        videos[1, 1, 0, 3, 3] += 64.0  # a pixel of one patch by 64, which is 1 in the mean over 64, a third over the channels
+    model.model.video_tower.encoder.layers[0].register_forward_hook(lambda *of: seen.append(len(of[2])))
+    with prune(model, 5, keep_cls=keep_cls):
+        exact = model(**dict(batch)).logits
+    whole = seen.copy()
+    assert sum(whole) == len(videos) * frames
+    for still, second in ((0.0, 1), (0.3, 1), (0.4, 0)):
+        seen.clear()
+        with prune(model, 5, keep_cls=keep_cls, encoder_keep=EncoderSchedule(still=still)) as handle:
+            close(model(**dict(batch)).logits, exact) if second else model(**dict(batch))
+        clips = [trace for trace in handle.trace if isinstance(trace, fastervlm.ClipTrace)]
+        assert clips[0].shown.tolist() == [0] * frames
+        assert [trace.shown[1].item() for trace in clips[1:2]] == [second] * len(clips[1:2])
+        assert sum(seen) == sum(len(set(trace.shown.tolist())) for trace in clips)
+        with pytest.raises(UserError, match="cannot be compiled"):
+            handle.compile()
+        for trace in clips:
+            assert all(torch.equal(trace.mask[number], trace.mask[first]) for number, first in enumerate(trace.shown.tolist()))
+
+
+@pytest.mark.parametrize("keep_cls", [False, True])
+@torch.no_grad()
+def test_frames_and_pictures_beside_them(keep_cls):
+    model, batch = tiny.video_llava(vision_feature_layer=-1), plain_video.inputs(plain_video.PROMPTS["mixed"])
+    with prune(model, 5, keep_cls=keep_cls):
+        exact = model(**dict(batch)).logits
+    with prune(model, 5, keep_cls=keep_cls, encoder_keep=EncoderSchedule([1], [N])):
+        assert torch.equal(model(**dict(batch)).logits, exact)
+    with prune(model, 5, keep_cls=keep_cls, images=False, encoder_keep=EncoderSchedule([1], [7])) as handle:
+        assert model(**dict(batch)).logits.isfinite().all()
+    clips = [trace for trace in handle.trace if isinstance(trace, fastervlm.ClipTrace)]
+    reference = Thinned(model, 5, {1: 7})
+    reference.model.model.vision_tower = model.model.video_tower
+    for trace, frames in zip(clips, batch["pixel_values_videos"], strict=True):
+        scores = reference.scores(frames)
+        assert torch.equal(trace.mask.nonzero()[:, 1].view(len(frames), -1), scores.topk(5).indices.sort(dim=1).values)
+    pictures = [trace for trace in handle.trace if isinstance(trace, fastervlm.ImageTrace)]
+    assert all(len(trace.index) == N for trace in pictures)
+
+
+def test_a_difference_of_frames_is_a_number():
+    for still in (-1.0, float("nan"), "1"):
+        with pytest.raises(UserError, match="must be a number from 0") as caught:
+            EncoderSchedule(still=still)  # type: ignore[arg-type]
+        one_sentence(caught.value)
+    with pytest.raises(UserError, match="do not fit together"):
+        EncoderSchedule()

@@ -54,7 +54,6 @@ class Generic(Family):
     usual_method = "coverage"
     budgets = ("crop", "image")
     stops_early = False
-    rows = ()
     one_graph = False
 
     def __init__(self, class_name: str, model_type: str, inputs: tuple[str, ...] = ("pixel_values",)) -> None:

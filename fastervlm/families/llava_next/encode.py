@@ -50,9 +50,17 @@ def encode_crops(
         rows = table[number[crops].flatten()[tokens.clamp(min=0)].to(table.device)]
         features.append(torch.where((tokens == NEWLINE)[:, None].to(table.device), newline, rows))
         keep.append(stays)
-        trace.append(CropsTrace(patches.scores[crops].detach(), mask[crops], tokens, each, settings.layout))
+        trace.append(CropsTrace(patches.scores[crops].detach().clamp(min=0), mask[crops], tokens, each, settings.layout))
         first = crops.stop
     return Encoded(features, keep, trace)
+
+
+def outside(cuts: Sequence[CropLayout]) -> Tensor:
+    """(S, N) bool: the patches of all crops that un-padding takes away."""
+    found = [torch.ones(each.side, each.side, dtype=torch.bool) for each in cuts for _ in range(each.crops)]
+    for crop, (top, bottom, left, right) in zip(found, (window for each in cuts for window in each.windows()), strict=True):
+        crop[top:bottom, left:right] = False
+    return torch.stack(found).flatten(1)
 
 
 def cuts_of(model: Any, settings: Anyres, call: Mapping[str, Any]) -> list[CropLayout]:

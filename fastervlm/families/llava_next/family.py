@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from encoders import UserError
 from fastervlm.families.base import Encoded, Family
-from fastervlm.families.encoding import INPUTS, check_about_pictures, check_tower, scored
-from fastervlm.families.llava_next.encode import crops_of, cuts_of, encode_crops
+from fastervlm.families.encoding import INPUTS, check_about_pictures, check_thinned, check_tower, encoder_of, thinned
+from fastervlm.families.llava_next.encode import crops_of, cuts_of, encode_crops, outside
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.families.processing import complete, placeholders, square
 from fastervlm.families.pruning import Options, Pruning
-from fastervlm.selection.schedule import refuse_schedule
 
 _CANVASES = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # in crops, (high, wide), of the published checkpoints
 
@@ -40,8 +40,9 @@ class LlavaNext(Family):
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
-        check_tower(model, model.model.vision_tower, pruning)
-        refuse_schedule(pruning.encoder_keep)
+        check_thinned(pruning, check_tower(model, model.model.vision_tower, pruning))
+        if pruning.encoder_keep is not None and pruning.settings.budget == "image":
+            raise UserError("budget='image' may give a crop more tokens than encoder_keep leaves; use budget='crop'.")
 
     def check_questions(self, call: Mapping[str, Any]) -> None:
         """Refuse questions that are not one text for each picture of a call."""
@@ -53,7 +54,8 @@ class LlavaNext(Family):
         `pixel_values` is (B, crops, 3, H, W) as the processor makes it, or (S, 3, H, W), and `image_sizes` (B, 2) goes with it.
         """
         cuts = cuts_of(model, pruning.settings, call)
-        patches = scored(model, pruning, call, crops_of(call["pixel_values"], cuts))
+        encoder = encoder_of(model, pruning, call, model.model.vision_tower)
+        patches = thinned(encoder, pruning, crops_of(call["pixel_values"], cuts), outside(cuts))
         return {"image": encode_crops(model, pruning, patches, cuts, call.get("questions"))}
 
     def loaded(self, pruning: Pruning) -> str:

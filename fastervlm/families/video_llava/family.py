@@ -15,14 +15,13 @@ from torch.nn import functional as F
 
 from encoders import ScoredPatches, UserError, VisionEncoder
 from fastervlm.families.base import Encoded, Family
-from fastervlm.families.encoding import check_tower, encoder_of, flat, in_groups
+from fastervlm.families.encoding import check_thinned, check_tower, encoder_of, flat, in_groups, thinned
 from fastervlm.families.processing import complete, placeholders, square
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.families.video_llava.settings import Clips
 from fastervlm.families.video_llava.trace import ClipTrace
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.choice import asked, check_questions, choose, counts_for, keep_all
-from fastervlm.selection.schedule import refuse_schedule
 
 # Frames that go through the tower at a time, twice where there are more and they keep unequal numbers; of the others only what
 # is kept takes memory. A tower that attends over time gets whole clips.
@@ -53,9 +52,10 @@ class VideoLlava(Family):
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose towers or settings cannot be pruned, before anything is changed."""
-        check_tower(model, model.model.video_tower, pruning)
-        check_tower(model, model.model.image_tower, pruning)
-        refuse_schedule(pruning.encoder_keep)
+        towers = (model.model.video_tower, model.model.image_tower)
+        check_thinned(pruning, *(check_tower(model, tower, pruning) for tower in towers), clips=True)
+        if pruning.encoder_keep is not None and pruning.settings.budget == "clip":
+            raise UserError("budget='clip' may give a frame more tokens than encoder_keep leaves; use budget='frame'.")
 
     def check_questions(self, call: Mapping[str, Any]) -> None:
         """Refuse questions that are not one text for each picture of a call, then one for each clip."""
@@ -66,6 +66,8 @@ class VideoLlava(Family):
         super().check_compiled(pruning)
         if pruning.settings.budget == "clip":
             raise UserError("budget='clip' shares tokens by score, which cannot be compiled; use budget='frame'.")
+        if pruning.encoder_keep is not None and pruning.encoder_keep.still is not None:
+            raise UserError("Pixels decide which frames are encoded, which cannot be compiled; leave still= out.")
 
     def encode(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """All clips and pictures of the call, by the kind of their placeholders."""
@@ -156,11 +158,12 @@ def _encode_pictures(
     model: Any, pruning: Pruning, call: Mapping[str, Any], pixel_values: Tensor, questions: Sequence[str] | None
 ) -> Encoded:
     """Pictures (B, 3, H, W) by the image tower; their [CLS] never reaches the language model."""
-    patches = asked(encoder_of(model, pruning, call, model.model.image_tower)(pixel_values), questions)
+    encoder = encoder_of(model, pruning, call, model.model.image_tower)
     if pruning.settings.images:
+        patches = asked(thinned(encoder, pruning, pixel_values), questions)
         choice = choose(patches, counts_for(pruning.budget, patches.scores), pruning.method)
     else:
-        choice = keep_all(patches)
+        choice = keep_all(asked(encoder(pixel_values), questions))
     return flat(choice, model.model.multi_modal_projector)
 
 
@@ -172,18 +175,52 @@ def _encode_clips(
         raise UserError(f"pixel_values_videos of shape (B, F, 3, H, W) are needed, but these are {tuple(videos.shape)}.")
     cls, (clips, frames) = pruning.settings.keep_cls, videos.shape[:2]
     encoder = encoder_of(model, pruning, call, model.model.video_tower)
+    shown = _frames_shown(pruning, encoder, videos)
+    if shown is None:
+        found = _encode_frames(model, pruning, encoder, videos, questions)
+    else:
+        found = _encode_frames(model, pruning, encoder, videos.flatten(0, 1)[shown.unique()][:, None], None)
+    tokens, mask, scores = (torch.cat(parts) for parts in zip(*(part[:3] for part in found), strict=True))
+    each = [count + cls for part in found for count in part[4]]
+    rows = list(tokens.split(each))
+    if shown is not None:
+        place = torch.unique(shown, return_inverse=True)[1]
+        mask, scores = mask[place.to(mask.device)], scores[place.to(scores.device)]
+        rows = [rows[row] for row in place.tolist()]
+    mask, scores, grid = mask.unflatten(0, (clips, frames)), scores.unflatten(0, (clips, frames)), found[0][3]
+    keep = F.pad(mask, (1, 0), value=cls).flatten(1)
+    features = [torch.cat(rows[first : first + frames]) for first in range(0, len(rows), frames)]
+    told = [None] * clips if shown is None else list(shown.view(clips, frames) % frames)
+    traces = [ClipTrace(*of, grid, cls, shown=own) for *of, own in zip(scores, mask, told, strict=True)]
+    return Encoded(features, list(keep), traces)
+
+
+def _encode_frames(
+    model: Any, pruning: Pruning, encoder: VisionEncoder, videos: Tensor, questions: Sequence[str] | None
+) -> list[tuple[Tensor, Tensor, Tensor, tuple[int, int], list[int]]]:
+    """What each chunk of clips (B, F, 3, H, W) keeps, see `_chunk`."""
+    frames = videos.shape[1]
     # Temporal attention looks across the frames of a clip: such a tower gets whole clips, as many as fit, or one.
     few = max(1, CHUNK // max(1, frames))
     chunks = videos.split(few) if encoder.takes_clips else videos.flatten(0, 1).split(CHUNK)
     counts = _counts_ahead(pruning, encoder, chunks, frames)
     asks = zip(chunks, _by_chunk(questions, chunks, frames), counts, strict=True)
-    found = [_chunk(model, pruning, asked(encoder(chunk), about), own, frames) for chunk, about, own in asks]
-    tokens, mask, scores = (torch.cat(parts) for parts in zip(*(part[:3] for part in found), strict=True))
-    mask, scores, grid = mask.unflatten(0, (clips, frames)), scores.unflatten(0, (clips, frames)), found[0][3]
-    keep = F.pad(mask, (1, 0), value=cls).flatten(1)
-    each = [count + cls for part in found for count in part[4]]
-    features = tokens.split([sum(each[first : first + frames]) for first in range(0, len(each), frames)])
-    return Encoded(list(features), list(keep), [ClipTrace(*of, grid, cls) for of in zip(scores, mask, strict=True)])
+    return [_chunk(model, pruning, asked(thinned(encoder, pruning, chunk), about), own, frames) for chunk, about, own in asks]
+
+
+def _frames_shown(pruning: Pruning, encoder: VisionEncoder, videos: Tensor) -> Tensor | None:
+    """(B * F,) for each frame the number of the one whose tokens it shows, its own where it is encoded; None if all are."""
+    schedule = pruning.encoder_keep
+    if schedule is None or schedule.still is None:
+        return None
+    shown: list[int] = []
+    for first, clip in zip(range(0, len(videos) * videos.shape[1], videos.shape[1]), videos.detach().float(), strict=True):
+        last = 0
+        for number, frame in enumerate(clip):
+            change = F.avg_pool2d((frame - clip[last]).abs().mean(dim=0)[None, None], encoder.patch_size)
+            last = last if float(change.max()) <= schedule.still else number  # NaN is no small change
+            shown.append(first + last)
+    return torch.tensor(shown, device=videos.device)
 
 
 def _chunk(
@@ -198,7 +235,7 @@ def _chunk(
         counts = counts_for(pruning.budget, patches.scores, groups=groups, pool=pruning.settings.budget == "clip")
     choice = choose(patches, counts, pruning.method)
     tokens, _ = choice.project(model.model.multi_modal_projector, cls=pruning.settings.keep_cls)
-    return tokens, choice.mask, patches.scores.detach(), patches.grid, choice.counts
+    return tokens, choice.mask, patches.scores.detach().clamp(min=0), patches.grid, choice.counts
 
 
 def _by_chunk(questions: Sequence[str] | None, chunks: Sequence[Tensor], frames: int) -> Sequence[Sequence[str] | None]:

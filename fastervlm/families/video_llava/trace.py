@@ -20,6 +20,8 @@ class ClipTrace(Trace):
         grid: rows and columns of the patches of a frame; rows * columns == N.
         keep_cls: whether the [CLS] token of each frame was kept too, in front of its patches.
         shows: what of a frame its grid covers, as in `ImageTrace`.
+        shown: (F,) int64, for each frame the one whose tokens it shows: itself where it was encoded. None where all were; see
+            `fastervlm.EncoderSchedule`.
         newlines: how many newline tokens end the clip.
         layout: how the kept tokens stand before the language model; "flat": frame after frame, each in raster order.
     """
@@ -28,6 +30,7 @@ class ClipTrace(Trace):
     mask: Tensor
     grid: tuple[int, int]
     keep_cls: bool
+    shown: Tensor | None = field(default=None, kw_only=True)
     newlines: int = field(default=0, kw_only=True)
     shows: Literal["square", "whole", "part"] = field(default="square", kw_only=True)
     layout: str = "flat"
