@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Speed of the published shapes with random weights: bench_gpu.sh [DEVICE_SPEC]. Nothing is downloaded.
 #
-# DEVICE_SPEC (h100, a100, l4, rtx4090) adds a plan for each shape, calibrated by what was measured.
+# DEVICE_SPEC (h200, h100, a100, l4, rtx4090) adds a plan for each shape, calibrated by what was measured.
 #
 # From the environment:
 #   SHAPES   which ones (llava-1.5-7b llava-1.5-13b llava-next-7b video-llava-7b)
@@ -17,7 +17,7 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ $# -gt 1 ]]; then
-    echo "usage: [SHAPES='llava-1.5-7b ...'] [BATCH=1,8] [OUT=folder] bash $0 [h100|a100|l4|rtx4090|cpu-measured]" >&2
+    echo "usage: [SHAPES='llava-1.5-7b ...'] [BATCH=1,8] [OUT=folder] bash $0 [h200|h100|a100|l4|rtx4090|cpu-measured]" >&2
     exit 2
 fi
 source "$ROOT/scripts/_python.sh"

@@ -19,6 +19,7 @@ def _gpu(name: str, half: float, single: float, memory: float) -> DeviceSpec:
 
 # The vendor's data sheets: dense tensor cores in 16 bits that add up in 32, without sparsity; 32 bits without tensor cores.
 SPECS = {
+    "h200": _gpu("h200", 989.4, 66.9, 4.8),  # SXM, 141 GB
     "h100": _gpu("h100", 989.4, 66.9, 3.35),  # SXM, 80 GB
     "a100": _gpu("a100", 312.0, 19.5, 2.04),  # SXM, 80 GB
     "l4": _gpu("l4", 121.0, 30.3, 0.3),

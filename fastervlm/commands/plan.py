@@ -17,7 +17,7 @@ ShapeName = Annotated[
 ]
 SpecName = Annotated[
     str,
-    typer.Option("--device-spec", help="h100, a100, l4, rtx4090, or cpu-measured: this machine, measured for some seconds."),
+    typer.Option("--device-spec", help="h200, h100, a100, l4, rtx4090, or cpu-measured: this machine, measured for seconds."),
 ]
 Budgets = Annotated[
     str, typer.Option(help="Counts or fractions of the tokens of a picture, crop or frame, separated by commas.")

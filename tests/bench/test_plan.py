@@ -237,7 +237,7 @@ def test_published_figures_have_sensible_proportions():
 
 MISTAKES = [
     ({"shape": "llava"}, "no shape 'llava'"),
-    ({"device_spec": "abacus"}, "no device 'abacus'; choose one of: h100, a100, l4, rtx4090, cpu-measured"),
+    ({"device_spec": "abacus"}, "no device 'abacus'; choose one of: h200, h100, a100, l4, rtx4090, cpu-measured"),
     ({"dtype": "int4"}, "dtype='int4' is not known"),
     ({"visual_token_num": "577"}, "--visual-token-num holds 577"),
     ({"shape": "video-llava-7b", "visual_token_num": "288"}, "holds 288, but a picture, crop or frame has 256"),

@@ -321,7 +321,7 @@ def test_frames_that_say_nothing_new_are_not_encoded(keep_cls):
         seen.clear()
         with prune(model, 5, keep_cls=keep_cls, encoder_keep=EncoderSchedule(still=still)) as handle:
             close(model(**dict(batch)).logits, exact) if second else model(**dict(batch))
-        clips = [trace for trace in handle.trace if isinstance(trace, fastervlm.ClipTrace)]
+        clips: list[Any] = [trace for trace in handle.trace if isinstance(trace, fastervlm.ClipTrace)]
         assert clips[0].shown.tolist() == [0] * frames
         assert [trace.shown[1].item() for trace in clips[1:2]] == [second] * len(clips[1:2])
         assert sum(seen) == sum(len(set(trace.shown.tolist())) for trace in clips)

@@ -10,6 +10,7 @@ import torch
 
 import fastervlm
 from fastervlm import METHODS, EncoderSchedule, FastV, Mass, UserError, UserTypeError
+from fastervlm.selection.method import Traits, traits
 from tests.support import family_cases, generic_cases, plain, plain_video, tiny
 from tests.support.checks import one_sentence
 
@@ -114,7 +115,7 @@ def test_one_picture_shown_often_is_encoded_once():
 class ByQuestion:
     """As many patches from the start, or from the end where the question is long; a choice that only the question makes."""
 
-    traits: Any = field(default=fastervlm.selection.method.Traits(reads=frozenset({"question"})), repr=False)
+    traits: Any = field(default=Traits(reads=frozenset({"question"})), repr=False)
 
     def __call__(self, patches, k):
         count = patches.scores.shape[1]
@@ -152,7 +153,7 @@ def test_what_differs_is_encoded_anew(change):
 @pytest.mark.parametrize("name", METHODS)
 @torch.no_grad()
 def test_every_method(name):
-    if fastervlm.selection.method.traits(METHODS[name]).in_llm:
+    if traits(METHODS[name]).in_llm:
         with pytest.raises(UserError, match="in front of the language model") as error:
             prune(tiny.llava(), 5, method=name, remember=2)
         one_sentence(error.value)

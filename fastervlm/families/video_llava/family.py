@@ -191,7 +191,7 @@ def _encode_clips(
     keep = F.pad(mask, (1, 0), value=cls).flatten(1)
     features = [torch.cat(rows[first : first + frames]) for first in range(0, len(rows), frames)]
     told = [None] * clips if shown is None else list(shown.view(clips, frames) % frames)
-    traces = [ClipTrace(*of, grid, cls, shown=own) for *of, own in zip(scores, mask, told, strict=True)]
+    traces = [ClipTrace(one, kept, grid, cls, shown=own) for one, kept, own in zip(scores, mask, told, strict=True)]
     return Encoded(features, list(keep), traces)
 
 
