@@ -70,7 +70,8 @@ class Language:
     def _cache(self, rows: int, room: int) -> Any:
         """An empty cache, whose tensors keep their places for good."""
         config = self.decoder.config
-        cache, weight = StaticCache(config=config, max_cache_len=room), next(self.decoder.parameters())
+        cache: Any = StaticCache(config=config, max_cache_len=room)
+        weight = next(self.decoder.parameters())
         heads = config.num_key_value_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         cache.early_initialization(rows, heads, width, weight.dtype, weight.device)

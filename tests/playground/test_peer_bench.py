@@ -1,6 +1,7 @@
 """The bench beside the peers' own code, as far as it goes without their code: weights, our side, rows."""
 
 import json
+from argparse import Namespace
 from typing import Any
 
 import pytest
@@ -85,7 +86,7 @@ def test_ratios_are_the_peers_time_over_ours(monkeypatch, tmp_path):
     """Above 1 where ours is faster; sets are compared patch by patch."""
     sides = {"peer": Known(3.0, [1, 2, 5]), "ours": Known(2.0, [1, 2, 5]), "compiled": Known(1.5, [1, 2, 6])}
     monkeypatch.setattr(bench_peers, "sides_of", lambda *_: sides)
-    given = type("Given", (), {"repeats": 3})()
+    given = Namespace(repeats=3)
     (row,) = bench_peers.measured(bench_peers.Case("fastervlm", "cls", (3,)), tmp_path, given, "float32")
     for name, ratio, equal, overlap in (("ours", 1.5, 3, 1.0), ("compiled", 2.0, 0, 2 / 3)):
         assert row["seconds_ratio"][name]["median"] == row["processor_seconds_ratio"][name]["median"] == ratio
