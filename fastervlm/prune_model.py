@@ -187,7 +187,7 @@ class PruneHandle(Handle):
 
     def __init__(self, model: nn.Module, family: Family, pruning: Pruning, memory: Memory | None = None) -> None:
         own = {name: model.__dict__.get(name) for name in MOUNTED}
-        self.host = Host(model, family, pruning, own, family.encode, memory)
+        self.host = Host(model, family, pruning, own, family.encode, memory=memory)
         self.model: Any = model
         self.pruning = pruning
         self.budget = pruning.budget
