@@ -36,7 +36,7 @@ class ImageTrace(Trace):
         shows: what the grid covers: the "square" that a processor cut or padded the picture to, the "whole" picture, stretched
             to it, or a "part" of it that nothing here tells.
         tile: of a picture cut into tiles, which one this is, and of how many; the last of several is the whole picture again.
-        tiling: gives the rows and columns that so many tiles of a picture of a size (height, width) stand in.
+        tiling: gives the rows and columns that so many tiles of a picture of a size (height, width) stand in; else `tile_grid`.
     """
 
     scores: Tensor
@@ -45,7 +45,7 @@ class ImageTrace(Trace):
     layout: str = "flat"
     shows: Literal["square", "whole", "part"] = field(default="square", kw_only=True)
     tile: tuple[int, int] | None = field(default=None, kw_only=True)
-    tiling: TileGrid = field(default=tile_grid, kw_only=True)
+    tiling: TileGrid | None = field(default=None, kw_only=True)  # a function here would be in every compiled graph's way
 
     @property
     def num_tokens(self) -> int:
@@ -78,7 +78,7 @@ class ImageTrace(Trace):
             return 0.0, 0.0, float(wide), float(high)
         if self.tile is None:
             raise UserError("Nothing tells which part of the picture these patches lie in; pass the trace of a whole picture.")
-        rows, columns = self.tiling(self.tile[1] - 1, size)
+        rows, columns = (self.tiling or tile_grid)(self.tile[1] - 1, size)
         row, column = divmod(self.tile[0], columns)
         return column * wide / columns, row * high / rows, (column + 1) * wide / columns, (row + 1) * high / rows
 
