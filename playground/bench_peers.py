@@ -133,7 +133,7 @@ def fidelity(sides: dict[str, Side], kept: int) -> dict[str, Any]:
         found[name] = {
             "largest_difference_of_logits": float(max(logits)),
             "spread_of_logits": float(np.std([a["logits"] for a in theirs])),
-            "same_first_token": sum(np.argmax(a["logits"]) == np.argmax(b["logits"]) for a, b in pairs),
+            "same_first_token": sum(int(np.argmax(a["logits"]) == np.argmax(b["logits"])) for a, b in pairs),
         }
         if theirs[0]["kept"] is not None:
             overlaps = [len({*a["kept"]} & {*b["kept"]}) / len(a["kept"]) for a, b in pairs]

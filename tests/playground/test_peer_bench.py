@@ -93,5 +93,6 @@ def test_ratios_are_the_peers_time_over_ours(monkeypatch, tmp_path):
         told = row["fidelity"][name]
         assert (told["equal_sets"], told["smallest_overlap"], told["largest_difference_of_logits"]) == (equal, overlap, 0)
     assert row["fidelity"]["overlap_of_a_random_set"] == 3 / 576
+    assert json.loads(json.dumps(row)) == row  # a file takes it as it is
     lines = bench_peers.table([row])[1]
     assert [line[3] for line in lines] == ["ours", "compiled"]
