@@ -182,9 +182,9 @@ def _finish(language: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], 
 def _check_labels(model: Any, args: tuple[Any, ...], inputs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
     """Refuse labels that would be predicted from a visual token, which may be gone by then, and take off those behind a pad."""
     inputs = _named(model, args, inputs)
-    if inputs.get("labels") is None:
+    labels, ids, mask = inputs.get("labels"), inputs.get("input_ids"), inputs.get("attention_mask")
+    if labels is None:
         return (), inputs
-    labels, ids, mask = (inputs.get(name) for name in ("labels", "input_ids", "attention_mask"))
     drops = any(handle.drops for handle in model.__dict__[INSIDE].handles.values())
     if ids is None or not drops or labels.shape != ids.shape:
         return (), inputs
