@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -31,13 +33,23 @@ def check_overlay(path: Path | None, pruner: Pruner, pictures: int) -> None:
     writable_file("--overlay", path, ".png")
 
 
+def _by_picture(traces: Sequence[Any]) -> list[list[Any]]:
+    """The traces of each picture: one, or those of its tiles."""
+    found, first = list[list[Any]](), 0
+    while first < len(traces):
+        tile = getattr(traces[first], "tile", None)
+        found.append(list(traces[first : first + (tile[1] if tile else 1)]))
+        first += len(found[-1])
+    return found
+
+
 def save_overlay(subject: Subject, asked: Asked, pruner: Pruner, reply: Reply, path: Path) -> None:
     """Save what was kept of each picture, one below the other.
 
     Raises:
         UserError: nothing tells where in the pictures the kept tokens lie.
     """
-    traces = [patches_of(reply.trace[0], asked.pictures[0], subject)] if pruner.in_llm else reply.trace
+    traces = [patches_of(reply.trace[0], asked.pictures[0], subject)] if pruner.in_llm else _by_picture(reply.trace)
     if len(traces) != len(asked.pictures):
         raise UserError(f"A {type(asked.model).__name__} does not tell which part of a picture it kept; leave --overlay out.")
     parts = [fastervlm.overlay(picture, trace) for picture, trace in zip(asked.pictures, traces, strict=True)]
