@@ -14,10 +14,11 @@ def tile_grid(tiles: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def stretched_least(tiles: int, size: tuple[int, int], side: int) -> tuple[int, int]:
-    """The same of processors that enlarge a picture as little as they must to fill tiles of `side` pixels (Cohere2Vision)."""
-    larger = [grid for grid in _grids(tiles) if _scale(grid, size, side) >= 1]
-    most = max if not larger else min
-    return most(larger or _grids(tiles), key=lambda grid: _scale(grid, size, side))
+    """The same of processors that enlarge a picture as little as they must to fill tiles of `side` pixels (Cohere2Vision).
+
+    They take the fewest tiles that hold it; of so many tiles one grid does, which is the one that shows it largest.
+    """
+    return max(_grids(tiles), key=lambda grid: _scale(grid, size, side))
 
 
 def shorter_side_covered(tiles: int, size: tuple[int, int]) -> tuple[int, int]:
