@@ -225,8 +225,9 @@ class AtMost(Budget):
         inner = self.budget
         if inner == TokenBudget(1.0):
             return f"{BOUND}{self.tokens}"
-        plain = isinstance(inner, TokenBudget) and inner.keep is not None
-        return f"{BOUND}{self.tokens}-{inner.keep}" if plain else repr(self)
+        if isinstance(inner, TokenBudget) and inner.keep is not None:
+            return f"{BOUND}{self.tokens}-{inner.keep}"
+        return repr(self)
 
     def resolve(self, num_patches: int) -> int:
         """The number of tokens to keep of a picture of `num_patches` that is in one piece.

@@ -1,5 +1,7 @@
 """Speed of classes without a family of their own, and what the demo shows of them."""
 
+from typing import Any
+
 import pytest
 
 import fastervlm
@@ -38,7 +40,8 @@ def test_speed_beside_the_stock_model(name):
     whole, few = found.rows
     inputs = workload.process(1)
     assert whole.counts["prompt_tokens"] == inputs["input_ids"].shape[1]
-    with fastervlm.prune(model, few.variant.kept / workload.num_visual_tokens) as handle:  # of each tile
+    handle: Any = fastervlm.prune(model, few.variant.kept / workload.num_visual_tokens)  # of each tile
+    with handle:
         model(**inputs)
     lost = sum(handle.lengths) - sum(trace.num_tokens for trace in handle.trace)
     assert whole.counts["prompt_tokens"] - few.counts["prompt_tokens"] == lost
@@ -54,9 +57,10 @@ def test_the_demo_answers_and_draws(name, tmp_path):
     picture(0, (60, 40)).save(tmp_path / "picture.png")
     ask = Ask(tmp_path / "picture.png", "What is it?", 50, method="coverage", short=False, max_new_tokens=2)
     shown = list(answers(engine, ask, more=False))[-1]
-    told, drawn = shown.pruned[0].reply.figures, shown.pruned[0].drawn
+    told, full, drawn = shown.pruned[0].reply.figures, shown.full.figures, shown.pruned[0].drawn
     assert told is not None
-    assert told.visual_tokens < shown.full.figures.visual_tokens
+    assert full is not None
+    assert told.visual_tokens < full.visual_tokens
     if name == "Gemma3":  # see the limits in the guide to models
         assert "Nothing tells which part of the picture" in str(drawn)
         return

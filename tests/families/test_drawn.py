@@ -1,5 +1,7 @@
 """What is drawn of the families whose grids cover whole pictures, or parts that nothing tells."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -74,7 +76,7 @@ def test_tiles_of_other_processors_stand_as_they_cut_them(size):
         assert fitted(rows * columns, size, 200) == (rows, columns)
     picture = Image.new("RGB", (wide, high))
     for longest in (1, 2, 4):
-        splits = Idefics3ImageProcessor(size={"longest_edge": 64 * longest}, max_image_size={"longest_edge": 64})
+        splits: Any = Idefics3ImageProcessor(size={"longest_edge": 64 * longest}, max_image_size={"longest_edge": 64})
         rows, columns = (told[0][0] for told in map(splits([picture], return_row_col_info=True).get, ("rows", "cols")))
         if rows:
             assert shorter_side_covered(rows * columns, size) == (rows, columns)

@@ -1,5 +1,7 @@
 """Tiles of classes without a family of their own: of which picture they are, and where they lie in it, by their pixels."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -70,7 +72,7 @@ def test_tiles_are_told_by_picture_and_lie_where_their_pixels_come_from(name):
     assert max(counts) > 2
     with fastervlm.prune(model, 2) as handle:
         model(**inputs)
-    traces = iter(handle.trace)
+    traces: Any = iter(handle.trace)
     means = iter(tiles_of(name, inputs, images))
     for (wide, high), count in zip(sizes, counts, strict=True):
         own = [next(traces) for _ in range(count)]
@@ -81,7 +83,7 @@ def test_tiles_are_told_by_picture_and_lie_where_their_pixels_come_from(name):
             torch.testing.assert_close(next(means), centre, rtol=0, atol=0.04)
             assert trace.boxes((high, wide)).shape == (trace.num_tokens, 4)
     assert next(traces, None) is None
-    own = handle.trace[: counts[0]]
+    own: Any = handle.trace[: counts[0]]
     assert fastervlm.overlay(slope(sizes[0]), sorted(own, key=lambda trace: trace.tile), side=64).width >= 64
 
 
@@ -96,9 +98,10 @@ def test_a_bound_is_of_all_tiles_of_a_picture(name):
                 model(**inputs)
             return
         model(**inputs)
-        count = handle.trace[0].tile[1]
-        assert [sum(trace.num_tokens for trace in handle.trace[first : first + count]) for first in (0, count)] == [5, 5]
-        assert len(handle.trace) == 2 * count
+        traces: Any = handle.trace
+        count = traces[0].tile[1]
+        assert [sum(trace.num_tokens for trace in traces[first : first + count]) for first in (0, count)] == [5, 5]
+        assert len(traces) == 2 * count
     with fastervlm.prune(model, fastervlm.Total(5), score="norm") as handle:
         model(**inputs)
         assert sum(trace.num_tokens for trace in handle.trace) == 10
@@ -116,5 +119,6 @@ def test_of_a_class_that_nobody_has_shown_nothing_is_of_a_whole_picture(monkeypa
         one_sentence(caught.value)
     with fastervlm.prune(model, 3) as handle:
         model(**inputs)
+        trace: Any = handle.trace[0]
         with pytest.raises(UserError, match="Nothing tells which part of the picture"):
-            handle.trace[0].boxes((40, 60))
+            trace.boxes((40, 60))

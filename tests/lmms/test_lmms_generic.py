@@ -1,6 +1,7 @@
 """Classes without a family of their own under lmms-eval: each row as asked by hand through the stock processor."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def by_hand(folder, docs):
     """Each document alone, by the chat template."""
     model, processor = fastervlm.load(folder)
     for found in docs:
-        content = [*({"type": "image"} for _ in found["shown"]), {"type": "text", "text": found["text"]}]
+        content: Any = [*({"type": "image"} for _ in found["shown"]), {"type": "text", "text": found["text"]}]
         prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         inputs = processor(images=[found["shown"]] if found["shown"] else None, text=[prompt], return_tensors="pt")
         with fastervlm.prune(model, KEEP):

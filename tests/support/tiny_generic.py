@@ -55,7 +55,8 @@ def cohere2() -> Any:
     words = tokenizer(
         "<image>", "<line>", "<start>", "<stop>", boi_token="<start>", eoi_token="<stop>", img_line_break_token="<line>"
     )
-    tiles = Cohere2VisionImageProcessor(**SQUARE, patch_size=3, min_patches=1, max_patches=3)
+    limits: dict[str, Any] = {"patch_size": 3, "min_patches": 1, "max_patches": 3}
+    tiles = Cohere2VisionImageProcessor(**SQUARE, **limits)
     return Cohere2VisionProcessor(tiles, words, chat_template=chat("<image>", ""))
 
 
@@ -92,8 +93,9 @@ def mistral3() -> Any:
 
 def lfm2() -> Any:
     words = tokenizer("<image>", "<video>", "<|image_start|>", "<|image_end|>")
-    limits = {"min_tiles": 2, "max_tiles": 4, "min_image_tokens": 1, "max_image_tokens": 4}
-    tiles = Lfm2VlImageProcessor(**limits, encoder_patch_size=7, tile_size=28, max_num_patches=16)
+    limits: dict[str, Any] = {"min_tiles": 2, "max_tiles": 4, "min_image_tokens": 1, "max_image_tokens": 4}
+    limits |= {"encoder_patch_size": 7, "tile_size": 28, "max_num_patches": 16}
+    tiles = Lfm2VlImageProcessor(**limits)
     return Lfm2VlProcessor(tiles, words, chat_template=chat("<image>", ""))
 
 
