@@ -100,10 +100,10 @@ def test_a_picture_that_is_missing_is_named_and_the_others_go_on(subject, settin
     assert len(texts(chosen)) == 3
 
 
-def test_another_second_picture_is_another_run(subject, settings, several, tmp_path):
+def test_another_picture_behind_the_first_is_another_run(subject, settings, several, tmp_path):
     chosen = settings(answers_file=tmp_path / "a.jsonl")
     evaluate(subject, chosen)
-    Image.new("RGB", (9, 9)).save(several["image_folder"] / "p1.png")
+    Image.new("RGB", (9, 9)).save(several["image_folder"] / "p3.png")  # nowhere the first one
     with pytest.raises(UserError, match="are not those that the answers"):
         evaluate(subject, chosen)
 
