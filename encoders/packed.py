@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class PackedEncoder:
     """A tower that packs pictures, read up to its last block; the tower itself is not changed.
 
     Attributes:
+        known: the towers that it reads.
         tower: the tower of transformers.
         score: "received" or "norm", see `encoders.wrap`. In a tower with windows "received" is taken from the last block whose
             attention sees whole frames.
@@ -77,10 +78,12 @@ class PackedEncoder:
         UserTypeError: it is no such tower.
     """
 
+    known: ClassVar[tuple[str, ...]] = _TOWERS
+
     def __init__(self, tower: nn.Module, score: str = "received", also: Sequence[int | float] = ()) -> None:
         names = [kind(cls) for cls in type(tower).__mro__]
-        if not set(_TOWERS) & set(names):
-            raise UserTypeError(f"A {type(tower).__name__} packs no pictures; towers that do are {', '.join(_TOWERS)}.")
+        if not set(self.known) & set(names):
+            raise UserTypeError(f"A {type(tower).__name__} packs no pictures; towers that do are {', '.join(self.known)}.")
         if score not in SCORES:
             raise UserError(f"score={score!r} is not known; choose one of {', '.join(SCORES)}.")
         if score not in _SCORES:
@@ -88,7 +91,7 @@ class PackedEncoder:
             raise UserError(
                 f"A {type(tower).__name__} has nothing to give score={score!r}; its patches can be scored by {others}."
             )
-        home = next(cls for cls in type(tower).__mro__ if kind(cls) in _TOWERS)
+        home = next(cls for cls in type(tower).__mro__ if kind(cls) in self.known)
         self.tower: Any = tower
         self.score = score
         self.also = {name: block_of(name, len(self.tower.blocks), len(self.tower.blocks)) for name in also}
@@ -111,7 +114,7 @@ class PackedEncoder:
     def _packed(self, pixel_values: Tensor, grid: Tensor, states: Sequence[int]) -> Packed:
         """See `__call__`."""
         _check_pixels(pixel_values, grid)
-        walk = _Walk(self.tower, self._library, pixel_values, grid)
+        walk = self._walk(pixel_values, grid)
         last, kept = len(self.tower.blocks) - 1, {}
         from_block = max((i for i in range(last + 1) if not walk.windowed(i)), default=None)
         if from_block is None and self.score == "received":
@@ -122,15 +125,15 @@ class PackedEncoder:
         inputs: dict[int, Tensor] = {}
         for number in range(last):
             if number == from_block:
-                scored = PackedBlock(self.tower.blocks[number], hidden, **walk.turns)
+                scored = walk.stopped(number, hidden)
             if number in others.values():
                 inputs[number] = hidden
             hidden = walk.run(number, hidden)
             if number in states:
                 kept[number] = hidden
-        half = PackedBlock(self.tower.blocks[last], hidden, **walk.turns)
+        half = walk.stopped(last, hidden)
         inputs[last] = hidden
-        more = {name: PackedBlock(self.tower.blocks[number], inputs[number], **walk.turns) for name, number in others.items()}
+        more = {name: walk.stopped(number, inputs[number]) for name, number in others.items()}
         memory = memory_of(self.tower)
         whole = (_once if memory is None else memory.once)(lambda: walk.run(last, hidden))
         by = None if self.score == "norm" else (half if scored is None else scored)
@@ -139,9 +142,12 @@ class PackedEncoder:
             kept[last] = whole()
         return Packed(parts, whole, kept)
 
+    def _walk(self, pixel_values: Tensor, grid: Tensor) -> PackedWalk:
+        return PackedWalk(self.tower, self._library, pixel_values, grid)
+
     def _part(
         self,
-        walk: _Walk,
+        walk: PackedWalk,
         frames: list[int],
         half: PackedBlock,
         by: PackedBlock | None,
@@ -167,7 +173,7 @@ class PackedEncoder:
         patches = ScoredPatches(attention, (rows, columns), pictures, finish, keys, other_blocks=others)
         return PackedFrames(frames, places, patches)
 
-    def _others(self, walk: _Walk) -> dict[int | float, int]:
+    def _others(self, walk: PackedWalk) -> dict[int | float, int]:
         """The blocks that `also` names, numbered from 0; each the next one that sees whole frames."""
         seeing = [number for number in range(len(self.tower.blocks)) if not walk.windowed(number)]
         if self.also and not seeing:
@@ -175,8 +181,15 @@ class PackedEncoder:
         return {name: min((n for n in seeing if n >= block - 1), default=max(seeing)) for name, block in self.also.items()}
 
 
-class _Walk:
-    """One call's way through a tower: what its blocks take besides the hidden states, and where each patch stands."""
+class PackedWalk:
+    """One call's way through a tower: what its blocks take besides the hidden states, and where each patch stands.
+
+    Attributes:
+        hidden: (S, C), what stands in front of the first block.
+        positions: (S, 2), row and column of each row of the sequence.
+        grid: (pictures, 3), frames, rows and columns of patches of each.
+        ends: where the windows end in the sequence, in towers that have windows.
+    """
 
     def __init__(self, tower: Any, library: Any, pixels: Tensor, grid: Tensor) -> None:
         self.tower, self.library, self.pixels, self.grid = tower, library, pixels.to(tower.dtype), grid
@@ -218,6 +231,10 @@ class _Walk:
         turns = self.turns["cosines"], self.turns["sines"]
         settings = self.windowed_settings if self.windowed(number) else None
         return self.tower.blocks[number](hidden, position_embeddings=turns, **(settings or self.full))
+
+    def stopped(self, number: int, hidden: Tensor) -> PackedBlock:
+        """A block that has its input and has computed no more than it is asked for."""
+        return PackedBlock(self.tower.blocks[number], hidden, **self.turns)
 
     def windowed(self, number: int) -> bool:
         """Whether a block sees windows of its frames only."""

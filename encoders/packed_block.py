@@ -47,11 +47,11 @@ class PackedBlock:
             places: (B, N) the rows of some frames' patches.
         """
         query = self._turned(self._part(self.normed, 0), self.cosines, self.sines)
-        return received_attention(query[places].transpose(1, 2), self.keys(places), self.attention.scaling)
+        return received_attention(query[places].transpose(1, 2), self._keys(places), self._scale)
 
     def keys(self, places: Tensor) -> Tensor:
         """(B, M, N, d) the keys of patches at places (B, N)."""
-        return self.key[places].transpose(1, 2)
+        return self._keys(places)
 
     def finish(self, places: Tensor, index: Tensor, windows: Tensor | None) -> Tensor:
         """The block's output (B, K, C) for some patches of each frame.
@@ -69,10 +69,22 @@ class PackedBlock:
             seen = (windows.gather(1, index)[:, :, None] == windows[:, None, :])[:, None]
         dropout = self.attention.attention_dropout if self.block.training else 0.0
         mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2), self.keys(places), value, attn_mask=seen, dropout_p=dropout, scale=self.attention.scaling
+            query.transpose(1, 2), self._keys(places), value, attn_mask=seen, dropout_p=dropout, scale=self._scale
         )
-        hidden = self.hidden[rows] + self.attention.proj(merged(mixed))
+        hidden = self.hidden[rows] + self._out(merged(mixed))
         return hidden + self.block.mlp(self.block.norm2(hidden))
+
+    def _keys(self, places: Tensor) -> Tensor:
+        """Those that attention reads here."""
+        return self.key[places].transpose(1, 2)
+
+    @property
+    def _scale(self) -> float:
+        return self.attention.scaling
+
+    def _out(self, mixed: Tensor) -> Tensor:
+        """(..., C) of what all heads mixed."""
+        return self.attention.proj(mixed)
 
     def _part(self, normed: Tensor, part: int) -> Tensor:
         """Queries (part 0), keys (1) or values (2) (..., M, d) of some rows (..., C), not turned."""

@@ -53,6 +53,7 @@ def encode_packed(
     *,
     clips: bool,
     states: Sequence[int] = (),
+    encoder: type[PackedEncoder] = PackedEncoder,
 ) -> Encoded:
     """Score, choose, and only then finish and merge the kept patches of all pictures or all clips.
 
@@ -64,9 +65,10 @@ def encode_packed(
         questions: what is asked about each.
         clips: whether they are clips, of which a trace tells frame by frame.
         states: the blocks whose output is merged too, and stands behind the token's own features: (T_i, D * (1 + blocks)).
+        encoder: what reads the tower.
     """
     tower, side = model.model.visual, model.model.visual.spatial_merge_size
-    packed = PackedEncoder(tower, **pruning.tower)(pixels.type(tower.dtype), grid, states)
+    packed = encoder(tower, **pruning.tower)(pixels.type(tower.dtype), grid, states)
     lengths = grid[:, 0].tolist()
     owner = [number for number, length in enumerate(lengths) for _ in range(length)]
     found = [_choose(pruning, part, side, owner, questions) for part in packed.parts]

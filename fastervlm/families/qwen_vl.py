@@ -31,6 +31,7 @@ class QwenVL(Family):
 
     Attributes:
         deep: features of some more blocks of the tower are added inside the language model.
+        encoder: what reads the tower.
     """
 
     tower_kind = "of its own"
@@ -44,6 +45,7 @@ class QwenVL(Family):
     one_graph = False
     shrinks = "processor"
     deep: ClassVar[bool] = False
+    encoder: ClassVar[type[PackedEncoder]] = PackedEncoder
 
     def settings(self, options: Options) -> bool:
         """Whether the frames of a clip share their tokens."""
@@ -63,7 +65,7 @@ class QwenVL(Family):
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
-        PackedEncoder(model.model.visual, **pruning.tower)
+        self.encoder(model.model.visual, **pruning.tower)
         refuse_schedule(pruning.encoder_keep)
 
     def check_questions(self, call: Mapping[str, Any]) -> None:
@@ -80,7 +82,7 @@ class QwenVL(Family):
         states = tuple(model.model.visual.deepstack_visual_indexes) if self.deep else ()
         for kind, (name, grid) in _SHOWN.items():
             if call.get(name) is not None:
-                shown: dict[str, Any] = {"clips": kind == "video", "states": states}
+                shown: dict[str, Any] = {"clips": kind == "video", "states": states, "encoder": self.encoder}
                 encoded[kind] = encode_packed(model, pruning, call[name], call.get(grid), questions[kind], **shown)  # type: ignore[arg-type]
         return encoded
 

@@ -6,11 +6,12 @@ follows from the picture (`Mass`, `Outliers`, `newline="kept"`) is not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from encoders import UserError
+from encoders.registry import Score
 from fastervlm.families.base import Family
 from fastervlm.families.pruning import Options, Pruning
 from fastervlm.methods import Method
@@ -69,8 +70,12 @@ class Served:
         """How many of `patches` are kept of each picture or crop."""
         return TokenBudget(self.visual_tokens).resolve(patches)
 
-    def asked(self, told: Mapping[str, Any], patches: int) -> Served:
+    def asked(self, told: Mapping[str, Any], patches: Sequence[int]) -> Served:
         """What a request's `mm_processor_kwargs` make of it: another number of tokens, not above this one.
+
+        Args:
+            told: the request's.
+            patches: N of each of its pictures; where all have the same, a fraction comes back as a count.
 
         Raises:
             UserError: more tokens than the server keeps, or anything else than a number of tokens.
@@ -84,21 +89,34 @@ class Served:
                     f"may set {VISUAL_TOKENS} alone."
                 )
         wanted = self.visual_tokens if told.get(VISUAL_TOKENS) is None else told[VISUAL_TOKENS]
-        request, most = Served(wanted, self.method, self.newline), self.count(patches)
-        above = isinstance(wanted, int) and wanted > most and wanted != self.visual_tokens
+        request = Served(wanted, self.method, self.newline)
+        for each in patches:
+            self._check_most(request, each)
+        if len(set(patches)) == 1:
+            return Served(request.count(patches[0]), self.method, self.newline)
+        return request
+
+    def _check_most(self, request: Served, patches: int) -> None:
+        """Refuse a request that wants more of a picture than this server keeps."""
+        wanted, most = request.visual_tokens, self.count(patches)
+        # A count that is no more than the server's own may be more than a small picture has.
+        above = isinstance(wanted, int) and wanted > max(most, self.visual_tokens)
         if above or request.count(patches) > most:
             raise UserError(
                 f"{VISUAL_TOKENS}={wanted} is more than the {most} that this server keeps; ask for at most {most}, or start "
                 "the server with more."
             )
-        return Served(request.count(patches), self.method, self.newline)
 
     def pruning(self, family: Family) -> Pruning:
         """As a family is given it."""
         options = Options(newline=self.newline) if family.parts == "crops" else Options()  # type: ignore[arg-type]
         settings = family.settings(options)
         method = get_method(self.method or family.usual_method)
-        return Pruning(TokenBudget(self.visual_tokens), method, settings, score=traits(method).score or "cls")
+        wanted = traits(method).score
+        told: Score = wanted or ("cls" if "cls" in family.scores else "received")
+        guessed = wanted is None and told == "received"
+        scores: dict[str, Any] = {"score": told, "guessed": guessed, "choices": family.scores}
+        return Pruning(TokenBudget(self.visual_tokens), method, settings, **scores)
 
 
 def check_method(name: object) -> None:

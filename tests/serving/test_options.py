@@ -76,7 +76,7 @@ def test_methods_that_read_the_question_or_choose_a_count_are_refused(monkeypatc
     ],
 )
 def test_a_request_may_keep_fewer(server, asked, kept):
-    request = Served(server, "cls").asked(asked, 576)
+    request = Served(server, "cls").asked(asked, [576])
     assert (request.visual_tokens, request.method, request.newline) == (kept, "cls", "all")
 
 
@@ -94,7 +94,7 @@ def test_a_request_may_keep_fewer(server, asked, kept):
 )
 def test_a_request_may_nothing_else(server, asked, sentence):
     with pytest.raises(UserError, match=sentence):
-        Served(server, "cls").asked(asked, 576)
+        Served(server, "cls").asked(asked, [576])
 
 
 def test_the_command_of_a_server_says_all_of_it(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import fastervlm
-from fastervlm.embedded import MODEL, NEXT_MODEL, embedded_benchmark
+from fastervlm.embedded import MODEL, NEXT_MODEL, QWEN_MODEL, embedded_benchmark
 from fastervlm.serving.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,8 @@ ENGINE = {
     "dtype": "float32",
     "disable_log_stats": True,
 }
-TYPES = {MODEL: "llava", NEXT_MODEL: "llava_next"}
+TYPES = {MODEL: "llava", NEXT_MODEL: "llava_next", QWEN_MODEL: "qwen2_5_vl"}
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 @cache
@@ -34,21 +35,27 @@ def asked(model, count):
     """Questions of the model's mini benchmark, each with its picture."""
     file, folder, _ = embedded_benchmark(model)
     lines = [json.loads(line) for line in file.read_text().splitlines()[:count]]
-    return [{"prompt": prompt(line["text"]), "images": [str(folder / line["image"])]} for line in lines]
+    made = qwen_prompt if model == QWEN_MODEL else prompt
+    return [{"prompt": made(line["text"]), "images": [str(folder / line["image"])]} for line in lines]
 
 
 @cache
 def paired(model, count):
     """Questions about two pictures each, of which the second is another."""
     one = asked(model, count + 40)
+    image = QWEN_IMAGE if model == QWEN_MODEL else "<image>"
     return [
-        {"prompt": each["prompt"].replace("<image>", "<image><image>"), "images": each["images"] + other["images"]}
+        {"prompt": each["prompt"].replace(image, image + image), "images": each["images"] + other["images"]}
         for each, other in zip(one, one[40:], strict=False)
     ]
 
 
 def prompt(text, pictures=1):
     return f"USER: {'<image>' * pictures}\n{text} ASSISTANT:"
+
+
+def qwen_prompt(text):
+    return f"<|im_start|>user\n{QWEN_IMAGE}{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def served(model, rounds, tmp, options=None, methods=None, env=None, **engine):

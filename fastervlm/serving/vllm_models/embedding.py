@@ -12,6 +12,7 @@ from torch import Tensor
 from vllm.model_executor.models.utils import WeightsMapper
 
 from encoders.registry import add_adapter
+from fastervlm.families.base import Encoded, Family
 from fastervlm.families.registry import family_of_type
 from fastervlm.serving.options import VISUAL_TOKENS, Served
 from fastervlm.serving.vllm_models.clip import VllmClipEncoder
@@ -44,9 +45,13 @@ class PrunedModel:
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.served = Served.of(vllm_config.model_config.multimodal_config.mm_processor_kwargs or {})
-        self.family = family_of_type(self.config.model_type)
+        self.family = self.load_family()
         self.encoder_budget: int = vllm_config.scheduler_config.max_num_encoder_input_tokens
         self.family.check(self.view, self.served.pruning(self.family))
+
+    def load_family(self) -> Family:
+        """How such a model encodes pictures in transformers."""
+        return family_of_type(self.config.model_type)
 
     @property
     def view(self) -> Any:
@@ -59,7 +64,7 @@ class PrunedModel:
         if kwargs.get(self.pictures[0]) is None:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         keep = torch.as_tensor(counts).flatten().tolist()
-        shown = {name: kwargs[name] for name in self.pictures}
+        shown = self.each({name: kwargs[name] for name in self.pictures})
         found: list[Tensor] = []
         for part in self.parts(shown[self.pictures[0]]):
             found += self._embedded({name: value[part] for name, value in shown.items()}, keep[part])
@@ -92,9 +97,17 @@ class PrunedModel:
             rows = [row for row, each in enumerate(keep) if each == count]
             some = {name: [value[row] for row in rows] for name, value in shown.items()}
             pruning = Served(count, self.served.method, self.served.newline).pruning(self.family)
-            features = self.family.encode(self.view, pruning, self.call(some))["image"].features
-            found.update(zip(rows, features, strict=True))
+            encoded = self.family.encode(self.view, pruning, self.call(some))["image"]
+            found.update(zip(rows, self.given(encoded), strict=True))
         return [found[row] for row in range(len(keep))]
+
+    def each(self, shown: Mapping[str, Any]) -> Mapping[str, Sequence[Tensor]]:
+        """What belongs to each picture of a batch, by its name."""
+        return shown
+
+    def given(self, encoded: Encoded) -> list[Tensor]:
+        """What vLLM is given for each picture."""
+        return encoded.features
 
     def call(self, shown: Mapping[str, list[Tensor]]) -> dict[str, Any]:
         """The arguments of a call of transformers that shows these pictures."""

@@ -48,6 +48,10 @@ class PrunedInfo:
         """N of a picture or crop."""
         return self.get_vision_encoder_info().get_patch_grid_length() ** 2
 
+    def patches_shown(self, items: Any) -> list[int]:
+        """N of each picture of a request, or what all have."""
+        return [self.patches]
+
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
         """The most that a picture of that size can take here."""
         return self.num_kept((image_height, image_width), self.served)
@@ -71,13 +75,22 @@ class PrunedProcessor:
             UserError: the request asks for what this server does not give; vLLM answers it with status 400.
         """
         told = dict(inputs.hf_processor_mm_kwargs)
-        served = self.info.served.asked(told, self.info.patches)
+        served = self.info.served.asked(told, self.info.patches_shown(inputs.mm_data_items))
         return super().apply(replace(inputs, hf_processor_mm_kwargs={**told, **served.told}), timing_ctx)  # type: ignore[misc]
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, Any]) -> BatchFeature:
         out = super()._call_hf_processor(hf_data, hf_kwargs)  # type: ignore[misc]
-        out[VISUAL_TOKENS] = torch.full((len(out["pixel_values"]),), Served.of(hf_kwargs).count(self.info.patches))
+        out[VISUAL_TOKENS] = torch.tensor(self.counts(out, Served.of(hf_kwargs)))
         return out
+
+    def counts(self, processed: BatchFeature, served: Served) -> list[int]:
+        """K of each picture, or of each of its crops."""
+        return [served.count(self.info.patches)] * len(processed["pixel_values"])
+
+    @property
+    def placeholder(self) -> int:
+        """The id of the token that stands for each of a picture's."""
+        return self.info.get_hf_config().image_token_index
 
     def _get_mm_fields_config(self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]) -> dict[str, Any]:
         known = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
@@ -86,7 +99,7 @@ class PrunedProcessor:
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[PromptReplacement]:
-        token, served = self.info.get_hf_config().image_token_index, Served.of(hf_processor_mm_kwargs)
+        token, served = self.placeholder, Served.of(hf_processor_mm_kwargs)
 
         def replacement(item: int) -> list[int]:
             images = mm_items["image"]
