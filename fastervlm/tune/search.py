@@ -122,7 +122,7 @@ class Search:
         search, trial = shuffled[:cut], shuffled[cut:]
         survivors, rounds = self._halved(search)
         points, tried = self._tried(survivors, trial)
-        whole = _mean(self.answers.values(WHOLE, trial[:tried]))
+        whole = _mean(self.answers.values(WHOLE, trial[:tried] or search))
         return Found(self._best(points), points, whole, self.answers.seconds(WHOLE), rounds, cut, tried)
 
     def _halved(self, groups: Sequence[Group]) -> tuple[list[Candidate], list[dict[str, object]]]:

@@ -111,6 +111,13 @@ def test_under_a_bound_of_time_the_most_accurate_is_found():
     assert [point.candidate.keep for point in found.points] == [12, 6]
 
 
+def test_where_all_lose_too_much_all_tokens_stay():
+    answers = Known(np.random.default_rng(0), CHANCES)
+    found = Search(answers, [POOR, BAD], Promise(0.01)).run()
+    assert (found.best, found.points, found.tried) == (None, [], 0)
+    assert 0.8 < found.whole < 1
+
+
 def test_what_cannot_be_promised_is_refused():
     with pytest.raises(UserError, match=r"--at-most 1\.0, or how fast"):
         Promise()
