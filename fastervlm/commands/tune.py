@@ -99,6 +99,7 @@ def tune(
     from fastervlm.tune.search import Promise
 
     promise = Promise(None if at_most is None else at_most / 100, confidence, ttft)
+    files: dict[str, Any]
     if qa_file is None:
         benchmark = get_task(task)
         path, files = model_and_files(benchmark, model, data, question_file, image_folder, annotation_file)

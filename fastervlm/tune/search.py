@@ -187,7 +187,7 @@ class Search:
             self.answers.ask(groups[:asked], [WHOLE, *open_ones])
             for each in open_ones if most is not None else ():
                 losses = self.losses(each, groups[:asked])
-                if losses.shows_below(most, confidence):
+                if most is not None and losses.shows_below(most, confidence):
                     shown[each] = "keeps the promise"
                 elif asked >= 2 * CHUNK and self._is_hopeless(each, groups[:asked]):
                     shown.update(dict.fromkeys((c for c in survivors[survivors.index(each) :] if c not in shown), "loses more"))
