@@ -9,7 +9,7 @@ from encoders import UserError
 from fastervlm.eval.task import Question
 from fastervlm.tune.candidates import WHOLE, Candidate
 from fastervlm.tune.promise import Losses, pictures_needed
-from fastervlm.tune.search import FEWEST, Promise, Search
+from fastervlm.tune.search import FEWEST, Point, Promise, Search
 
 
 def drawn(rng, pictures, worse, better, each=3):
@@ -109,6 +109,23 @@ def test_under_a_bound_of_time_the_most_accurate_is_found():
     found = Search(answers, list(CHANCES)[1:], Promise(None, ttft=0.02)).run()
     assert found.best.candidate == FEW
     assert [point.candidate.keep for point in found.points] == [12, 6]
+
+
+def test_the_first_without_a_proof_ends_the_trial():
+    """Whatever fewer tokens show: else each would be a chance of its own to err."""
+    verdicts = ("keeps the promise", "not shown", "keeps the promise")
+    points = [
+        Point(Candidate("cls", keep), 0.9, 0.9, 0.01, 0.0, 9, told) for keep, told in zip((9, 6, 3), verdicts, strict=True)
+    ]
+    search = Search(Known(np.random.default_rng(0), CHANCES), [GOOD], Promise(0.05))
+    assert search._best(points) is points[0]
+    assert search._best(points[1:]) is None
+
+
+def test_no_picture_of_the_trial_had_a_say():
+    answers = Known(np.random.default_rng(0), CHANCES)
+    found = Search(answers, [GOOD, FEW], Promise(0.012)).run()  # too little to be shown: the trial takes all there are
+    assert (found.searched, found.tried) == (200, 400)
 
 
 def test_where_all_lose_too_much_all_tokens_stay():
