@@ -134,7 +134,6 @@ def test_chats_begin_as_in_transformers():
         (["--keep", "58", "--method", "fastv"], "prunes inside the language model"),
         (["--keep", "58", "--engine", "vllm", "--hf-overrides", "{}"], "vLLM is not installed here|--hf-overrides is set by"),
         (["--keep", "58", "--engine", "vllm", "--remember", "4"], "--remember is for --engine transformers"),
-        (["--keep", "58", "--remember", "-1"], "--remember"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(monkeypatch, capsys, options, sentence):
