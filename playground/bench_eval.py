@@ -124,7 +124,8 @@ def _padding(subject: Subject, settings: Settings, questions: list[Question]) ->
     """The share of padding in the prompts of both kinds of batches, all but the K visual tokens of a picture taken off."""
     tokenizer, size = subject.processor.tokenizer, settings.batch_size
     ask = preparation(subject, settings).ask
-    lengths = {q.line: len(tokenizer(ask(q))["input_ids"]) - 1 + int(settings.keep or 0) for q in questions}
+    kept = settings.keep if isinstance(settings.keep, int) else 0
+    lengths = {q.line: len(tokenizer(ask(q))["input_ids"]) - 1 + kept for q in questions}
     orders = {
         "file order": [questions[start : start + size] for start in range(0, len(questions), size)],
         "batched": _batches(settings, questions),

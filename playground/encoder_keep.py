@@ -53,7 +53,10 @@ BLOCKS = {"small": (1, 2), "large": (8, 15)}
 def schedule(stay: tuple[int | None, int | None], blocks: tuple[int, int]) -> EncoderSchedule | None:
     """What stays at those blocks, as a schedule; None where nobody leaves."""
     found = [(block, count) for block, count in zip(blocks, stay, strict=True) if count is not None]
-    return EncoderSchedule(*zip(*found, strict=True)) if found else None
+    if not found:
+        return None
+    where, counts = zip(*found, strict=True)
+    return EncoderSchedule(where, counts)
 
 
 def name(stay: tuple[int | None, int | None]) -> str:

@@ -73,13 +73,14 @@ def read_bench(path: Path) -> Measured:
 
 
 def _row(shape: Shape, told: dict[str, Any], row: dict[str, Any]) -> MeasuredRow:
+    method = str(row["method"])
     job, decode = Job(**row["job"]), row.get("decode_tokens_per_s")
     stages = {name: float(spread["median"]) for name, spread in row["stages_s"].items()}
     if not {*STAGES, *_BETWEEN, "image_processing"} <= stages.keys() or min(stages[name] for name in STAGES) <= 0:
         raise ValueError("stages")
     weights = work(shape.config, job).parameters["prefill"] * BYTES[told["dtype"]]
     return MeasuredRow(
-        OTHER_NAMES.get(row["method"], row["method"]),
+        OTHER_NAMES.get(method, method),
         job,
         row["time_to_first_token_s"]["median"],
         stages,

@@ -102,6 +102,7 @@ def test_the_page_stands_alone_and_kinds_are_compared(subject, settings, bench, 
     found = compare(subject, shared, budgets=[2], methods=["cls", "grid"], out_dir=tmp_path / "a")
 
     by_kind = found.by_kind
+    assert by_kind is not None
     pruned = [json.loads(line)["text"] for line in found.cells[0].runs[0].answers_file.read_text().splitlines()]
     for kind, first_place in (("even", 0), ("odd <b>", 1)):
         share = np.mean([a == b for a, b in zip(texts[first_place::2], pruned[first_place::2], strict=True)])

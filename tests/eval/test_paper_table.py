@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("paper_table", ROOT / "scripts" / "paper_table.py")
+assert _spec
+assert _spec.loader
 table = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(table)
 

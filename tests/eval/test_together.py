@@ -45,6 +45,8 @@ def test_answers_are_those_of_runs_alone(subjects, settings, tmp_path, name):
     alone = [evaluate(subject, run) for run in runs_of(settings, tmp_path / "alone", METHODS[name])]
     for (protocol, score), (own, expected) in zip(together, alone, strict=True):
         assert {key: protocol[key] for key in COUNTED} == {key: own[key] for key in COUNTED}
+        assert score
+        assert expected
         assert (score.value, score.keys, protocol["method"]) == (expected.value, expected.keys, own["method"])
         assert protocol["mean_time_to_first_token_s"] > 0
 

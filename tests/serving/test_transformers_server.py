@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ def client(model):
 
     server = Started(non_blocking=True, device="cpu", dtype="float32")
     with TestClient(server.server.config.app) as client:
-        client.app.state.held = [timed.model.__dict__[HOST] for timed in server._model_manager.loaded_models.values()]
+        app: Any = client.app
+        app.state.held = [timed.model.__dict__[HOST] for timed in server._model_manager.loaded_models.values()]
         yield client
     server._generation_state.shutdown()
 

@@ -82,6 +82,7 @@ CHANCES = {WHOLE: 0.9, GOOD: 0.89, POOR: 0.7, FEW: 0.885, BAD: 0.5}
 def test_the_fewest_tokens_that_keep_the_promise_are_found(seed):
     answers = Known(np.random.default_rng(seed), CHANCES)
     found = Search(answers, list(CHANCES)[1:], Promise(0.05), seed).run()
+    assert found.best
     assert found.best.candidate == FEW
     assert [point.candidate for point in found.points] == [GOOD, FEW]  # the poor method and too few tokens went early
     assert len(answers.asked[BAD]) < 0.4 * 1200
@@ -107,6 +108,7 @@ def test_what_loses_as_much_as_allowed_is_hardly_ever_recommended():
 def test_under_a_bound_of_time_the_most_accurate_is_found():
     answers = Known(np.random.default_rng(0), CHANCES)
     found = Search(answers, list(CHANCES)[1:], Promise(None, ttft=0.02)).run()
+    assert found.best
     assert found.best.candidate == FEW
     assert [point.candidate.keep for point in found.points] == [12, 6]
 

@@ -41,6 +41,7 @@ def test_it_is_written_and_goes_on(subject, settings, tmp_path, few, monkeypatch
     monkeypatch.setattr(Asked, "ask", real)
     found = tune(subject, shared, promise, **options)
     assert [point.candidate.keep for point in found.found.points] == [8, 4]
+    assert found.found.best
     written = json.loads((out / "tune.json").read_text())
     assert written["promise"]["at_most"] == 0.99
     assert written["weights_sha256"] == subject.weights_sha256
@@ -63,6 +64,7 @@ def test_values_are_those_of_evaluation(subject, settings, tmp_path):
         assert [len(group) for group in asked.groups] == [2] * 5
         asked.ask(asked.groups[::-1], [WHOLE, candidate])
         _, score = evaluate(subject, settings())
+        assert score
         flat = [value for group in asked.values(candidate, asked.groups) for value in group]
         assert flat == score.rows[:, 0].tolist()
         assert asked.seconds(candidate) > 0
