@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from encoders.base import ScoredPatches, image_key
 from encoders.block import kind
 from encoders.errors import UserError, UserTypeError
+from encoders.layers import block_of
 from encoders.memory import memory_of
 from encoders.packed_block import PackedBlock
-from encoders.tower import SCORES, block_of, norms
+from encoders.tower import SCORES, norms
 
 _TOWERS = (
     "transformers.Qwen2VisionTransformerPretrainedModel",

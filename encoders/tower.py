@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from encoders.base import ScoredPatches, gather_rows, image_key, token_rows
 from encoders.block import HalfBlock
 from encoders.errors import UserError, UserTypeError
+from encoders.layers import block_of, depths
 from encoders.memory import Walk, memory_of
 from encoders.thinning import Survivors, best, contrast, finish_all_but, without_the_rest
 
@@ -57,21 +58,26 @@ class TowerEncoder(ABC):
         memory = memory_of(self.tower)
         if memory is None or not isinstance(pixel_values, Tensor):
             return self._patches(pixel_values, interpolate_pos_encoding, Walk())
-        walk = memory.walk(pixel_values, interpolate_pos_encoding)
-        setting = type(self), self.depths, self.score, tuple(self.also.items()), interpolate_pos_encoding
+        walk = memory.walk(pixel_values, (id(self.tower), interpolate_pos_encoding))
+        setting = type(self), id(self.tower), self.depths, self.score, tuple(self.also.items()), interpolate_pos_encoding
         return memory.recall(
             [pixel_values], setting, lambda: memory.patches(self._patches(pixel_values, interpolate_pos_encoding, walk))
         )
 
     def _patches(self, pixel_values: Tensor, interpolate: bool, walk: Walk) -> ScoredPatches:
         """The patches of pixel_values (B, 3, H, W), by a walk on which some blocks may be behind us already."""
+        rows, columns, hidden, extra = self._entered(pixel_values, interpolate)
+        attention, finish, keys, others = self._scored(hidden, extra, walk)
+        key = image_key(self._pictures(pixel_values))
+        return ScoredPatches(attention, (rows, columns), key, finish, keys, other_blocks=others)
+
+    def _entered(self, pixel_values: Tensor, interpolate: bool) -> tuple[int, int, Tensor, Any]:
+        """The grid of patches, and what the first block reads."""
         rows, columns = self._grid(pixel_values, interpolate)
         hidden, extra = self._embed(pixel_values, interpolate)
         if hidden.shape[1] != self.prefix + rows * columns:
             raise UserError("This tower drops patches at random while it trains, so they have no grid; call its eval() first.")
-        attention, finish, keys, others = self._scored(hidden, extra, walk)
-        key = image_key(self._pictures(pixel_values))
-        return ScoredPatches(attention, (rows, columns), key, finish, keys, other_blocks=others)
+        return rows, columns, hidden, extra
 
     def _scored(
         self, hidden: Tensor, extra: Any, walk: Walk
@@ -135,8 +141,7 @@ class TowerEncoder(ABC):
         Raises:
             UserError: see `check_thinning`.
         """
-        rows, columns = self._grid(pixel_values, interpolate_pos_encoding)
-        hidden, extra = self._embed(pixel_values, interpolate_pos_encoding)
+        rows, columns, hidden, extra = self._entered(pixel_values, interpolate_pos_encoding)
         counts, survivors = stay(rows * columns), Survivors.all(len(hidden), rows * columns, hidden.device)
         self.check_thinning(tuple(counts))
         if counts.get(0, survivors.count) < survivors.count:
@@ -268,46 +273,6 @@ class TowerEncoder(ABC):
     def _probe_attention(self, hidden: Tensor) -> Tensor:
         """(B, M, N) float32: attention of the pooling head's probe, given the last block's output (B, P + N, C)."""
         raise NotImplementedError
-
-
-def depths(select_layer: int | Sequence[int], layers: int, scored: bool = True) -> tuple[int, ...]:
-    """Number of blocks below each selected hidden state, 0 for the embeddings, in the order given.
-
-    `select_layer` counts as transformers' `hidden_states` does, which has one entry more than the tower has blocks: -2 is
-    the output of the last block but one. With `scored` the deepest must be a block, whose attention gives the scores.
-    """
-    wanted = [select_layer] if isinstance(select_layer, int) else select_layer
-    if isinstance(wanted, str) or not isinstance(wanted, Sequence) or not all(type(k) is int for k in wanted):
-        raise UserTypeError(f"select_layer must be a whole number or a list of them, not {select_layer!r}.")
-    for k in wanted:
-        if not -layers - 1 <= k <= layers:
-            raise UserError(f"select_layer={k} is out of range: this tower has {layers} layers, so {-layers} to {layers} fit.")
-    found = tuple(k % (layers + 1) for k in wanted)
-    if not found or (scored and not any(found)):
-        raise UserError(
-            f"select_layer={select_layer} names no layer with attention to score by; "
-            f"choose one of the tower's {layers} layers, 1 to {layers} or {-layers} to -1."
-        )
-    return found
-
-
-def block_of(name: int | float, blocks: int, deepest: int) -> int:
-    """The block that a name means, counted from 1, of a tower of so many, features being taken from block `deepest`.
-
-    Raises:
-        UserError: there is no such block.
-        UserTypeError: it is no number.
-    """
-    if isinstance(name, bool) or not isinstance(name, (int, float)):
-        raise UserTypeError(f"also={name!r} names no block; give a number from 1, or a share of the blocks such as 0.25.")
-    if isinstance(name, float) and 0 < name < 1:
-        return max(1, min(deepest, int(name * blocks + 0.5)))
-    if isinstance(name, float) or not 1 <= name <= deepest:
-        raise UserError(
-            f"also={name} names no block in front of the features; they are taken from block {deepest} of {blocks}, so give 1 "
-            f"to {deepest}, or a share of the blocks between 0 and 1."
-        )
-    return name
 
 
 def norms(features: Tensor) -> Tensor:

@@ -217,12 +217,13 @@ class PruneHandle(Handle):
         """Compile all that stands in front of the language model, from pixels to projected tokens, as one graph.
 
         It is traced at the next call, and again for pictures or clips of new shapes alone; more shapes than torch keeps graphs
-        for (`torch._dynamo.config.recompile_limit`, of all handles together) run uncompiled, with a warning. The tower is
+        for (`torch._dynamo.config.recompile_limit`) run uncompiled, with a warning. The tower is
         never called as a whole, so compiling it by itself (`model.model.vision_tower.compile()`) has no effect. Rounding may
         differ from what runs uncompiled, and so may the choice among patches that tie.
 
         On a CPU torch packs the weights for its matrix products ("freezing"), and holds them once more for that. Weights that
-        change are packed anew, at the next call. Torch keeps graphs on disk for the next process (`TORCHINDUCTOR_CACHE_DIR`).
+        change are packed anew, at the next call; a write through `weight.data` goes unseen, so call `compile` again after one.
+        Torch keeps graphs on disk for the next process (`TORCHINDUCTOR_CACHE_DIR`).
 
         Args:
             language_model: compile the language model too, where `generate` runs it with neither beams nor a cache of the

@@ -221,7 +221,10 @@ def of_shape(steps: Steps, args: argparse.Namespace, name: str, device: torch.de
     if done is not None:
         steps.do("plan", f"{name}: plan", lambda: plan_of(file, device, args.dtype))
     counts = [kept for kept in args.keep if kept < workload.num_visual_tokens]
-    steps.do("compiled", f"{name}: compiled", lambda: compiled(workload, counts, args.repeats, args.backend))
+    for kept in counts:
+        steps.do(
+            "compiled", f"{name}: compiled at {kept}", lambda kept=kept: compiled(workload, [kept], args.repeats, args.backend)
+        )
 
 
 def main() -> None:

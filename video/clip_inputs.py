@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.video_utils import VideoMetadata
 
+from fastervlm.checkpoints.bos import special_tokens
+
 _NAMES = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 _TICKS = 1000  # a second
 
@@ -45,7 +47,8 @@ class ClipInputs:
 
 def asked_of_clips(prompts: Sequence[str], clips: Sequence[ClipInputs], processor: Any) -> BatchFeature:
     """The inputs of whole prompts, placeholders and all, and of clips, one after the other."""
-    inputs = BatchFeature(dict(processor.tokenizer(list(prompts), padding=True, return_tensors="pt")))
+    tokenizer, told = processor.tokenizer, special_tokens(processor.tokenizer, prompts)
+    inputs = BatchFeature(dict(tokenizer(list(prompts), padding=True, return_tensors="pt", **told)))
     if getattr(processor, "return_mm_token_type_ids", False):
         inputs["mm_token_type_ids"] = torch.tensor(processor.create_mm_token_type_ids(inputs["input_ids"]))
     for name in clips[0].inputs if clips else ():

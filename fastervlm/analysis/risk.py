@@ -67,8 +67,12 @@ def _by_kind(comparison: Comparison) -> list[str]:
 
 
 def _case(subject: Subject, case: Case, questions: Sequence[Question]) -> list[str]:
-    found = flips(questions, answered(case.whole, questions), answered(case.run, questions))
     name = f"{case.cell.label} at {case.cell.visual_tokens} tokens"
+    whole, cell = answered(case.whole, questions), answered(case.run, questions)
+    if whole.values is None or cell.values is None:
+        told = "The score of this benchmark is no mean over questions, so nobody can say which questions flip."
+        return [f"<h2>{escape(name)}</h2>", f"<p>{told}</p>"]
+    found = flips(questions, whole, cell)
     rows = [[kind, str(count), str(lost), str(won)] for kind, count, lost, won in counts_by_kind(questions, found)]
     losses, gains = [f for f in found if f.is_loss], [f for f in found if not f.is_loss]
     return [

@@ -6,7 +6,7 @@ vLLM's server, there may be none or two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 _TRIAL = "x"
@@ -18,10 +18,13 @@ def adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
 
 
-def chat_prompt(processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
-    """The turns of a chat by the processor's template, for the processor to tokenize: it may not begin with BOS twice."""
-    prompt, tokenizer = processor.apply_chat_template(turns, add_generation_prompt=True), processor.tokenizer
-    return prompt.removeprefix(tokenizer.bos_token) if adds_bos(tokenizer) else prompt
+def special_tokens(tokenizer: Any, prompts: Sequence[str]) -> dict[str, bool]:
+    """What to tell a tokenizer of prompts that a chat template may have written: those that begin with BOS get no second one.
+
+    So `apply_chat_template(tokenize=True)` of transformers does it.
+    """
+    begin = tokenizer.bos_token
+    return {"add_special_tokens": False} if begin and all(prompt.startswith(begin) for prompt in prompts) else {}
 
 
 def template_with_bos(processor: Any) -> str | None:

@@ -69,7 +69,7 @@ def tune(
         str | None,
         typer.Option(help="A shape of fastervlm plan, whose time to the first token is told beside the measured one."),
     ] = None,
-    plan_device: Annotated[str, typer.Option(help="The device of that plan: h100, a100, l4 or rtx4090.")] = "h100",
+    plan_device: Annotated[str, typer.Option(help="The device of that plan: h200, h100, a100, l4 or rtx4090.")] = "h100",
     batch_size: BatchSize = 16,
     limit: Limit = None,
     dtype: Dtype = None,

@@ -24,7 +24,7 @@ from fastervlm.eval.chat import Chat, NoReply
 from fastervlm.eval.engine import Running
 from fastervlm.eval.media import file_prints
 from fastervlm.eval.pictures import GREY, BadPicture, open_picture, pad_to_square
-from fastervlm.eval.preparation import UNASKABLE
+from fastervlm.eval.preparation import UNASKABLE, why
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
@@ -138,7 +138,12 @@ class _Asked:
     def _content(self, question: Question) -> tuple[list[dict[str, Any]], bool]:
         """A question as OpenAI's protocol writes it, its pictures first; and whether a turn of one is ignored."""
         text = {"type": "text", "text": self.settings.task.prompt(question)}
-        shown = [self._shown(question.about(picture)) for picture in question.pictures]
+        shown = []
+        for picture in question.pictures:
+            try:
+                shown.append(self._shown(question.about(picture)))
+            except BadPicture as error:
+                raise BadPicture(why(question, {picture: str(error)})) from error
         urls = [{"type": "image_url", "image_url": {"url": _data(picture)}} for picture, _ in shown]
         return [*urls, text], any(turned for _, turned in shown)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image
 
+from fastervlm.checkpoints.bos import special_tokens
+
 
 def inputs_of(processor: Any, prompts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], **more: Any) -> Any:
     """The inputs of a batch, a row for each prompt, padded.
@@ -20,8 +22,6 @@ def inputs_of(processor: Any, prompts: Sequence[str], pictures: Sequence[Sequenc
         pictures: those of each prompt.
         more: further arguments of the processor.
     """
-    begin = processor.tokenizer.bos_token
-    if begin and all(prompt.startswith(begin) for prompt in prompts):
-        more["add_special_tokens"] = False
+    more |= special_tokens(processor.tokenizer, prompts)
     images = [list(shown) for shown in pictures] if any(pictures) else None
     return processor(images=images, text=list(prompts), padding=True, return_tensors="pt", **more)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from encoders.errors import UserError
 from fastervlm.eval.answers import blank_answers, read_answers
-from fastervlm.eval.score import Difference, Score, difference, mean_of, percent
+from fastervlm.eval.score import Difference, Score, difference, mean_of, percent, share_questions
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.task import Question
 
@@ -43,8 +45,9 @@ def scores_by_kind(
         for kind, own in asked.items():
             given = [answers[question.line] for question in own if question.line in answers]
             if given and run.annotation_file is not None:
-                blank = blank_answers(own)
-                found[kind].append(run.task.scored(given, run.annotation_file, run.question_file, asked=blank))
+                with suppress(UserError):  # no question of this kind has a right answer
+                    scored = run.task.scored(given, run.annotation_file, run.question_file, asked=blank_answers(own))
+                    found[kind].append(scored)
     return {kind: mean_of(scores) for kind, scores in found.items() if len(scores) == len(runs)}
 
 
@@ -52,7 +55,8 @@ def p_value(score: Score, other: Score) -> float:
     """Two-sided p of the difference over the same questions.
 
     Where questions are right or wrong it is McNemar's exact test, the binomial one of those that only one of the two has right.
-    Else it is the normal one, by the standard error of the paired bootstrap.
+    Else it is the normal one, by the standard error of the paired bootstrap, and no less than a test by flipped signs can
+    give on as few questions.
     """
     if score.statistic is other.statistic is percent and score.keys == other.keys and score.rows.shape == other.rows.shape:
         change = (score.rows - other.rows)[:, 0]
@@ -60,9 +64,10 @@ def p_value(score: Score, other: Score) -> float:
             return _binomial(int((change > 0).sum()), int((change < 0).sum()))
     found = difference(score, other)
     error = (found.high - found.low) / (2 * 1.96)
+    least = min(1.0, 2.0 ** (1 - found.samples))
     if error == 0:
-        return 1.0 if found.value == 0 else 0.0
-    return math.erfc(abs(found.value) / error / math.sqrt(2))
+        return 1.0 if found.value == 0 else least
+    return max(least, math.erfc(abs(found.value) / error / math.sqrt(2)))
 
 
 def _binomial(more: int, fewer: int) -> float:
@@ -129,7 +134,9 @@ class ByKind:
             (kind, where, self.scores[where][kind], self.scores[other][kind])
             for where, other in pairs
             for kind in self.counts
-            if kind in self.scores[where] and kind in self.scores[other]
+            if kind in self.scores[where]
+            and kind in self.scores[other]
+            and share_questions(self.scores[where][kind], self.scores[other][kind])
         ]
         adjusted = holm([p_value(score, other) for _, _, score, other in tests])
         return {

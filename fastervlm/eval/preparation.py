@@ -69,7 +69,7 @@ class Preparation:
                 if picture not in opened:
                     opened[picture] = self._try(question.about(picture), processor, turned)
         reasons = {file: str(picture) for file, picture in opened.items() if isinstance(picture, BadPicture)}
-        failures = {q.line: _why(q, reasons) for q in questions if not reasons.keys().isdisjoint(q.pictures)}
+        failures = {q.line: why(q, reasons) for q in questions if not reasons.keys().isdisjoint(q.pictures)}
         good = [question for question in questions if question.line not in failures]
         if not good:
             return Batch(good, None, failures)
@@ -107,7 +107,7 @@ class Preparation:
         return Image.new("RGB", picture.size, GREY) if self.blind else picture
 
 
-def _why(question: Question, reasons: Mapping[Any, str]) -> str:
+def why(question: Question, reasons: Mapping[Any, str]) -> str:
     """Why a question cannot be asked, in words that follow the names of its pictures."""
     bad = next(picture for picture in question.pictures if picture in reasons)
     return f"cannot be shown: {bad} {reasons[bad]}" if question.more else reasons[bad]

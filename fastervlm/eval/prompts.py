@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from encoders.errors import UserError
-from fastervlm.checkpoints.bos import chat_prompt
 from fastervlm.checkpoints.errors import reason
 from fastervlm.checkpoints.templates import LLAVA_V1, VICUNA_V1
 
@@ -40,7 +39,7 @@ def _fill(template: str, placeholder: str, text: str, shown: int = 1) -> str:
 def _chat(processor: Any, kind: str, text: str, shown: int = 1) -> str:
     content = [*[{"type": kind}] * shown, {"type": "text", "text": text}]
     try:
-        prompt = chat_prompt(processor, [{"role": "user", "content": content}])
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     except Exception as error:  # a template may raise anything
         raise UserError(
             f"The chat template of the model's processor cannot be used ({reason(error)}); use --conv-mode vicuna_v1."

@@ -170,6 +170,11 @@ def difference(score: Score, other: Score) -> Difference:
     return Difference(score.metric, value, low, high, p_value, len(common), left_out, score.unit)
 
 
+def share_questions(score: Score, other: Score) -> bool:
+    """Whether both have an answer to some question, so that `difference` can compare them."""
+    return not _numbered(score).keys().isdisjoint(_numbered(other))
+
+
 def mean_of(scores: Sequence[Score]) -> Score:
     """The mean of the scores of several runs over the same questions, and so of their parts.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -138,9 +138,10 @@ class Asking:
                 if shown is None or {q.image for q in shown} != {q.image for q in asked}:
                     self.memory.forget()
                 shown = asked
+                waited = watch.lap()  # for the pictures: it counts for each run, as work that is shared does
                 self._warm_up(batch, those)
                 for run in those:
-                    entries = self._answers(run, batch, watch)
+                    entries = self._answers(run, batch, watch, waited)
                     run.journal.add(entries)
                     advance(len(entries), sum(entry.failure is not None for entry in entries))
                     refuse_hopeless(run.journal)
@@ -184,12 +185,13 @@ class Asking:
         if cold:
             self.memory.forget()
 
-    def _answers(self, run: SharedRun, batch: Batch, watch: Stopwatch) -> list[Any]:
-        """The entries of one run to one batch."""
+    def _answers(self, run: SharedRun, batch: Batch, watch: Stopwatch, waited: float) -> list[Any]:
+        """The entries of one run to one batch, for which `waited` seconds were waited."""
         answerer, prepare = self._answerers[id(run)], self._prepares(run)
         with pruned(self.subject, run.settings) as answerer.handle:
             watch.lap()
-            return answered(batch, answerer, watch, lambda each: fingerprinted(prepare, each, self.subject.processor))
+            entries = answered(batch, answerer, watch, lambda each: fingerprinted(prepare, each, self.subject.processor))
+        return [replace(entry, seconds=entry.seconds + waited / len(entries)) for entry in entries]
 
     def _now(self) -> float:
         synchronize(self._device)

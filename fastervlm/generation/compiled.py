@@ -65,7 +65,8 @@ class Graphs:
 
     def _version(self) -> str:
         """Another text whenever weights were changed; graphs are kept by it."""
-        weights = [(parameter.data_ptr(), parameter._version) for parameter in self.module.parameters()]
+        tensors = (*self.module.parameters(), *self.module.buffers())  # made under inference_mode they count no writes
+        weights = [(each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
         if weights != self._weights:
             self._weights, self._stamp = weights, str(next(_STAMPS))
         return self._stamp
@@ -78,6 +79,7 @@ def _stamped(function: Callable[..., Any]) -> Callable[..., Any]:
         stamp.startswith("")  # torch tells graphs apart by what they read alone
         return function(*args, **kwargs)
 
+    stamped.__code__ = stamped.__code__.replace()  # torch limits the graphs of a code object, so each has one of its own
     return stamped
 
 

@@ -71,16 +71,16 @@ class Memory:
         if torch.compiler.is_compiling() or model.training or _differentiable(model):
             return encode(model, pruning, call)
         family.check_questions(call)
-        self._look_at(model, family)
+        weights = self._look_at(model, family)
         told, places = settings(model, pruning, call), rows(family, call)
         if places is None:
             key = (told, prompt(model, call), *whole(family, pruning, call))
-            return self._get(key) or self._put(key, encode(model, pruning, call))
+            return self._get(key) or self._put(key, encode(model, pruning, call), weights)
         keys = [(told, *row(family, pruning, call, place)) for place in places]
         found = {key: shown for key in dict.fromkeys(keys) if (shown := self._get(key)) is not None}
         missing = {key: place for key, place in zip(keys, places, strict=True) if key not in found}
         if missing:
-            found |= self._encoded(encode, family, model, pruning, call, missing)
+            found |= self._encoded(encode, weights, model, pruning, call, missing)
         return {
             kind: _joined([found[key][kind] for key, place in zip(keys, places, strict=True) if place.kind == kind])
             for kind in dict.fromkeys(place.kind for place in places)
@@ -89,7 +89,7 @@ class Memory:
     def _encoded(
         self,
         encode: Encode,
-        family: Family,
+        weights: Weights,
         model: Any,
         pruning: Pruning,
         call: Mapping[str, Any],
@@ -103,15 +103,18 @@ class Memory:
             encode(model, pruning, call)  # its sentence counts all pictures of the call
             raise
         numbers = {kind: iter(range(len(each.features))) for kind, each in made.items()}
-        return {key: self._put(key, {kind: made[kind].shown([next(numbers[kind])])}) for key, (kind, _) in missing.items()}
+        return {
+            key: self._put(key, {kind: made[kind].shown([next(numbers[kind])])}, weights) for key, (kind, _) in missing.items()
+        }
 
-    def _look_at(self, model: Any, family: Family) -> None:
-        """Forget all if what stands in front of the language model has changed."""
+    def _look_at(self, model: Any, family: Family) -> Weights:
+        """What stands in front of the language model; if it has changed, all is forgotten."""
         decoder = family.decoder(model)
         with self._lock:
             if self._weights is None or not self._weights.still(model, decoder):
                 self._known.clear()
                 self._weights = Weights(model, decoder)
+            return self._weights
 
     def _get(self, key: Any) -> Shown | None:
         with self._lock:
@@ -123,13 +126,14 @@ class Memory:
             self._known.move_to_end(key)
             return found
 
-    def _put(self, key: Any, shown: Shown) -> Shown:
-        """Remember what was made, in tensors of its own, and give it back."""
+    def _put(self, key: Any, shown: Shown, weights: Any) -> Shown:
+        """Remember what was made by these weights, if they are the model's still, in tensors of its own, and give it back."""
         if _count(shown) <= self.size:
             own = {kind: _own(each) for kind, each in shown.items()}
             with self._lock:
-                self._known[key] = own
-                self._known.move_to_end(key)
+                if weights is self._weights:
+                    self._known[key] = own
+                    self._known.move_to_end(key)
                 while len(self) > self.size:
                     self._known.popitem(last=False)
         return shown

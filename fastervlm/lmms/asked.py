@@ -13,7 +13,6 @@ from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
 from encoders import UserError
-from fastervlm.checkpoints.bos import chat_prompt
 from fastervlm.eval.prompts import conversation
 from fastervlm.pictures import BadPicture, to_rgb
 
@@ -76,7 +75,7 @@ def _by_template(text: str, kinds: Sequence[str], processor: Any) -> str:
     parts = re.split("<(image|video)>", text)
     placed = [{"type": part} if number % 2 else {"type": "text", "text": part} for number, part in enumerate(parts) if part]
     content = placed if len(parts) > 1 else [*({"type": kind} for kind in kinds), *placed]
-    return chat_prompt(processor, [{"role": "user", "content": content}])
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 def chat(arguments: Sequence[Any], documents: Mapping[str, Any], processor: Any) -> Asked:
@@ -84,7 +83,7 @@ def chat(arguments: Sequence[Any], documents: Mapping[str, Any], processor: Any)
     doc_to_messages, place = arguments[1], arguments[3:]
     turns = ChatMessages(messages=doc_to_messages(_doc(documents, place))).messages
     written = [{"role": turn.role, "content": [_written(part) for part in turn.content]} for turn in turns]
-    prompt = chat_prompt(processor, written)
+    prompt = processor.apply_chat_template(written, add_generation_prompt=True)
     parts = [part for turn in turns for part in turn.content]
     text = "\n".join(part.text for part in parts if part.type == "text")
     shown = [_shown(part) for part in parts if part.type != "text"]

@@ -11,6 +11,7 @@ import torch
 from transformers import BatchFeature
 
 from encoders import UserError
+from fastervlm.checkpoints.bos import special_tokens
 from fastervlm.lmms.asked import Asked
 
 
@@ -26,7 +27,8 @@ def continuation_of(asked: Asked, arguments: Sequence[Any], tokenizer: Any, docu
         raise UserError(f"{asked.where} has an empty continuation, whose likelihood is not defined.")
     gap = "" if asked.prompt[-1:].isspace() or text[0].isspace() else " "
     whole = asked.prompt + gap + text
-    before, ids = (tokenizer(text)["input_ids"] for text in (asked.prompt, whole))
+    told = special_tokens(tokenizer, [whole])
+    before, ids = (tokenizer(text, **told)["input_ids"] for text in (asked.prompt, whole))
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, ids, strict=False)))
     return replace(asked, prompt=whole), len(ids) - same
 

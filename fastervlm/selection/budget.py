@@ -11,6 +11,7 @@ import numbers
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import ClassVar, cast
 
 import torch
@@ -226,7 +227,7 @@ class AtMost(Budget):
         if inner == TokenBudget(1.0):
             return f"{BOUND}{self.tokens}"
         if isinstance(inner, TokenBudget) and inner.keep is not None:
-            return f"{BOUND}{self.tokens}-{inner.keep}"
+            return f"{BOUND}{self.tokens}-{Decimal(str(inner.keep)):f}"
         return repr(self)
 
     def resolve(self, num_patches: int) -> int:

@@ -12,14 +12,18 @@ from fastervlm.selection.budget import TokenBudget
 
 
 def planned_times(shape: str, device: str, budgets: Sequence[int | float], batch: int) -> dict[float, float]:
-    """Seconds to the first token of a batch by the tokens kept of a picture, at 0 without pruning; as `fastervlm plan` has it.
+    """Seconds to the first token of a batch by budget and by tokens kept, at 0 without pruning; as `fastervlm plan` has it.
 
     Raises:
         UserError: there is no such shape or device.
     """
     chosen = get_shape(shape)
     total = chosen.num_visual_tokens
-    counts = check_counts([TokenBudget(keep).resolve(total) for keep in budgets], total)
+    kept = {float(keep): TokenBudget(keep).resolve(total) for keep in budgets}
+    counts = check_counts(list(kept.values()), total)
     method = chosen.family.usual_method
     found = plan(chosen, get_spec(device, "float16"), "float16", ["none", method], counts, [batch])
-    return {0.0 if row.method == "none" else float(row.kept): row.predicted.first_token for row in found.rows}
+    times = {0 if row.method == "none" else row.kept: row.predicted.first_token for row in found.rows}
+    return {float(count): seconds for count, seconds in times.items()} | {
+        budget: times[count] for budget, count in kept.items() if count in times
+    }

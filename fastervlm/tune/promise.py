@@ -9,6 +9,7 @@ random variables by betting, arXiv 2010.09686. Questions about one picture are o
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,5 +70,10 @@ class Losses:
 
 
 def pictures_needed(most: float, confidence: float) -> int:
-    """How many pictures it takes at least to show that less than `most` is lost, if nothing is."""
-    return math.ceil((math.log(1 / (1 - confidence)) + math.log(_BETS)) / math.log1p(_BOLDEST * most / (1 - most)))
+    """How many pictures with equally many questions it takes to show that less than `most` is lost, if nothing is."""
+    enough = math.ceil((math.log(1 / (1 - confidence)) + math.log(_BETS)) / math.log1p(_BOLDEST * most / (1 - most)))
+
+    def shows(count: int) -> bool:
+        return Losses(np.zeros(count), np.ones(count), 1).shows_below(most, confidence)
+
+    return bisect.bisect_left(range(enough + 1), x=True, key=shows)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from encoders.errors import UserError
 from fastervlm.reporting.files import write_json, write_text
 from fastervlm.reporting.plots import Curve, Panel, draw_panels
 from fastervlm.reporting.tables import markdown_table
+from fastervlm.serving.options import Served
 from fastervlm.tune.promise import pictures_needed
 from fastervlm.tune.search import Found, Point, Promise
 
@@ -31,7 +35,7 @@ class Tuned:
     def table(self) -> Table:
         """The frontier: for each number of tokens the best method, what it loses, and how fast it is."""
         planned = ["planned TTFT (ms)"] if self.planned else []
-        headers = ["tokens", "method", "accuracy", "loss (points)", f"less than, {self.promise.confidence:.0%} sure"]
+        headers = ["tokens", "method", "accuracy", "loss (points)", f"less than, {self._percent} sure"]
         whole = ["all", "all tokens", f"{100 * self.found.whole:.1f}", "", "", _ms(self.found.whole_seconds)]
         rows = [[*whole, *([_ms(self.planned.get(0.0))] if planned else []), "", ""]]
         for point in self.found.points:
@@ -43,28 +47,51 @@ class Tuned:
 
     def lines(self) -> list[str]:
         """What is recommended, how sure that is, and what to paste."""
-        best, promise = self.found.best, self.promise
+        best = self.found.best
         if best is None:
             return self._nothing()
-        keep, method = best.candidate.keep, best.candidate.method
+        keep, method = best.candidate.keep or 1.0, best.candidate.method
         name, _, score = method.partition(":")
-        scored = f', score="{score}"' if score else ""
-        lines = [f"Recommended: {method} at {keep} tokens. {self._sure(best)}"]
-        lines += ["", f'    fastervlm.prune(model, keep={keep}, method="{name}"{scored})']
-        if not score:
-            lines += [f"    fastervlm serve {self.about['model_path']} --keep {keep} --method {name}"]
-        slow = promise.ttft is not None and best.seconds > promise.ttft
-        return [*lines, *(["The first token took longer on the last questions than on the first ones."] if slow else [])]
+        layout: dict[str, Any] = self.about.get("layout", {})
+        told = {"keep": keep, "method": name, **({"score": score} if score else {}), **layout}
+        given = ", ".join(f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in told.items())
+        lines = [f"Recommended: {method} at {keep} tokens. {self._sure(best)}", "", f"    fastervlm.prune(model, {given})"]
+        return [*lines, *([] if score else [self._served(keep, name, layout)]), *self._too_poor()]
+
+    def _too_poor(self) -> list[str]:
+        """What to know of a model that has so little right that it cannot lose what it may."""
+        right, most = self.found.whole, self.promise.at_most
+        if most is None or right > most:
+            return []
+        return [
+            f"This says nothing: with all tokens {100 * right:.1f} % is right, so that no loss of {100 * most:g} points can "
+            "show. Ask the questions as the model expects them, such as with a request for a short answer."
+        ]
+
+    def _served(self, keep: int | float, name: str, layout: Mapping[str, Any]) -> str:
+        """The line that serves it, or why it cannot be served."""
+        newline, path = layout.get("newline", "all"), shlex.quote(str(self.about["model_path"]))
+        try:
+            Served(keep, name, newline)
+        except UserError as error:
+            return f"fastervlm serve cannot do the same: {error}"
+        other = "" if newline == "all" else f" --newline {newline}"
+        return f"    fastervlm serve {path} --keep {keep} --method {name}{other}"
 
     def _sure(self, best: Point) -> str:
-        measured = f"It loses {100 * best.loss:+.2f} points on {best.questions} questions that no choice was made by"
+        measured = f"It loses {100 * best.loss:+.2f} points on {best.questions} questions"
         if self.promise.at_most is None:
-            bound = f"; with {self.promise.confidence:.0%} confidence less than {100 * best.bound:.2f}"
+            bound = f"; with {self._percent} confidence less than {100 * best.bound:.2f}"
             return f"{measured}{bound}. The first token takes {_ms(best.seconds)} ms."
         return (
-            f"{measured}, and less than the {100 * self.promise.at_most:g} points allowed with {self.promise.confidence:.0%} "
-            "confidence: at most that share of searches recommends what loses more, on questions like these."
+            f"{measured} that no choice was made by, and less than the {100 * self.promise.at_most:g} points allowed with "
+            f"{self._percent} confidence: of a hundred such searches at most {100 * (1 - self.promise.confidence):.2g} "
+            "recommend what loses more, on questions like these."
         )
+
+    @property
+    def _percent(self) -> str:
+        return f"{100 * self.promise.confidence:g} %"
 
     def _nothing(self) -> list[str]:
         promise = self.promise
@@ -73,10 +100,11 @@ class Tuned:
         first, few = self.found.points[0], ""
         needed = pictures_needed(promise.at_most, promise.confidence)
         if self.found.tried < needed:
-            few = f" It takes at least {needed} pictures to show it, and there were {self.found.tried}."
+            few = f" It takes about {needed} pictures or more to show it, and there were {self.found.tried}."
         return [
             f"All tokens: for no number tried is it shown that less than {100 * promise.at_most:g} points are lost. The most "
-            f"tokens, {first.candidate}, lost {100 * first.loss:+.2f}, and less than {100 * first.bound:.2f} is certain.{few} "
+            f"tokens, {first.candidate}, lost {100 * first.loss:+.2f}, and less than {100 * first.bound:.2f} is "
+            f"{self._percent} sure.{few} "
             "Give more questions, more tokens, or a higher --at-most."
         ]
 

@@ -91,4 +91,5 @@ def _about(
     same = {**identity, **circumstances(subject, shared), **hashes}
     for name in ("method", "visual_token_num", "method_settings", "budget", "patch_score"):
         same.pop(name, None)
+    same["layout"] = shared.medium.layout(subject) if subject.has_crops else {}
     return {**same, "tokens": list(tokens), "methods": list(names), "search_seed": seed}

@@ -127,15 +127,15 @@ class Search:
 
     def _halved(self, groups: Sequence[Group]) -> tuple[list[Candidate], list[dict[str, object]]]:
         """The best method of each number of tokens, the most tokens first, and what went in which round."""
-        left, asked, rounds = list(self.candidates), min(FEWEST, len(groups)), []
+        left, before, asked, rounds = list(self.candidates), 0, min(FEWEST, len(groups)), []
         while True:
-            self.answers.ask(groups[:asked], [WHOLE, *left])
+            self.answers.ask(groups[before:asked], [WHOLE, *left])
             stays = self._stay(left, groups[:asked], last=asked == len(groups))
             rounds.append({"pictures": asked, "gone": [str(each) for each in left if each not in stays]})
             left = stays
             if asked == len(groups) or not self._competing(left):
                 return sorted(left, key=self.order, reverse=True), rounds
-            asked = min(2 * asked, len(groups))
+            before, asked = asked, min(2 * asked, len(groups))
 
     def _competing(self, left: Sequence[Candidate]) -> bool:
         return len({self.order(each) for each in left}) < len(left)
@@ -156,8 +156,12 @@ class Search:
 
     def _is_hopeless(self, each: Candidate, groups: Sequence[Group]) -> bool:
         """Whether it is too slow, or lost too much already."""
-        if self.promise.ttft is not None and self.answers.seconds(each) > self.promise.ttft:
-            return True
+        return self._is_slow(self.answers.seconds(each)) or self._loses(each, groups)
+
+    def _is_slow(self, seconds: float) -> bool:
+        return self.promise.ttft is not None and seconds > self.promise.ttft
+
+    def _loses(self, each: Candidate, groups: Sequence[Group]) -> bool:
         mean, error = self._loss(each, WHOLE, groups)
         return self.promise.at_most is not None and mean - _WORSE * error > self.promise.at_most
 
@@ -182,25 +186,27 @@ class Search:
         shown: dict[Candidate, str] = {}
         asked = 0
         while asked < len(groups) and len(shown) < len(survivors):
-            asked = min(asked + CHUNK, len(groups))
+            before, asked = asked, min(asked + CHUNK, len(groups))
             open_ones = [each for each in survivors if each not in shown]
-            self.answers.ask(groups[:asked], [WHOLE, *open_ones])
+            self.answers.ask(groups[before:asked], [WHOLE, *open_ones])
             for each in open_ones if most is not None else ():
                 losses = self.losses(each, groups[:asked])
                 if most is not None and losses.shows_below(most, confidence):
                     shown[each] = "keeps the promise"
-                elif asked >= 2 * CHUNK and self._is_hopeless(each, groups[:asked]):
+                elif asked >= 2 * CHUNK and self._loses(each, groups[:asked]):
                     shown.update(dict.fromkeys((c for c in survivors[survivors.index(each) :] if c not in shown), "loses more"))
                     break
-        return [self._point(each, groups[:asked], shown.get(each)) for each in survivors], asked
+        # Without --at-most the most accurate of them is chosen, and its bound has to hold for whichever that is.
+        sure = confidence if most is not None else 1 - (1 - confidence) / max(1, len(survivors))
+        return [self._point(each, groups[:asked], shown.get(each), sure) for each in survivors], asked
 
-    def _point(self, each: Candidate, groups: Sequence[Group], verdict: str | None) -> Point:
+    def _point(self, each: Candidate, groups: Sequence[Group], verdict: str | None, confidence: float) -> Point:
         answered = [group for group, own in zip(groups, self.answers.values(each, groups), strict=True) if not _has_nan(own)]
         losses = self.losses(each, answered)
         told = verdict or ("not tried for a loss" if self.promise.at_most is None else "not shown")
         own, whole = (_mean(self.answers.values(c, answered)) for c in (each, WHOLE))
         count = sum(map(len, answered))
-        return Point(each, own, whole, losses.bound(self.promise.confidence), self.answers.seconds(each), count, told)
+        return Point(each, own, whole, losses.bound(confidence), self.answers.seconds(each), count, told)
 
     def _best(self, points: Sequence[Point]) -> Point | None:
         """Of those that pass in one go from the most tokens down the fewest tokens; under a bound of time the most accurate."""
@@ -212,6 +218,7 @@ class Search:
                 if point.verdict != "keeps the promise":
                     break
                 passed.append(point)
+        passed = [point for point in passed if not self._is_slow(point.seconds)]
         if not passed:
             return None
         return passed[-1] if self.promise.ttft is None else min(passed, key=lambda point: point.loss)

@@ -53,6 +53,13 @@ def test_p_is_that_of_all_coins():
     uneven = sum(abs(2 * sum(coins) - 8) >= 6 for coins in itertools.product((0, 1), repeat=8)) / 256
     first, second = (Score.of("Accuracy", each, keys=range(10)) for each in (rows, other))
     assert p_value(first, second) == pytest.approx(uneven)
+
+
+@pytest.mark.parametrize(("count", "least"), [(1, 1.0), (3, 0.25), (6, 0.03125)])
+def test_few_questions_prove_nothing(count, least):
+    """A test by flipped signs of n questions cannot give less than 2 / 2^n."""
+    first, second = (Score.of("Accuracy", [earned] * count, keys=range(count)) for earned in (1.0, 0.6))
+    assert p_value(first, second) == pytest.approx(least)
     assert p_value(first, first) == 1.0
 
 

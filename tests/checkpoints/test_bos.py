@@ -4,7 +4,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 import fastervlm
-from fastervlm.checkpoints.bos import chat_prompt, template_with_bos
+from fastervlm.checkpoints.bos import special_tokens, template_with_bos
 from fastervlm.embedded import MODEL, NEXT_MODEL
 from tests.support.tiny import CHAT, processor
 
@@ -43,7 +43,8 @@ def test_a_server_and_an_evaluation_have_the_ids_of_transformers(who):
         TURNS, chat_template=template_with_bos(found) or found.chat_template, add_generation_prompt=True, tokenize=False
     )
     assert found.tokenizer(written, add_special_tokens=False)["input_ids"] == list(wanted)
-    assert found(text=[chat_prompt(found, TURNS)])["input_ids"][0] == list(wanted)
+    prompt = found.apply_chat_template(TURNS, add_generation_prompt=True)
+    assert found(text=[prompt], **special_tokens(found.tokenizer, [prompt]))["input_ids"][0] == list(wanted)
     assert list(wanted).count(found.tokenizer.bos_token_id) == (who != "nobody")
 
 

@@ -42,6 +42,8 @@ def test_what_cannot_be_installed_is_skipped_with_the_reason(tmp_path, does, lim
         ("exit 0", "", 0, ""),
         ("exit 1", "", 1, ""),
         ("exit 1", 200, 1, ""),
+        ("kill -9 $$", 200, 137, ""),
+        ("kill -9 $$", "", 137, ""),
         ("sleep 250", 1, 0, "vLLM's tests took longer than 1 s here and were stopped"),
     ],
 )

@@ -20,9 +20,10 @@ def drawn(rng, pictures, worse, better, each=3):
 
 
 def test_where_nothing_is_lost_the_bound_is_the_formula():
-    """The boldest of eight bets alone has most of the money: n * log(1 + 0.95 m / (1 - m)) = log(20 * 8)."""
+    """Eight bets, each half of the one before: the mean of (1 + 0.95 m / (1 - m) / 2^j)^n reaches 20."""
     needed = pictures_needed(0.05, 0.95)
-    assert needed == math.ceil(math.log(160) / math.log(1 + 0.95 * 0.05 / 0.95))
+    grown = [sum((1 + 0.05 / 2**j) ** n for j in range(8)) / 8 for n in (needed - 1, needed)]
+    assert grown[0] < 20 <= grown[1]
     nothing = Losses.of([[0.0, 0.0]] * needed, 2)
     assert nothing.shows_below(0.05, 0.95)
     assert not Losses.of([[0.0, 0.0]] * (needed // 2), 2).shows_below(0.05, 0.95)
@@ -147,3 +148,33 @@ def test_what_cannot_be_promised_is_refused():
     few = Known(np.random.default_rng(0), CHANCES, pictures=3 * FEWEST - 1)
     with pytest.raises(UserError, match="at least 48; give more questions"):
         Search(few, [GOOD], Promise(0.01)).run()
+
+
+class Slow(Known):
+    """Answers whose first token takes longer in the trial than in the search at 144 tokens."""
+
+    def seconds(self, candidate):
+        late = len(self.asked[candidate]) > 100
+        return {144: 0.51 if late else 0.49, 58: 0.3, 29: 0.2}.get(candidate.keep, 1.0)
+
+
+@pytest.mark.parametrize("at_most", [0.05, None])
+def test_a_budget_that_turns_out_too_slow_leaves_the_faster_ones(at_most):
+    many = [Candidate("cls", keep) for keep in (144, 58, 29)]
+    answers = Slow(np.random.default_rng(0), {WHOLE: 0.9, **dict.fromkeys(many, 0.9)})
+    found = Search(answers, many, Promise(at_most, ttft=0.5)).run()
+    assert found.best
+    assert found.best.candidate in many[1:]
+    assert not [point for point in found.points if point.verdict == "loses more"]
+
+
+def test_pictures_are_asked_once():
+    """So batches are as large as they are said to be."""
+
+    class Counting(Known):
+        def ask(self, groups, candidates):
+            for candidate in candidates:
+                assert not self.asked[candidate] & {question.line for group in groups for question in group}
+            super().ask(groups, candidates)
+
+    assert Search(Counting(np.random.default_rng(0), CHANCES), list(CHANCES)[1:], Promise(0.05)).run().best

@@ -51,6 +51,7 @@ def test_it_is_written_and_goes_on(subject, settings, tmp_path, few, monkeypatch
     method = found.found.best.candidate.method
     assert f'fastervlm.prune(model, keep=4, method="{method}")' in (out / "tune.md").read_text()
     assert f"--keep 4 --method {method}" in (out / "tune.md").read_text()
+    assert "This says nothing: with all tokens 0.0 % is right" in (out / "tune.md").read_text()  # by random weights
     monkeypatch.setattr("fastervlm.eval.together.answered", None)  # everything is answered
     again = tune(subject, shared, promise, **options)
     assert again.lines() == found.lines()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
+from fastervlm.checkpoints.bos import special_tokens
 from fastervlm.eval.pictures import pad_to_square
 from fastervlm.eval.settings import Settings
 from fastervlm.lmms.arguments import Arguments
@@ -52,7 +53,8 @@ class VideoLlava(PrunedModel):
             shown["pixel_values"] = processor.image_processor(squares, return_tensors="pt")["pixel_values"]
             placeholders = processor.replace_image_token(shown, 0)
             prompts = [prompt.replace(processor.image_token, placeholders) for prompt in prompts]
-        return BatchFeature(dict(processor.tokenizer(prompts, padding=True, return_tensors="pt")) | shown)
+        told = special_tokens(processor.tokenizer, prompts)
+        return BatchFeature(dict(processor.tokenizer(prompts, padding=True, return_tensors="pt", **told)) | shown)
 
     def _made(self, clip: Clip) -> ClipInputs:
         """The frames of a clip as the model is shown them."""
