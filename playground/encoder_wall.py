@@ -167,7 +167,7 @@ def table(kinds: list[str], told: dict[str, Any]) -> list[list[str]]:
 def main() -> None:
     """Measure, write, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("kinds", nargs="*", choices=list(KEEP), default=list(KEEP))
+    parser.add_argument("kinds", nargs="*", metavar="{" + ",".join(KEEP) + "}", default=list(KEEP))
     parser.add_argument("--only", choices=["scores", "times"])
     parser.add_argument("--limit", type=int, help="questions of each schedule; all if left out")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -175,6 +175,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("playground/results/encoder-wall.json"))
     args = parser.parse_args()
+    if unknown := set(args.kinds) - KEEP.keys():
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}; choose from {', '.join(KEEP)}")
     torch.set_num_threads(args.threads)
     told: dict[str, Any] = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     about = {"command": shlex.join(["python", "-m", "playground.encoder_wall", *sys.argv[1:]]), **machine(torch.device("cpu"))}

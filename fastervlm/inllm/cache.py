@@ -160,7 +160,7 @@ def let_step(cache: Any) -> bool:
     Nothing else of a pruning is then needed in this pass: the stock model's own attention over what is held is the right one.
     """
     memories = getattr(cache, _KNOWN)
-    if any(isinstance(memory.layers[0], KeptSlidingLayer) or not memory.sees_all for memory in memories):
+    if any(_slides(memory) or not memory.sees_all for memory in memories):
         return False
     for memory in memories:
         memory.grants = len(memory.layers)
@@ -178,12 +178,17 @@ def let_masked_step(cache: Any, mask: Tensor | None) -> Tensor | None:
         That mask, which the stock model cuts to its needs; None where layers differ.
     """
     memories = getattr(cache, _KNOWN)
-    if len(memories) != 1 or memories[0].columns.moved or len(memories[0].layers) < len(cache.layers):
+    if len(memories) != 1 or memories[0].columns.moved or _slides(memories[0]) or len(memories[0].layers) < len(cache.layers):
         return None
     memory = memories[0]
     memory.grants, length = len(memory.layers), memory.layers[0].get_seq_length() + 1
     seen = ~memory.columns.of_keys(length, length)[1]
     return seen.long() if mask is None else seen.to(mask.device).long() * mask.long()
+
+
+def _slides(memory: Memory) -> bool:
+    """Whether some of its layers forget the tokens that leave their window."""
+    return any(isinstance(layer, KeptSlidingLayer) for layer in memory.layers)
 
 
 def held(cache: Any, index: int) -> Columns | None:

@@ -105,7 +105,7 @@ class Unmoved:
     """A processor whose inputs stay on the CPU."""
 
     def __init__(self, processor):
-        self.processor = processor
+        self.processor, self.tokenizer = processor, processor.tokenizer
 
     def __call__(self, **given):
         inputs = self.processor(**given)

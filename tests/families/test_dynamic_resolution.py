@@ -17,9 +17,9 @@ KINDS = {
     "internvl": (family_cases, [[0, 1], [2]], [[4], [4, 4], [4, 4, 4]]),
     "Mistral3": (generic_cases, [[0, 1], [2]], [[8], [12], [4]]),
     "Qwen3_5": (generic_cases, [[0, 1], [2]], [[6], [8], [4]]),
-    "AyaVision": (generic_cases, [[0, 1]], [[9], [9], [9]]),  # what parts its tiles tells them from each other only
+    "AyaVision": (generic_cases, [[0, 1]], [[9], [9, 9]]),
     "Cohere2Vision": (generic_cases, [[0, 1]], [[9], [9, 9]]),
-    "SmolVLM": (generic_cases, [[0], [1]], [[9], [9], [9]]),
+    "SmolVLM": (generic_cases, [[0], [1]], [[9], [9, 9]]),
 }
 
 

@@ -165,7 +165,7 @@ def counts(model, pixel_values, share):
 @pytest.mark.parametrize("keep", [Mass(0.9), Total(5), Outliers()])
 def test_none_inside_the_language_model(keep):
     model = tiny.llava()
-    with pytest.raises(UserError, match=r"goes by .CLS. attention, which the language model does not have; give a count"):
+    with pytest.raises(UserError, match=r"which has no .CLS. attention and no single pictures; give a count or a fraction"):
         fastervlm.prune(model, keep, method="fastv")
     assert "forward" not in model.__dict__
     with fastervlm.prune(model, keep) as handle:
