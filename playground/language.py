@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, LlavaConfig, PreTrainedTokenizerFast
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from playground.scenes import INSTRUCTION, draw, questions
+from playground.scenes import INSTRUCTION, Scene, draw, questions
 from playground.tower import GRID, WIDTH, hidden_states, pixels, vision_config
 from playground.trainer import Phase
 
@@ -36,14 +36,18 @@ HEAD, TAIL = "<s>USER: ", f"\n{INSTRUCTION} ASSISTANT:"
 def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     """A byte-level BPE of at most 512 entries: any text can be written, every answer is one token."""
     rng = np.random.default_rng((seed, 99))
-    asked = [q for _ in range(3000) for q in questions(rng, draw(rng, 12))]
+    return learn_tokenizer([q for _ in range(3000) for q in questions(rng, draw(rng, 12))], VOCABULARY)
+
+
+def learn_tokenizer(asked: list[tuple[str, str, str]], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of at most `size` entries, learned on questions as they are asked and answered."""
     corpus = [f"USER: \n{question}{TAIL} {answer}" for _, question, answer in asked]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=size,
         special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -61,10 +65,10 @@ def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     )
 
 
-def llava_config() -> LlavaConfig:
+def llava_config(vocabulary: int = VOCABULARY) -> LlavaConfig:
     """The tiny LLaVA: 24 x 24 visual tokens, a Llama of four blocks, 1.7 million parameters in all."""
     text = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=WIDTH,
         intermediate_size=352,
         num_hidden_layers=4,
@@ -81,9 +85,9 @@ def llava_config() -> LlavaConfig:
 class LanguageTask(nn.Module):
     """Projector and language model over a frozen tower; the loss is the cross-entropy of the answers."""
 
-    def __init__(self, tower: CLIPVisionModel) -> None:
+    def __init__(self, tower: CLIPVisionModel, vocabulary: int = VOCABULARY) -> None:
         super().__init__()
-        config = llava_config()
+        config = llava_config(vocabulary)
         self.tower = tower.requires_grad_(False)
         self.projector = LlavaMultiModalProjector(config)
         self.language = LlamaForCausalLM(cast(LlamaConfig, config.text_config))
@@ -163,8 +167,8 @@ class Questions:
         With probability `whole` all visual tokens are kept, else a random subset.
         """
         rng = np.random.default_rng(seed)
-        scenes = [draw(rng, grid) for _ in range(size)]
-        asked = self.pack([questions(rng, scene)[:per_picture] for scene in scenes], tail)
+        scenes, asked = self.draw(rng, size, grid)
+        rows = self.pack([about[:per_picture] for about in asked], tail)
         count = grid * grid
         keep = count if rng.random() < whole else max(4, int(count * rng.random() ** 1.5))
         kept = np.sort(rng.random((size, count)).argsort(axis=1)[:, :keep], axis=1)
@@ -173,8 +177,13 @@ class Questions:
             "offset": torch.from_numpy(rng.integers(0, GRID - grid + 1, 2)),
             "kept": torch.from_numpy(kept),
             "whole": torch.tensor(keep == count),
-            **asked,
+            **rows,
         }
+
+    def draw(self, rng: np.random.Generator, size: int, grid: int) -> tuple[list[Scene], list[list[tuple[str, str, str]]]]:
+        """Fresh scenes, and of each its questions."""
+        scenes = [draw(rng, grid) for _ in range(size)]
+        return scenes, [questions(rng, scene) for scene in scenes]
 
     def pack(self, asked: list[list[tuple[str, str, str]]], tail: str = TAIL) -> dict[str, Tensor]:
         """The questions about each picture as `ids`, `target`, `segment` and `head`, padded to one length."""

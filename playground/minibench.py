@@ -1,7 +1,8 @@
 """The mini benchmarks: fresh scenes and questions in TextVQA's own file layout, drawn by seed.
 
 `python -m playground.minibench` writes 320 pictures and 960 questions, none of which the tiny LLaVA was trained on, and
-`python -m playground.minibench next` 200 larger ones of several shapes, and 600 questions, for the tiny LLaVA-NeXT:
+`python -m playground.minibench next` 200 larger ones of several shapes, and 600 questions, for the tiny LLaVA-NeXT.
+`python -m playground.minibench needs` writes 735 crowded ones and 1470 questions, 210 of each kind of `playground.needs`:
 
     OUT/llava_textvqa_val_v051_ocr.jsonl   the questions, as LLaVA's evaluation reads them
     OUT/TextVQA_0.5.1_val.json             the annotations, ten answers each
@@ -18,9 +19,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastervlm.embedded import ANNOTATIONS, BENCHMARK, IMAGES, NEXT_BENCHMARK, QUESTIONS
+from fastervlm.embedded import ANNOTATIONS, BENCHMARK, IMAGES, NEEDS_BENCHMARK, NEXT_BENCHMARK, QUESTIONS
 from fastervlm.reporting.files import write_text
-from playground.scenes import CROPPED_SHAPES, GRID, INSTRUCTION, draw, questions
+from playground import needs
+from playground.scenes import CROPPED_SHAPES, GRID, INSTRUCTION, Scene, draw, questions
 
 # Of each benchmark: where it goes, how many pictures, the shapes of the scenes in cells, and the first word of every seed of
 # a scene; training counts its seeds from the --seed it is given, 0.
@@ -28,6 +30,7 @@ _HALF = GRID // 2
 KINDS: dict[str, tuple[Path, int, Sequence[tuple[int, int]], int]] = {
     "llava": (BENCHMARK, 320, [(GRID, GRID)], 20_250),
     "next": (NEXT_BENCHMARK, 200, [(high * _HALF, wide * _HALF) for high, wide in CROPPED_SHAPES], 20_251),
+    "needs": (NEEDS_BENCHMARK, 735, [(GRID, GRID)], 20_253),
 }
 _ASKED = ("number", "sign", "colour", "shape", "exists")
 
@@ -37,32 +40,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", nargs="?", choices=KINDS, default="llava")
     parser.add_argument("--out", type=Path, help="the folder; the embedded benchmark's if left out")
-    parser.add_argument("--pictures", type=int, help="pictures; each gets three questions")
+    parser.add_argument("--pictures", type=int, help="pictures; each gets three questions, of needs two")
     arguments = parser.parse_args()
     folder, pictures, _, _ = KINDS[arguments.kind]
     folder = arguments.out or folder
     pictures = pictures if arguments.pictures is None else arguments.pictures
-    write(folder, pictures, arguments.kind)
-    print(f"Wrote {3 * pictures} questions over {pictures} pictures to {folder}.")
+    asked = write(folder, pictures, arguments.kind)
+    print(f"Wrote {asked} questions over {pictures} pictures to {folder}.")
 
 
-def write(out: Path, pictures: int, kind: str = "llava") -> None:
-    """Write the benchmark; the question file comes last, so that its presence means that all is there."""
+def write(out: Path, pictures: int, kind: str = "llava") -> int:
+    """Write the benchmark and give the number of its questions; their file comes last, so that it means that all is there."""
     _, _, shapes, seed = KINDS[kind]
     (out / IMAGES).mkdir(parents=True, exist_ok=True)
     asked, annotations = [], []
     for number in range(pictures):
         rng = np.random.default_rng((seed, number))
-        scene = draw(rng, shapes[number % len(shapes)])
+        scene, rows = _needed(rng, number) if kind == "needs" else _drawn(rng, number, shapes)
         name = f"{rng.integers(1 << 62):016x}"
         Image.fromarray(scene.image).save(out / IMAGES / f"{name}.png")
-        for category, question, answer in _choose(number, questions(rng, scene)):
+        for category, question, answer in rows:
             text = f"{question}\n{INSTRUCTION}"
             asked.append({"question_id": name, "image": f"{name}.png", "text": text, "category": category})
             about = {"question_id": len(annotations), "image_id": name, "question": question, "answers": [answer] * 10}
             annotations.append(about)
     write_text(out / ANNOTATIONS, json.dumps({"dataset_type": "val", "dataset_name": "textvqa-mini", "data": annotations}))
     write_text(out / QUESTIONS, "".join(json.dumps(row) + "\n" for row in asked))
+    return len(asked)
+
+
+def _needed(rng: np.random.Generator, number: int) -> tuple[Scene, list[tuple[str, str, str]]]:
+    """Picture `number` and two questions: the needs in turn."""
+    scene, asked = needs.draw(rng, list(needs.NEEDS)[number % len(needs.NEEDS)])
+    return scene, asked[:2]
+
+
+def _drawn(
+    rng: np.random.Generator, number: int, shapes: Sequence[tuple[int, int]]
+) -> tuple[Scene, list[tuple[str, str, str]]]:
+    """Picture `number` and three questions."""
+    scene = draw(rng, shapes[number % len(shapes)])
+    return scene, _choose(number, questions(rng, scene))
 
 
 def _choose(number: int, asked: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from playground.scenes import CELL, FACTS, GRID, IDENTITIES, KINDS, PATCH_COLOURS, PATTERNS, draw
+from playground.scenes import CELL, FACTS, GRID, IDENTITIES, KINDS, PATCH_COLOURS, PATTERNS, Scene, draw
 from playground.trainer import Phase
 
 WIDTH = 128
@@ -67,7 +67,7 @@ def hidden_states(
 class TowerTask(nn.Module):
     """The tower with the heads that supervise it; the heads are thrown away after training."""
 
-    def __init__(self) -> None:
+    def __init__(self, facts: int = len(FACTS)) -> None:
         super().__init__()
         config = vision_config()
         config._attn_implementation = "eager"
@@ -76,10 +76,10 @@ class TowerTask(nn.Module):
         self.kind = nn.Linear(WIDTH, len(KINDS))
         self.colour = nn.Linear(WIDTH, len(PATCH_COLOURS))
         self.identity = nn.Linear(WIDTH, len(IDENTITIES))
-        self.mid_facts = nn.Linear(WIDTH, len(FACTS))
-        self.last_facts = nn.Linear(WIDTH, len(FACTS))
+        self.mid_facts = nn.Linear(WIDTH, facts)
+        self.last_facts = nn.Linear(WIDTH, facts)
         self.picture = nn.Linear(WIDTH, WIDTH)
-        self.caption = nn.Sequential(nn.Linear(len(FACTS), WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
+        self.caption = nn.Sequential(nn.Linear(facts, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
         self.temperature = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
@@ -87,7 +87,7 @@ class TowerTask(nn.Module):
         states = hidden_states(self.tower, batch["pixel_values"], tuple(batch["offset"].tolist()))
         mid = self.norm(states[-2])
         cls = self.tower.post_layernorm(states[-1][:, 0])
-        dense, accuracy = self._dense(mid[:, 1:], batch)
+        dense, accuracy = self.dense(mid[:, 1:], batch)
         facts = batch["facts"]
         named = _multi_label(self.last_facts(cls), facts) + _multi_label(self.mid_facts(mid[:, 0]), facts)
         pictures, captions = F.normalize(self.picture(cls), dim=-1), F.normalize(self.caption(facts), dim=-1)
@@ -98,7 +98,7 @@ class TowerTask(nn.Module):
         parts = {"dense": dense.item(), "named": named.item(), "contrast": contrast.item(), "identity": accuracy}
         return loss, parts
 
-    def _dense(self, patches: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
+    def dense(self, patches: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
         """Cross-entropy of pattern or object kind on all patches (objects and background weigh alike), identity on objects."""
         kind, colour, identity = (batch[name].flatten(1) for name in ("kind", "colour", "identity"))
         objects = kind >= len(PATTERNS)
@@ -120,10 +120,14 @@ def _multi_label(logits: Tensor, facts: Tensor) -> Tensor:
 def make_batch(seed: tuple[int, ...], size: int, grid: int) -> dict[str, Tensor]:
     """`size` fresh scenes of `grid` x `grid` patches; `offset` says where a small grid lies in the tower's."""
     rng = np.random.default_rng(seed)
-    scenes = [draw(rng, grid) for _ in range(size)]
-    facts = torch.zeros(size, len(FACTS))
+    return batch_of(rng, [draw(rng, grid) for _ in range(size)], grid, _FACT)
+
+
+def batch_of(rng: np.random.Generator, scenes: list[Scene], grid: int, places: dict) -> dict[str, Tensor]:
+    """Scenes as a batch; `places` says at which place of `facts` a fact stands."""
+    facts = torch.zeros(len(scenes), len(places))
     for row, scene in zip(facts, scenes, strict=True):
-        row[[_FACT[fact] for fact in scene.facts()]] = 1
+        row[[places[fact] for fact in scene.facts()]] = 1
     batch = {name: torch.from_numpy(np.stack([getattr(s, name) for s in scenes])) for name in ("kind", "colour", "identity")}
     offset = torch.from_numpy(rng.integers(0, GRID - grid + 1, 2))
     return {"pixel_values": pixels([scene.image for scene in scenes]), "facts": facts, "offset": offset, **batch}

@@ -1,7 +1,8 @@
 """Train the tiny models (seeds fixed, resumable, progress shown).
 
 `python -m playground.train` trains the tiny LLaVA from nothing, `python -m playground.train next` tunes the tiny LLaVA-NeXT
-from it, `python -m playground.train video` the tiny Video-LLaVA, and `python -m playground.train qwen` the tiny Qwen2.5-VL.
+from it, `python -m playground.train video` the tiny Video-LLaVA, `python -m playground.train qwen` the tiny Qwen2.5-VL, and
+`python -m playground.train needs`, from nothing again, the tiny LLaVA whose questions differ in what they need.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, Llav
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 import fastervlm
-from fastervlm.embedded import MODEL, NEXT_MODEL, QWEN_MODEL, VIDEO_MODEL
-from playground import crops, language, qwen_language, qwen_tower, tower, video_task
+from fastervlm.embedded import MODEL, NEEDS_MODEL, NEXT_MODEL, QWEN_MODEL, VIDEO_MODEL
+from playground import crops, language, needs_task, qwen_language, qwen_tower, tower, video_task
 from playground.crops import CropsTask
 from playground.language import CHAT_TEMPLATE, LanguageTask, build_tokenizer, llava_config
+from playground.needs_task import NeedsTowerTask
 from playground.qwen_language import MergerTask, QwenTask, qwen_tokenizer
 from playground.qwen_tower import QwenTowerTask
 from playground.scenes import CELL
@@ -27,7 +29,7 @@ from playground.trainer import train
 from playground.video_task import PlacesTask, VideoTask, video_tokenizer
 
 HERE = Path(__file__).parent
-MODELS = {"llava": MODEL, "next": NEXT_MODEL, "video": VIDEO_MODEL, "qwen": QWEN_MODEL}
+MODELS = {"llava": MODEL, "next": NEXT_MODEL, "video": VIDEO_MODEL, "qwen": QWEN_MODEL, "needs": NEEDS_MODEL}
 
 
 def main() -> None:
@@ -43,8 +45,7 @@ def main() -> None:
     out = arguments.out or MODELS[arguments.model]
     torch.set_num_threads(arguments.threads)
     print(f"Training goes on in {arguments.runs} after an interruption; the checkpoint will be {out}.")
-    recipe = {"llava": train_llava, "next": train_next, "video": train_video, "qwen": train_qwen}[arguments.model]
-    recipe(arguments.runs, arguments.seed, arguments.scale, out)
+    RECIPES[arguments.model](arguments.runs, arguments.seed, arguments.scale, out)
     print(f"Wrote {out}.")
 
 
@@ -57,6 +58,18 @@ def train_llava(runs: Path, seed: int, scale: float, out: Path) -> None:
     torch.manual_seed(seed + 1)
     answering = LanguageTask(seeing.tower)
     train(answering, language.phases(tokenizer, seed, scale), runs / "language.pt")
+    export(answering, tokenizer, out)
+
+
+def train_needs(runs: Path, seed: int, scale: float, out: Path) -> None:
+    """Train a tower that tells places, then projector and language model, on crowded scenes."""
+    torch.manual_seed(seed + 6)
+    seeing = NeedsTowerTask()
+    train(seeing, needs_task.tower_phases(seed, scale), runs / "needs-tower.pt")
+    tokenizer = needs_task.build_tokenizer(seed)
+    torch.manual_seed(seed + 7)
+    answering = LanguageTask(seeing.tower, needs_task.VOCABULARY)
+    train(answering, needs_task.language_phases(tokenizer, seed, scale), runs / "needs-language.pt")
     export(answering, tokenizer, out)
 
 
@@ -112,7 +125,11 @@ def export(task: LanguageTask, tokenizer: language.PreTrainedTokenizerFast, out:
         chat_template=CHAT_TEMPLATE,
         num_additional_image_tokens=1,
     )
-    task.save(LlavaForConditionalGeneration(llava_config()), processor, out)
+    vocabulary = task.language.config.vocab_size
+    task.save(LlavaForConditionalGeneration(llava_config(vocabulary)), processor, out)
+
+
+RECIPES = {"llava": train_llava, "next": train_next, "video": train_video, "qwen": train_qwen, "needs": train_needs}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("model", "tokens"), [("llava", 576), ("next", 576), ("video", 256)])
+@pytest.mark.parametrize(("model", "tokens"), [("llava", 576), ("next", 576), ("video", 256), ("needs", 576)])
 def test_the_recipe_runs_from_end_to_end(tmp_path: Path, model: str, tokens: int) -> None:
     command = [sys.executable, "-m", "playground.train", model, "--scale", "0.01", "--out", str(tmp_path / "model")]
     subprocess.run([*command, "--runs", str(tmp_path / "runs")], cwd=ROOT, check=True)

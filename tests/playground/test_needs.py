@@ -1,0 +1,110 @@
+"""The crowded scenes: labels say what is drawn, and each answer follows from the labels alone."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from playground import minibench
+from playground.needs import MOST, NEEDS, WORDS, draw
+from playground.needs_task import build_tokenizer, tower_batch
+from playground.scenes import COLOUR_NAMES, GRID, IDENTITIES, KINDS, LETTER_NAMES, PATCH_COLOURS, PATTERNS, SHAPE_NAMES, Scene
+from tests.support.scene_labels import check_labels
+
+Places = dict[tuple[str, str], list[tuple[int, int]]]
+
+
+def shapes_of(scene: Scene) -> Places:
+    """Where each thing stands, read off the labels."""
+    found: Places = {}
+    for row, column in np.argwhere(scene.kind == KINDS.index("shape")):
+        thing = PATCH_COLOURS[scene.colour[row, column]], IDENTITIES[scene.identity[row, column]]
+        found.setdefault(thing, []).append((int(row), int(column)))
+    return found
+
+
+def word_on(scene: Scene, board: str) -> str:
+    """The letters of a board from left to right."""
+    mask = (scene.kind == KINDS.index("sign")) & (scene.colour == PATCH_COLOURS.index(board))
+    return "".join(IDENTITIES[scene.identity[row, column]] for row, column in np.argwhere(mask)).lower()
+
+
+def beside(found: Places, thing: tuple[str, str]) -> tuple[str, str]:
+    """The one thing in the next cell to the left or right."""
+    (row, column) = found[thing][0]
+    (there,) = [other for other, places in found.items() for place in places if place in ((row, column - 1), (row, column + 1))]
+    return there
+
+
+def answer_to(scene: Scene, need: str, question: str) -> str:
+    """The answer to a question, found in the labels."""
+    words, found = question.rstrip("?").replace(",", "").split(), shapes_of(scene)
+    if need == "odd":
+        ((colour, shape),) = [thing for thing, places in found.items() if len(places) == 1]
+        return shape if "shape" in words else colour
+    if need == "count":
+        return str(len(found[words[2], words[3].removesuffix("s")]))
+    if need == "wall":
+        if "day" in words:
+            return "day" if scene.image.mean() > 120 else "night"
+        return scene.patterns[words[-2] == "lower"]
+    if need == "text":
+        return word_on(scene, words[3])
+    if need == "relation":
+        one, other = (words[-6], words[-5]), (words[-2], words[-1])
+        axis = 0 if "higher" in words else 1
+        return min((one, other), key=lambda thing: found[thing][0][axis])[1]
+    if "next" in words:
+        colour, shape = beside(found, (words[-2], words[-1]))
+        return shape if "shape" in words else colour
+    row, column = found[words[2], words[3]][0]
+    if "left" in words:
+        return "left" if column < GRID / 2 else "right"
+    return "up" if row < GRID / 2 else "down"
+
+
+@pytest.mark.parametrize("need", [name for name in NEEDS if name != "salient"])
+@pytest.mark.parametrize("seed", range(6))
+def test_each_answer_follows_from_the_labels(need, seed):
+    scene, asked = draw(np.random.default_rng(seed), need)
+    check_labels(scene)
+    assert asked
+    for kind, question, answer in asked:
+        assert (kind, answer_to(scene, need, question)) == (need, answer), question
+
+
+@pytest.mark.parametrize("need", NEEDS)
+def test_small_scenes_have_questions_too(need):
+    found = [draw(np.random.default_rng(seed), need, 8)[1] for seed in range(8)]
+    assert sum(map(bool, found)) >= 6
+
+
+def test_a_small_budget_cannot_keep_all_that_stands_out():
+    for need in ("odd", "count", "wall", "text", "where", "relation"):
+        crowded = [(draw(np.random.default_rng(seed), need)[0].identity >= 0).sum() for seed in range(8)]
+        assert np.mean(crowded) > 25, need
+
+
+def test_words_differ_in_one_letter_from_another():
+    assert {letter for word in WORDS for letter in word} <= set(LETTER_NAMES)
+    for word in WORDS:
+        assert any(sum(a != b for a, b in zip(word, other, strict=True)) == 1 for other in WORDS), word
+
+
+def test_every_answer_is_one_token():
+    tokenizer = build_tokenizer()
+    answers = [*map(str, range(1, MOST + 1)), *COLOUR_NAMES, *SHAPE_NAMES, *PATTERNS, "yes", "no", "day", "night"]
+    answers += ["left", "right", "up", "down", *(word.lower() for word in WORDS)]
+    assert [a for a in answers if len(tokenizer(f" {a}", add_special_tokens=False)["input_ids"]) > 1] == []
+
+
+def test_the_tower_is_told_the_facts_of_all_needs():
+    batch = tower_batch((0,), size=14, grid=12)
+    assert batch["facts"].sum(dim=1).min() >= 1
+
+
+def test_the_benchmark_asks_of_all_needs_alike(tmp_path):
+    assert minibench.write(tmp_path, 14, "needs") == 28
+    lines = (tmp_path / minibench.QUESTIONS).read_text().splitlines()
+    counts = Counter(line.split('"category": "')[1].split('"')[0] for line in lines)
+    assert counts == dict.fromkeys(NEEDS, 4)
