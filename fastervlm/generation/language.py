@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from fastervlm.generation.inputs import INSIDE, Call, setting
 from fastervlm.generation.kv_cache import CACHE, cache_in
 
 ROOM = 256  # columns by which caches differ in size, so that answers and prompts of many lengths share graphs
+IDLE = 4  # caches that wait for the next call of their size; those used last
 
 # With these `generate` runs as without: they bring a cache of their own, hand it out, or reorder it.
 _OWN = ("assistant_model", "prompt_lookup_num_tokens", "cache_implementation", "return_dict_in_generate", "prefill_chunk_size")
@@ -40,7 +42,7 @@ class Language:
         replayed = cuda and not {"mode", "options", "backend"} & {*options}
         self.prefill = Graphs(_forward, decoder, **options)
         self.step = Graphs(_forward, decoder, **({"mode": "reduce-overhead"} if replayed else {}), **options)
-        self._free: dict[tuple[int, int], list[Any]] = {}
+        self._free = deque[tuple[tuple[int, int], Any]](maxlen=IDLE)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """`decoder.forward`; by a graph where its cache is one of `static`."""
@@ -58,14 +60,23 @@ class Language:
             yield
             return
         rows, room = len(call["input_ids"]), _room(model, call)
-        free = self._free.setdefault((rows, room), [])
-        cache = free.pop() if free else self._cache(rows, room)
+        cache = self._idle((rows, room))
+        cache = self._cache(rows, room) if cache is None else cache
         call[CACHE], call["disable_compile"] = cache, True  # else transformers compiles the steps once more, around these
         try:
             yield
         finally:
             cache.reset()
-            free.append(cache)
+            self._free.append(((rows, room), cache))
+
+    def _idle(self, size: tuple[int, int]) -> Any:
+        """An idle cache of that size, taken; None where there is none."""
+        for entry in list(self._free):
+            if entry[0] == size:
+                with suppress(ValueError):  # another thread took it
+                    self._free.remove(entry)
+                    return entry[1]
+        return None
 
     def _cache(self, rows: int, room: int) -> Any:
         """An empty cache, whose tensors keep their places for good."""

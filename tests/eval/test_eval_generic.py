@@ -12,6 +12,7 @@ from encoders import UserError
 from fastervlm.eval.compare import compare
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
+from fastervlm.families.generic.family import Generic
 from fastervlm.families.generic.table import SHOWN
 from tests.support.checks import one_sentence
 from tests.support.tiny_generic import PROCESSORS, save
@@ -98,3 +99,13 @@ def test_what_needs_more_than_finished_tokens_is_refused(subjects, settings, cha
         evaluate(subjects("AyaVision"), chosen)
     one_sentence(caught.value)
     assert not chosen.answers_file.exists()
+
+
+@pytest.mark.parametrize(("name", "plain"), [("PaliGemma", True), ("SmolVLM", False), ("AyaVision", False)])
+def test_only_a_class_without_a_chat_template_is_given_a_plain_one(name, plain):
+    """Another one lost its file, and `fastervlm.eval.prompts` says so or has a form for it."""
+    (shown,) = [each for each in SHOWN if each.class_name == f"{name}ForConditionalGeneration"]
+    processor = PROCESSORS[name]()
+    processor.chat_template = None
+    Generic(shown.class_name, shown.model_type).complete(processor, None, "native")
+    assert bool(processor.chat_template) == plain

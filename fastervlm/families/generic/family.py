@@ -29,7 +29,7 @@ from fastervlm.selection.method import traits
 from fastervlm.selection.schedule import refuse_schedule
 from fastervlm.selection.trace import ImageTrace
 
-# What is asked of a model without a chat template, such as a PaliGemma.
+# How a model is asked that was published without a chat template.
 PLAIN = (
     "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE{% endif %}{% endfor %}"
     "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
@@ -63,6 +63,7 @@ class Generic(Family):
         self.parts = "crops" if shown is None or shown.tiles else None  # type: ignore[misc]
         self.shown, self.stretched = shown is not None, shown is not None and shown.stretched
         self.tiles = shown.tiles if shown else None
+        self.plain = shown is not None and shown.plain
         self._route: Route | None = None
 
     @classmethod
@@ -211,9 +212,9 @@ class Generic(Family):
         return
 
     def complete(self, processor: Any, config: Any, anyres: str) -> Any:
-        """The processor, padding on the left; where it has no chat template, with a plain one: pictures, then the text."""
+        """The processor, padding on the left; of a class without a chat template, with a plain one: pictures, then the text."""
         processor.tokenizer.padding_side = "left"
-        if not getattr(processor, "chat_template", None) and hasattr(processor, "image_token"):
+        if self.plain and not getattr(processor, "chat_template", None) and hasattr(processor, "image_token"):
             processor.chat_template = PLAIN.replace("IMAGE", processor.image_token)
         return processor
 

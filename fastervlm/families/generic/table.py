@@ -37,6 +37,7 @@ class Shown:
         tower: what its usual tower is called.
         stretched: its processor stretches each picture to a square.
         tiles: how its processor cuts pictures into tiles; None where it does not.
+        plain: it was published without a chat template.
     """
 
     class_name: str
@@ -44,6 +45,7 @@ class Shown:
     tower: str
     stretched: bool = False
     tiles: Tiles | None = None
+    plain: bool = False
 
 
 SHOWN: tuple[Shown, ...] = (
@@ -54,7 +56,7 @@ SHOWN: tuple[Shown, ...] = (
     Shown("Idefics3ForConditionalGeneration", "idefics3", "SigLIP", tiles=Tiles("around", "covers")),
     Shown("Lfm2VlForConditionalGeneration", "lfm2_vl", "SigLIP 2", tiles=Tiles("end", "nearest")),
     Shown("Mistral3ForConditionalGeneration", "mistral3", "Pixtral"),
-    Shown("PaliGemmaForConditionalGeneration", "paligemma", "SigLIP", stretched=True),
+    Shown("PaliGemmaForConditionalGeneration", "paligemma", "SigLIP", stretched=True, plain=True),
     Shown("PerceptionLMForConditionalGeneration", "perception_lm", "PE", tiles=Tiles("row", "fits", first=True)),
     Shown("Qwen3_5ForConditionalGeneration", "qwen3_5", "of its own"),
     Shown("SmolVLMForConditionalGeneration", "smolvlm", "SigLIP", tiles=Tiles("around", "covers")),
