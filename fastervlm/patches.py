@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from encoders import UserError, wrap
+from encoders import wrap
 from encoders.registry import Score
 from fastervlm.methods.lookup import get_method
-from fastervlm.selection.budget import Budget, TokenBudget
+from fastervlm.selection.budget import Budget
 from fastervlm.selection.choice import choose, counts_for
 from fastervlm.selection.kept import KeptTokens
 from fastervlm.selection.method import Method, traits
-from fastervlm.selection.schedule import EncoderSchedule, check_schedule
+from fastervlm.selection.schedule import EncoderSchedule, check_fits
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,20 +92,10 @@ def prune_patches(
     if encoder_keep is None:
         patches = encoder(pixel_values, **sizes)
     else:
-        stay = _staying(encoder, encoder_keep, budget, chosen)
-        patches = encoder.thinned(pixel_values, stay, **sizes)
+        whole = check_fits(encoder_keep, budget, told.survives_thinning)
+        encoder.check_thinning(encoder_keep.blocks)
+        patches = encoder.thinned(pixel_values, lambda count: encoder_keep.counts(count, whole.resolve(count)), **sizes)
     choice = choose(patches, counts_for(budget, patches.scores), chosen)
     kept = choice.kept()
     told = KeptPatches(kept.index, kept.num_patches, weights=kept.weights, grid=patches.grid, patch_size=encoder.patch_size)
     return kept.rows(choice.patches), told
-
-
-def _staying(encoder: Any, schedule: EncoderSchedule, budget: Budget, method: Method) -> Callable[[int], dict[int, int]]:
-    """How many of so many patches stay behind which blocks; refuses what cannot have that."""
-    check_schedule(schedule)
-    if not traits(method).survives_thinning or not isinstance(budget, TokenBudget):
-        raise UserError("encoder_keep goes with method='cls' and a count or fraction of patches; leave it out or change these.")
-    if schedule.still is not None:
-        raise UserError("still= is for frames of a clip; leave it out of the EncoderSchedule.")
-    encoder.check_thinning(schedule.blocks)
-    return lambda patches: schedule.counts(patches, budget.resolve(patches))

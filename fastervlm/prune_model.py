@@ -67,25 +67,22 @@ def prune(
 
     It acts at once and on this instance alone. `generate` and `forward` work as before; sequences come back with the unpruned
     prompt in front, logits, hidden states and KV cache have the pruned length. Source: FasterVLM, arXiv 2412.01818.
-
     A method such as `FastV` prunes inside the language model: lengths stay, and the KV cache shrinks in later layers.
-    Both kinds can be stacked, and several of the second kind at different layers.
-
-    A picture or clip of several prompts is passed once: `image_index=[0, 0, 1]` or `video_index` says which one each shows.
+    Both kinds can be stacked, and several of the second kind at different layers. A picture or clip of several prompts is
+    passed once: `image_index=[0, 0, 1]` or `video_index` says which one each shows.
 
     Args:
         model: of a class in `fastervlm.families.registry.FAMILIES`, such as `LlavaForConditionalGeneration`.
         keep: how many visual tokens to keep of each picture, crop (the overview is one) or frame: a count (58), a fraction
             (0.1), a `TokenBudget`, or an adaptive budget: `Mass(0.9)` and `Outliers()` keep as many as each one's attention
-            asks for, `Total(290)` is shared by all of a picture or clip, and `AtMost(256)` is a bound for pictures of any size.
-            Inside the language model: a count or fraction of all.
+            asks for, `Total(290)` is shared by all of a picture or clip, `AtMost(256)` bounds a picture of any size. Methods
+            inside the language model: a count or fraction of all.
         method: which ones: a name in `fastervlm.methods.METHODS` or a method. None is the default of the kind of model: "cls",
             or "coverage" where the tower has no [CLS] token or its attention is known to mislead; `handle.method` says which.
         score: what scores the patches where a method or budget goes by scores: "cls", "pool", "received" or "norm"; see `wrap`.
             Without it a method has the one that defines it, such as "received" of "hiprune", or else "cls".
-        anyres: how pictures cut into crops are laid out. "native" is the model's own way: patches that un-padding removes never
-            compete, so that a crop that is mostly padding keeps what it has. "paper" is the reference implementation's,
-            (1 + crops) * K tokens, padding and all; it needs the processor of `fastervlm.load(..., anyres="paper")`.
+        anyres: how pictures cut into crops are laid out: "native" is the model's own way, where padding never competes; "paper"
+            the reference's, (1 + crops) * K tokens, padding and all, with the processor of `load(..., anyres="paper")`.
         newline: which newline tokens stay: "kept" (all but those of rows that lost every patch), "all" or "none". It and
             `anyres` do not matter to models with one crop, nor with `budget` and `positions` inside the language model.
         budget: "crop", or "frame" of clips, gives each its own tokens; "image", or "clip", shares their sum by score.
@@ -93,10 +90,10 @@ def prune(
         images: prune pictures beside clips too; the reference does not.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
         encoder_keep: let patches leave inside the tower already, an approximation; only where `EncoderSchedule` says.
-        features: what methods that compare features are given: the "tower"'s, so that only what is kept is projected, or
-            "projected" ones, as authors mostly have it; all patches then go through the projector.
-        remember: how many of the last pictures and clips to keep, as the tokens that stay of each, so that a second question
-            about one needs no tower and no projector; see `fastervlm.generation.memory.Memory`. 0 keeps none.
+        features: what methods compare: the "tower"'s features, so that only what is kept is projected, or "projected" ones,
+            as authors mostly have it; all patches then go through the projector.
+        remember: of how many of the last pictures and clips the kept tokens are remembered, so that a second question about
+            one needs no tower (`fastervlm.generation.memory.Memory`).
 
     Returns:
         A handle; `handle.remove()` or leaving `with prune(...)` undoes it exactly.
@@ -108,8 +105,7 @@ def prune(
     tokens, options = Budget.of(keep), Options(positions, budget, anyres, newline, keep_cls, images)
     check_choice("features", features, ("tower", "projected"))
     if method is not None and traits(get_method(method)).in_llm:
-        _refuse_memory(remember)
-        return _inside(model, tokens, cast(InLLM, get_method(method)), options, encoder_keep, features)
+        return _inside(model, tokens, cast(InLLM, get_method(method)), options, encoder_keep, features, remember)
     return _in_front(model, tokens, method, score, options, encoder_keep, features, remember)
 
 
@@ -122,9 +118,16 @@ def _refuse_memory(remember: object) -> None:
 
 
 def _inside(
-    model: nn.Module, tokens: Budget, method: InLLM, options: Options, encoder_keep: EncoderSchedule | None, features: str
+    model: nn.Module,
+    tokens: Budget,
+    method: InLLM,
+    options: Options,
+    encoder_keep: EncoderSchedule | None,
+    features: str,
+    remember: int,
 ) -> InLLMHandle:
     """Prune inside the language model, where only a budget and a method mean anything."""
+    _refuse_memory(remember)
     options.refuse_clips()
     refuse_schedule(encoder_keep)
     if features == "projected":

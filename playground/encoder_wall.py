@@ -29,7 +29,6 @@ from fastervlm.bench.build import random_model
 from fastervlm.bench.shapes import SHAPES, TOKENS, Shape
 from fastervlm.embedded import NEXT_MODEL, VIDEO_MODEL, embedded_benchmark, embedded_video_benchmark
 from fastervlm.eval import TASKS
-from fastervlm.eval.medium import Pictures
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
@@ -37,6 +36,7 @@ from fastervlm.reporting.files import write_json
 from fastervlm.reporting.provenance import machine
 from fastervlm.reporting.tables import print_table
 from playground.bench_floor import asked, first_token, in_turns, picture
+from playground.encoder_keep import Thinned
 from video.scoring import VIDEO_QA
 from video.videos import Videos
 
@@ -62,21 +62,6 @@ def schedule(name: str, keep: int, blocks: dict[int, int] | None = None) -> Enco
 
 
 @dataclass(frozen=True)
-class ThinnedPictures(Pictures):
-    """Pictures whose patches leave inside the tower."""
-
-    schedule: EncoderSchedule | None = None
-
-    def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
-        """All about the pictures that the answers depend on."""
-        return {**super().identity(subject, settings), "encoder_keep": repr(self.schedule)}
-
-    def layout(self, subject: Subject) -> dict[str, Any]:
-        """The arguments of `fastervlm.prune` that belong to pictures."""
-        return {**super().layout(subject), "encoder_keep": self.schedule}
-
-
-@dataclass(frozen=True)
 class ThinnedClips(Videos):
     """Clips whose patches leave inside the tower."""
 
@@ -94,7 +79,7 @@ class ThinnedClips(Videos):
 def score(kind: str, name: str, subject: Subject, limit: int | None, batch_size: int) -> dict[str, Any]:
     """The score of the tiny model under a schedule."""
     keep, files = KEEP[kind], embedded_benchmark(NEXT_MODEL) if kind == "next" else embedded_video_benchmark()
-    medium: Any = (ThinnedPictures if kind == "next" else ThinnedClips)(schedule=schedule(name, keep))
+    medium: Any = (Thinned if kind == "next" else ThinnedClips)(schedule=schedule(name, keep))
     named = ("question_file", "media_folder", "annotation_file")
     named = named if kind == "next" else ("question_file", "annotation_file", "media_folder")
     with tempfile.TemporaryDirectory() as folder:

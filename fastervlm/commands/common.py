@@ -18,6 +18,7 @@ from fastervlm.reporting.shadows import shadow
 
 if TYPE_CHECKING:
     from fastervlm.eval.engine import Engine
+    from fastervlm.eval.settings import Settings
     from fastervlm.eval.task import Submission, Task
 
 OWN_TASK = "textvqa"  # whose mini benchmark is drawn for the tiny models
@@ -144,6 +145,14 @@ def model_and_files(
         raise UserError(f"The mini benchmark is {OWN_TASK}'s; give --data with the folder of {task.name}, or its files.")
     right = task.annotations(questions, right)
     return model_and_data(model, question_file=questions, image_folder=images, annotation_file=right)
+
+
+def pictures_of(task: Task, folder: Path, files: Mapping[str, Any], **asked: Any) -> Settings:
+    """What all runs of a table or a search share: the task and its `files`, how it is `asked`, and the folder of answers."""
+    from fastervlm.eval.medium import Pictures
+    from fastervlm.eval.settings import Settings
+
+    return Settings(task=task, answers_file=folder / "all.jsonl", medium=Pictures(), **asked, **files)
 
 
 def default_answers(question_file: Path, model: str, method: str | None, kept: str | None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +29,7 @@ from fastervlm.commands.common import (
     TaskOption,
     model_and_files,
     names_of,
+    pictures_of,
     report_failures,
     resumable,
 )
@@ -38,6 +39,16 @@ if TYPE_CHECKING:
     from fastervlm.eval.table import Comparison
 
 
+OutDir = Annotated[
+    Path | None, typer.Option(help="Where answers, table and plot go; compare/MODEL beside the question file if left out.")
+]
+Budgets = Annotated[str, typer.Option(help="Budgets, separated by commas: counts, fractions, at-most-256.")]
+Layers = Annotated[
+    str | None, typer.Option(help="Layers at which methods such as fastv prune, separated by commas; its own if left out.")
+]
+Risk = Annotated[bool, typer.Option("--risk", help="Write risk.html too: what the first method breaks, by kind of question.")]
+
+
 def compare(
     *,
     model: OptionalModel = None,
@@ -45,23 +56,14 @@ def compare(
     question_file: OptionalQuestionFile = None,
     image_folder: OptionalImageFolder = None,
     annotation_file: OptionalAnnotationFile = None,
-    out_dir: Annotated[
-        Path | None, typer.Option(help="Where answers, table and plot go; compare/MODEL beside the question file if left out.")
-    ] = None,
+    out_dir: OutDir = None,
     task: TaskOption = OWN_TASK,
-    visual_token_num: Annotated[
-        str, typer.Option(help="Budgets, separated by commas: counts, fractions, at-most-256.")
-    ] = "576,288,144,58,29",
+    visual_token_num: Budgets = "576,288,144,58,29",
     methods: MethodNames = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers at which methods such as fastv prune, separated by commas; its own if left out.")
-    ] = None,
+    layers: Layers = None,
     seeds: Annotated[int, typer.Option(help="Runs of a random method.", **WHOLE)] = 3,
     blind: Annotated[bool, typer.Option("--blind", help="Add the floor: every picture replaced by grey.")] = False,
-    risk: Annotated[
-        bool,
-        typer.Option("--risk", help="Write risk.html too: what the first method breaks, by kind of question."),
-    ] = False,
+    risk: Risk = False,
     batch_size: BatchSize = 16,
     limit: Limit = None,
     dtype: Dtype = None,
@@ -82,8 +84,6 @@ def compare(
     from fastervlm.analysis.risk import write_risk
     from fastervlm.eval import get_task
     from fastervlm.eval.compare import compare as run
-    from fastervlm.eval.medium import Pictures
-    from fastervlm.eval.settings import Settings
     from fastervlm.eval.subject import Subject
     from fastervlm.families.llava_next.settings import Anyres
 
@@ -91,9 +91,8 @@ def compare(
     model, files = model_and_files(benchmark, model, data, question_file, image_folder, annotation_file)
     subject = Subject(model, dtype, device, Anyres(anyres, newline, budget))
     folder = out_dir or files["question_file"].parent / "compare" / subject.name
-    asking = {"batch_size": batch_size, "limit": limit, "conv_mode": conv_mode, "max_new_tokens": max_new_tokens}
-    pictures: dict[str, Any] = {"medium": Pictures(), "image_aspect_ratio": image_aspect_ratio, "exif": exif}
-    settings = Settings(task=benchmark, answers_file=folder / "all.jsonl", **(asking | pictures | files))
+    asked = {"batch_size": batch_size, "limit": limit, "conv_mode": conv_mode, "max_new_tokens": max_new_tokens}
+    settings = pictures_of(benchmark, folder, files, **asked, image_aspect_ratio=image_aspect_ratio, exif=exif)
     pruned_at = [] if layers is None else whole_numbers("layers", layers, least=0)
     choice = {
         "budgets": kept_of(visual_token_num),

@@ -15,7 +15,7 @@ from fastervlm.families.pruning import Pruning
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.choice import Choice, check_questions
 from fastervlm.selection.method import traits
-from fastervlm.selection.schedule import check_schedule, refuse_schedule
+from fastervlm.selection.schedule import check_fits
 from fastervlm.selection.trace import ImageTrace
 
 # The arguments of a call that say what is shown and how it is encoded, of models with one vision tower.
@@ -41,11 +41,7 @@ def check_thinned(pruning: Pruning, *encoders: Any, clips: bool = False) -> None
     """
     if pruning.encoder_keep is None:
         return
-    check_schedule(pruning.encoder_keep)
-    if not traits(pruning.method).survives_thinning or not isinstance(pruning.budget, TokenBudget):
-        refuse_schedule(pruning.encoder_keep)
-    if pruning.encoder_keep.still is not None and not clips:
-        raise UserError("still= is for frames of a clip under a Video-LLaVA; leave it out of the EncoderSchedule.")
+    check_fits(pruning.encoder_keep, pruning.budget, traits(pruning.method).survives_thinning, clips=clips)
     for encoder in encoders:
         encoder.check_thinning(pruning.encoder_keep.blocks)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from encoders import UserError, UserTypeError
-from fastervlm.selection.budget import TokenBudget
+from fastervlm.selection.budget import Budget, TokenBudget
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,27 @@ def check_schedule(schedule: object) -> None:
     """
     if not isinstance(schedule, EncoderSchedule):
         raise UserTypeError(f"encoder_keep={schedule!r} is no EncoderSchedule; write EncoderSchedule(blocks=[8], keep=[288]).")
+
+
+def check_fits(schedule: EncoderSchedule, budget: Budget, survives: bool, *, clips: bool = False) -> TokenBudget:
+    """The budget beside a schedule; refuses one that is adaptive, or a method that looks at patches that may have left.
+
+    Args:
+        schedule: says which patches leave.
+        budget: how many are kept in the end.
+        survives: whether the method can do with patches that have left (`Traits.survives_thinning`).
+        clips: frames are shown, some of which may be `still`.
+
+    Raises:
+        UserError: they do not go together.
+        UserTypeError: it is no `EncoderSchedule`.
+    """
+    check_schedule(schedule)
+    if not survives or not isinstance(budget, TokenBudget):
+        raise UserError("encoder_keep goes with method='cls' and a count or fraction of tokens; leave it out, or change these.")
+    if schedule.still is not None and not clips:
+        raise UserError("still= is for frames of a clip under a Video-LLaVA; leave it out of the EncoderSchedule.")
+    return budget
 
 
 def refuse_schedule(schedule: object) -> None:

@@ -17,18 +17,9 @@ from fastervlm.families.registry import family_of
 from tests.support import family_cases
 from tests.support.generic_cases import CASES
 from tests.support.lmms_requests import picture
-from tests.support.tiny_generic import PROCESSORS, save
+from tests.support.tiny_generic import MARKS, PROCESSORS, save
 
-# Of PaliGemma's processor.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def numbers_in_words():
-    """See tests/eval/test_eval_generic.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
-        yield
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("name", PROCESSORS)

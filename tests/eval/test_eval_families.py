@@ -3,10 +3,8 @@
 import json
 import os
 from functools import cache
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import fastervlm
 from encoders import UserError
@@ -17,6 +15,7 @@ from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
 from fastervlm.families.registry import FAMILIES
 from fastervlm.methods import METHODS
+from tests.support.asked_by_hand import asked_by_hand, texts
 from tests.support.tiny_families import MODELS, NEW, save
 
 TYPES = [family.model_type for family in FAMILIES if "image" in family.kinds]
@@ -31,29 +30,6 @@ def subjects(tmp_path_factory):
 
 def test_every_family_is_under_test():
     assert set(TYPES) <= set(MODELS)
-
-
-def texts(chosen):
-    return [json.loads(line)["text"] for line in Path(chosen.answers_file).read_text().splitlines()]
-
-
-def asked_by_hand(subject, bench, new=3):
-    """What the model writes to each question of the benchmark, alone, by its own chat template."""
-    model, processor = subject.loaded
-    for line in bench["question_file"].read_text().splitlines():
-        question = json.loads(line)
-        content = [{"type": "image"}, {"type": "text", "text": question["text"]}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        with Image.open(bench["image_folder"] / question["image"]) as opened:
-            picture = opened.convert("RGB")
-        if subject.family.shapes[0] == "pad":
-            side = max(picture.size)
-            square = Image.new("RGB", (side, side), tuple(int(255 * x) for x in processor.image_processor.image_mean))
-            square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-            picture = square
-        inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
-        ids = model.generate(**inputs, do_sample=False, max_new_tokens=new)
-        yield processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize("name", [name for name in TYPES if name != "video_llava"])

@@ -1,11 +1,8 @@
 """Evaluating a model of every class without a family of its own: its answers against plain loops over the stock model."""
 
-import json
 from functools import cache
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
 import fastervlm
 from encoders import UserError
@@ -14,20 +11,12 @@ from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
 from fastervlm.families.generic.family import Generic
 from fastervlm.families.generic.table import SHOWN
+from tests.support.asked_by_hand import asked_by_hand, texts
 from tests.support.checks import one_sentence
-from tests.support.tiny_generic import PROCESSORS, save
+from tests.support.tiny_generic import MARKS, PROCESSORS, save
 
 KEEP = 0.4
-# Of PaliGemma's processor.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def numbers_in_words():
-    """SmolVLM's processor wants a package for the words of numbers, which stand in prompts about clips alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
-        yield
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +27,6 @@ def subjects(tmp_path_factory):
 
 def test_every_class_of_the_table_is_under_test():
     assert {each.class_name for each in SHOWN} == {f"{name}ForConditionalGeneration" for name in PROCESSORS}
-
-
-def texts(chosen):
-    return [json.loads(line)["text"] for line in Path(chosen.answers_file).read_text().splitlines()]
-
-
-def asked_by_hand(subject, bench, new=3):
-    """What the model writes to each question of the benchmark, alone, by its own chat template."""
-    model, processor = subject.loaded
-    for line in bench["question_file"].read_text().splitlines():
-        question = json.loads(line)
-        content = [{"type": "image"}, {"type": "text", "text": question["text"]}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        with Image.open(bench["image_folder"] / question["image"]) as opened:
-            inputs = processor(images=[opened.convert("RGB")], text=[prompt], return_tensors="pt")
-        ids = model.generate(**inputs, do_sample=False, max_new_tokens=new)
-        yield processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 @pytest.mark.parametrize("name", PROCESSORS)

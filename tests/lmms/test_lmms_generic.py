@@ -9,20 +9,11 @@ import fastervlm
 from encoders import UserError
 from tests.support.checks import one_sentence
 from tests.support.lmms_requests import doc, generated, picture
-from tests.support.tiny_generic import PROCESSORS, save
+from tests.support.tiny_generic import MARKS, PROCESSORS, save
 from video.lmms.hf import Hf, HfChat
 
 KEEP = 0.5
-# Of PaliGemma's processor.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def numbers_in_words():
-    """See tests/eval/test_eval_generic.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", str)
-        yield
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     AyaVisionProcessor,
@@ -129,6 +130,12 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     "SmolVLM": smolvlm,
 }
 
+
+# What tests of these processors carry; `numbers_in_words` is a fixture of tests/conftest.py, the warning is of PaliGemma's.
+MARKS = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.usefixtures("numbers_in_words"),
+]
 
 SEEDS = {"Cohere2Vision": 1, "Gemma3": 1, "Glm4v": 1}  # at which the answers tell what is shown
 
