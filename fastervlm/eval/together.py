@@ -135,7 +135,7 @@ class Asking:
             watch = Stopwatch(self._device)
             shown: list[Question] | None = None
             for (asked, those), batch in zip(jobs, batches, strict=True):
-                if shown is None or {q.image for q in shown} != {q.image for q in asked}:
+                if shown is None or {q.pictures for q in shown} != {q.pictures for q in asked}:
                     self.memory.forget()
                 shown = asked
                 waited = watch.lap()  # for the pictures: it counts for each run, as work that is shared does

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fastervlm.families.base import PIXELS, Family
-from fastervlm.families.encoding import runs
 from fastervlm.families.pruning import Pruning
 from fastervlm.selection.method import traits
 
@@ -32,10 +31,23 @@ def settings(model: Any, pruning: Pruning, call: Mapping[str, Any]) -> tuple[Any
     return pruning, repr(pruning), tuple(config), cast
 
 
-def prompt(model: Any, call: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """How many placeholders of pictures stand side by side in the prompts, by which some models know what a picture is."""
-    placeholder = getattr(model.config, "image_token_id", None)
-    return None if placeholder is None or call.get("input_ids") is None else tuple(runs(call["input_ids"], placeholder))
+def prompt(model: Any, call: Mapping[str, Any]) -> tuple[tuple[int, ...], ...] | None:
+    """What the prompts hold between their first and last placeholder, by which some models know what a picture is.
+
+    Where other tokens stand between placeholders, the one behind the last counts too: it may end a tile.
+    """
+    placeholder, ids = getattr(model.config, "image_token_id", None), call.get("input_ids")
+    if placeholder is None or ids is None:
+        return None
+    return tuple(_shown_in(row, placeholder) for row in ids.cpu())
+
+
+def _shown_in(row: Tensor, placeholder: int) -> tuple[int, ...]:
+    places = (row == placeholder).nonzero().flatten().tolist()
+    if not places:
+        return ()
+    parted = places[-1] - places[0] >= len(places)
+    return tuple(row[places[0] : places[-1] + 1 + parted].tolist())
 
 
 def _pixels(call: Mapping[str, Any]) -> dict[str, tuple[str, Tensor]]:

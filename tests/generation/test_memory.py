@@ -3,6 +3,7 @@
 import copy
 import threading
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 import fastervlm
 from fastervlm import METHODS, EncoderSchedule, FastV, Mass, UserError, UserTypeError
+from fastervlm.generation.picture_keys import prompt
 from fastervlm.selection.method import Traits, traits
 from tests.support import family_cases, generic_cases, plain, plain_video, tiny
 from tests.support.checks import one_sentence
@@ -331,3 +333,20 @@ def test_questions_are_still_checked():
         model(**dict(call))
         with pytest.raises(UserError, match="questions must be a list"):
             model(**call, questions=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ([5, 9, 9, 6], [7, 8, 9, 9, 4], True),  # the text around a picture
+        ([9, 9, 3, 9, 9, 3, 6], [5, 9, 9, 3, 9, 9, 3, 7], True),
+        ([9, 9, 3, 9, 9, 3], [9, 9, 4, 9, 9, 3], False),  # what stands between two tiles
+        ([9, 9, 3, 9, 9, 3], [9, 9, 3, 9, 9, 4], False),  # what ends the last one
+        ([9, 9, 9], [9, 9], False),
+    ],
+)
+def test_what_parts_tiles_is_in_the_key(one, other, same):
+    """Tiles of one prompt may be one picture or several, by what stands between them."""
+    model = SimpleNamespace(config=SimpleNamespace(image_token_id=9))
+    first, second = (prompt(model, {"input_ids": torch.tensor([ids])}) for ids in (one, other))
+    assert (first == second) == same
