@@ -31,7 +31,7 @@ WORDS = (
     *("BALL", "CALL", "FALL", "HALL", "TALL", "WALL", "COLD", "GOLD", "HOLD", "BOLD", "SOLD", "TOLD"),
     *("LINE", "MINE", "NINE", "WINE", "FINE", "PINE", "BANK", "TANK", "SINK", "PINK", "WINK", "LINK"),
 )
-MOST = 6  # things of one kind that a question counts
+MOST = 4  # things of one kind that a question counts
 FAR = 3  # two things are compared whose rows, or columns, are a third of the picture apart
 
 
@@ -165,7 +165,7 @@ def text(rng: np.random.Generator, grid: int) -> tuple[Scene, list[Question]]:
 
 
 def where(rng: np.random.Generator, grid: int) -> tuple[Scene, list[Question]]:
-    """Pairs of things side by side, among boxes; halves are asked for in whole pictures, off the middle lines."""
+    """Pairs of things side by side, among boxes; halves are asked for off the middle lines."""
     room = Room(rng, grid)
     asked: list[Question] = []
     chosen = things(rng, 6)
@@ -176,9 +176,9 @@ def where(rng: np.random.Generator, grid: int) -> tuple[Scene, list[Question]]:
         room.free[max(0, row - 1) : row + 2, max(0, column - 1) : column + 3] = False
         asked.append(("where", f"Which shape is next to the {name_of(left)}?", right[1]))
         asked.append(("where", f"What color is next to the {name_of(right)}?", left[0]))
-        if abs(column + 1 - grid / 2) > 2 and grid == GRID:
+        if abs(column + 1 - grid / 2) > grid / 12:
             asked.append(("where", f"Is the {name_of(left)} left or right?", "left" if column + 1 < grid / 2 else "right"))
-        if abs(row + 0.5 - grid / 2) > 2 and grid == GRID:
+        if abs(row + 0.5 - grid / 2) > grid / 12:
             asked.append(("where", f"Is the {name_of(right)} up or down?", "up" if row + 0.5 < grid / 2 else "down"))
     crowd(room, grid)
     return room.done(), asked

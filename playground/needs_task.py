@@ -1,23 +1,28 @@
-"""The tiny LLaVA of needs: the recipe of the tiny LLaVA on the crowded scenes of `playground.needs`, from nothing.
+"""The tiny LLaVA of needs: a tower and a language model for the crowded scenes of `playground.needs`.
 
-Two things are new. The tower's patches must also tell their row and column, so that questions about places can be answered;
-and the questions are of all kinds of need in equal parts.
+The tower is trained from nothing, as the tiny LLaVA's; its patches also tell their row and column, and of a shape whether
+it is the only one. The projector first learns to say of a patch what the tiny LLaVA's projector says of it, and to add a
+vector that tells the place. So the language model can begin as the tiny LLaVA's, which knows how to look things up; it
+learns to count, to compare places and to read from there on, on questions of all kinds of need in equal parts.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPVisionModel, PreTrainedTokenizerFast
 
 from playground import needs
-from playground.language import Questions, learn_tokenizer
+from playground.language import LanguageTask, Questions, learn_tokenizer
 from playground.needs import NEEDS, Question
-from playground.scenes import BOARDS, FACTS, Scene
-from playground.tower import GRID, WIDTH, TowerTask, batch_of
+from playground.scenes import BOARDS, CELL, FACTS, IDENTITIES, KINDS, Scene
+from playground.tower import GRID, WIDTH, TowerTask, batch_of, hidden_states
 from playground.trainer import Phase
+from playground.video_task import STRENGTH, coordinates
 
 VOCABULARY = 768
 _FACTS = tuple(dict.fromkeys((*FACTS, *((board, word) for board in BOARDS for word in needs.WORDS))))
@@ -26,22 +31,39 @@ _NAMES = tuple(NEEDS)
 
 
 class NeedsTowerTask(TowerTask):
-    """The tower of the tiny LLaVA with two heads more: of each patch its row and its column."""
+    """The tower of the tiny LLaVA with three heads more: each patch tells its row and column, a shape if it is the only one."""
 
     def __init__(self) -> None:
         super().__init__(len(_FACTS))
-        self.row, self.column = nn.Linear(WIDTH, GRID), nn.Linear(WIDTH, GRID)
+        self.row, self.column, self.alone = nn.Linear(WIDTH, GRID), nn.Linear(WIDTH, GRID), nn.Linear(WIDTH, 1)
 
     def dense(self, patches: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
-        """The dense loss of the tiny LLaVA, and the cross-entropy of rows and columns."""
+        """The dense loss of the tiny LLaVA, the cross-entropy of rows and columns, and that of being the only one."""
         loss, accuracy = super().dense(patches, batch)
-        side = batch["kind"].shape[-1]
-        top, left = batch["offset"].tolist()
-        there = torch.arange(side)
-        rows, columns = (there + top).repeat_interleave(side), (there + left).repeat(side)
+        rows, columns = places(batch["offset"], batch["kind"].shape[-1])
         for head, target in ((self.row, rows), (self.column, columns)):
             loss = loss + F.cross_entropy(head(patches).float().transpose(1, 2), target.expand(len(patches), -1)) / 2
+        shapes, only = only_ones(batch)
+        said = self.alone(patches)[..., 0].float()
+        wrong = F.binary_cross_entropy_with_logits(said, only.float(), reduction="none")
+        for some in (shapes & only, shapes & ~only):
+            loss = loss + wrong[some].sum() / max(1, int(some.sum()))
         return loss, accuracy
+
+
+def places(offset: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Row and column (side * side) in the tower's grid of each patch of a window that begins at `offset`."""
+    top, left = offset.tolist()
+    there = torch.arange(side)
+    return (there + top).repeat_interleave(side), (there + left).repeat(side)
+
+
+def only_ones(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Which patches (B, N) show a shape, and which shape has no other of its colour in the picture."""
+    kind, colour, identity = (batch[name].flatten(1) for name in ("kind", "colour", "identity"))
+    shapes = kind == KINDS.index("shape")
+    thing = torch.where(shapes, 1 + colour * len(IDENTITIES) + identity, 0)
+    return shapes, (thing[:, :, None] == thing[:, None, :]).sum(dim=2) == 1
 
 
 def drawn(rng: np.random.Generator, size: int, grid: int) -> tuple[list[Scene], list[list[Question]]]:
@@ -65,6 +87,70 @@ class NeedsQuestions(Questions):
         return drawn(rng, size, grid)
 
 
+class NeedsTask(LanguageTask):
+    """`LanguageTask` begun from the language model of the trained tiny LLaVA; words that both know keep their embeddings.
+
+    A window of a picture stands for a whole picture: the vectors that tell places (see `ProjectorTask`) are those of patches
+    spread over the whole grid.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, tower: CLIPVisionModel, llava: Any, known: dict[str, int], words: dict[str, int]) -> None:
+        super().__init__(tower, VOCABULARY)
+        rows, taught = zip(*((row, known[word]) for word, row in words.items() if word in known), strict=True)
+        pairs = [
+            (self.language.model.embed_tokens, llava.model.language_model.embed_tokens),
+            (self.language.lm_head, llava.lm_head),
+        ]
+        for new, old in pairs:
+            old = old.weight.detach()[: len(known)]
+            new.weight.data.copy_(old.mean(dim=0) + old.std(dim=0) * torch.randn(new.weight.shape) / 2)
+            new.weight.data[list(rows)] = old[list(taught)]
+        embeddings = {"embed_tokens.weight": self.language.model.embed_tokens.weight.data}
+        self.language.model.load_state_dict(llava.model.language_model.state_dict() | embeddings)
+        tokens = shown(llava, tower_batch((0, 17), 16, GRID // 2)).flatten(0, 1)
+        quiet = torch.linalg.eigh(torch.cov(tokens.T)).eigenvectors[:, :6]
+        self.register_buffer("offsets", STRENGTH * tokens.std(dim=0).mean() * coordinates(GRID) @ quiet.T)
+
+    def visual(self, batch: dict[str, Tensor]) -> Tensor:
+        """The projected visual tokens (B, V, D) of a batch, moved to where they stand in a whole picture."""
+        side = batch["pixel_values"].shape[-1] // CELL
+        step = GRID // side
+        (here, right), (down, across) = places(batch["offset"], side), places(torch.tensor([0, 0]), side)
+        spread = (down * step + step // 2) * GRID + across * step + step // 2
+        moved = self.offsets[spread] - self.offsets[here * GRID + right]
+        return super().visual(batch) + moved[batch["kept"]]
+
+
+@torch.no_grad()
+def shown(llava: Any, batch: dict[str, Tensor]) -> Tensor:
+    """What the tiny LLaVA makes of the patches of a batch of `tower_batch`, (B, N, D)."""
+    states = hidden_states(llava.model.vision_tower, batch["pixel_values"], tuple(batch["offset"].tolist()), depth=3)
+    return llava.model.multi_modal_projector(states[-1][:, 1:]).float()
+
+
+class ProjectorTask(nn.Module):
+    """The projector learns to say of each patch what the tiny LLaVA's says, and to add a vector that tells the place.
+
+    The vectors lie where the tokens differ least, so that they cover nothing.
+    """
+
+    def __init__(self, answering: NeedsTask, llava: Any) -> None:
+        super().__init__()
+        self.projector, self.patches, self.offsets = answering.projector, answering.patches, answering.offsets
+        self.told = lambda batch: shown(llava, batch)
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """The mean squared difference, over patches of objects and over others, and its parts to show."""
+        rows, columns = places(batch["offset"], batch["kind"].shape[-1])
+        wanted = self.told(batch) + self.offsets[rows * GRID + columns]
+        error = (self.projector(self.patches(batch["pixel_values"], batch["offset"])).float() - wanted).square().mean(dim=2)
+        objects = batch["identity"].flatten(1) >= 0
+        thing, rest = error[objects].mean(), error[~objects].mean()
+        return thing + rest, {"objects": thing.item(), "others": rest.item()}
+
+
 def build_tokenizer(seed: int = 0) -> PreTrainedTokenizerFast:
     """A byte-level BPE that has a token for every answer."""
     rng = np.random.default_rng((seed, 99))
@@ -79,6 +165,11 @@ def tower_phases(seed: int, scale: float = 1.0) -> list[Phase]:
     ]
 
 
+def projector_phases(seed: int, scale: float = 1.0) -> list[Phase]:
+    """Windows, of which any scene will do."""
+    return [Phase("projector", int(200 * scale), 4e-3, lambda step: tower_batch((seed, 17, step), 32, GRID // 2))]
+
+
 def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float = 1.0) -> list[Phase]:
     """As the tiny LLaVA's: small windows and bare questions, then the whole prompt, then whole pictures."""
     data = NeedsQuestions(tokenizer)
@@ -87,8 +178,8 @@ def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float 
         return data.batch((seed, 13, step), 32, GRID // 3, 1.0, 12, " ASSISTANT:")
 
     return [
-        Phase("language, small windows", int(1500 * scale), 2e-3, small),
-        Phase("language, windows", int(300 * scale), 1.5e-3, lambda step: data.batch((seed, 14, step), 24, GRID // 2, 0.6)),
-        Phase("language, whole pictures", int(450 * scale), 1.5e-3, lambda step: data.batch((seed, 15, step), 16, GRID, 0.3)),
-        Phase("language, last cycle", int(450 * scale), 1e-3, lambda step: data.batch((seed, 16, step), 16, GRID, 0.3)),
+        Phase("language, small windows", int(1000 * scale), 1e-3, small),
+        Phase("language, windows", int(250 * scale), 1e-3, lambda step: data.batch((seed, 14, step), 24, GRID // 2, 0.6)),
+        Phase("language, whole pictures", int(400 * scale), 1e-3, lambda step: data.batch((seed, 15, step), 16, GRID, 0.3)),
+        Phase("language, last cycle", int(400 * scale), 7e-4, lambda step: data.batch((seed, 16, step), 16, GRID, 0.3)),
     ]

@@ -2,7 +2,7 @@
 
 `python -m playground.train` trains the tiny LLaVA from nothing, `python -m playground.train next` tunes the tiny LLaVA-NeXT
 from it, `python -m playground.train video` the tiny Video-LLaVA, `python -m playground.train qwen` the tiny Qwen2.5-VL, and
-`python -m playground.train needs`, from nothing again, the tiny LLaVA whose questions differ in what they need.
+`python -m playground.train needs` the tiny LLaVA whose questions differ in what they need, with a tower of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastervlm.embedded import MODEL, NEEDS_MODEL, NEXT_MODEL, QWEN_MODEL, VIDEO
 from playground import crops, language, needs_task, qwen_language, qwen_tower, tower, video_task
 from playground.crops import CropsTask
 from playground.language import CHAT_TEMPLATE, LanguageTask, build_tokenizer, llava_config
-from playground.needs_task import NeedsTowerTask
+from playground.needs_task import NeedsTask, NeedsTowerTask, ProjectorTask
 from playground.qwen_language import MergerTask, QwenTask, qwen_tokenizer
 from playground.qwen_tower import QwenTowerTask
 from playground.scenes import CELL
@@ -62,13 +62,15 @@ def train_llava(runs: Path, seed: int, scale: float, out: Path) -> None:
 
 
 def train_needs(runs: Path, seed: int, scale: float, out: Path) -> None:
-    """Train a tower that tells places, then projector and language model, on crowded scenes."""
+    """Train a tower that tells places from nothing, then the projector and language model of the trained tiny LLaVA on it."""
     torch.manual_seed(seed + 6)
     seeing = NeedsTowerTask()
     train(seeing, needs_task.tower_phases(seed, scale), runs / "needs-tower.pt")
+    llava, processor = tiny_llava()
     tokenizer = needs_task.build_tokenizer(seed)
     torch.manual_seed(seed + 7)
-    answering = LanguageTask(seeing.tower, needs_task.VOCABULARY)
+    answering = NeedsTask(seeing.tower, llava, processor.tokenizer.get_vocab(), tokenizer.get_vocab())
+    train(ProjectorTask(answering, llava), needs_task.projector_phases(seed, scale), runs / "needs-projector.pt")
     train(answering, needs_task.language_phases(tokenizer, seed, scale), runs / "needs-language.pt")
     export(answering, tokenizer, out)
 

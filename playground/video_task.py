@@ -92,7 +92,7 @@ class PlacesTask(nn.Module):
         with torch.no_grad():
             patches = hidden_states(tower, clean, (CORNER, CORNER), depth=3)[-1][:, 1:].flatten(0, 1)
         quiet = torch.linalg.eigh(torch.cov(patches.T)).eigenvectors[:, :6]
-        self.register_buffer("offsets", STRENGTH * patches.std(dim=0).mean() * _coordinates() @ quiet.T)
+        self.register_buffer("offsets", STRENGTH * patches.std(dim=0).mean() * coordinates(SIDE) @ quiet.T)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """The loss on pixel_values and the same pictures `clean` (B, 3, H, W), and its parts to show.
@@ -109,12 +109,12 @@ class PlacesTask(nn.Module):
         return last + 0.1 * early.mean(), {"last": last.item(), "early": early.mean().item(), "without": without.item()}
 
 
-def _coordinates() -> Tensor:
-    """(256, 6): of each place its row and column, each as a line and as a wave, of variance 1."""
-    at = torch.arange(SIDE) - (SIDE - 1) / 2
-    angle = 2 * torch.pi * at / SIDE
+def coordinates(side: int) -> Tensor:
+    """(side * side, 6): of each place its row and column, each as a line and as a wave, of variance 1."""
+    at = torch.arange(side) - (side - 1) / 2
+    angle = 2 * torch.pi * at / side
     axis = torch.stack((at / at.std(), 2**0.5 * angle.sin(), 2**0.5 * angle.cos()), dim=1)
-    return torch.cat((axis.repeat_interleave(SIDE, dim=0), axis.repeat(SIDE, 1)), dim=1)
+    return torch.cat((axis.repeat_interleave(side, dim=0), axis.repeat(side, 1)), dim=1)
 
 
 def _difference(new: Tensor, old: Tensor, objects: Tensor) -> Tensor:

@@ -1,13 +1,11 @@
 """What the tests of the embedded model share: the model itself, and some questions of the mini benchmark."""
 
-import json
-
 import pytest
-from PIL import Image
 
 import fastervlm
 from fastervlm.embedded import embedded_model
 from playground import minibench
+from tests.support.mini_questions import questions_of
 
 
 @pytest.fixture(scope="session")
@@ -27,10 +25,4 @@ def bench(tmp_path_factory):
 @pytest.fixture(scope="session")
 def asked(bench):
     """Its questions, their pictures and their answers."""
-    rows = [json.loads(line) for line in (bench / minibench.QUESTIONS).read_text().splitlines()]
-    answers = [row["answers"][0] for row in json.loads((bench / minibench.ANNOTATIONS).read_text())["data"]]
-    pictures = []
-    for row in rows:
-        with Image.open(bench / minibench.IMAGES / row["image"]) as picture:
-            pictures.append(picture.convert("RGB"))
-    return [row["text"] for row in rows], pictures, answers
+    return questions_of(bench)

@@ -4,11 +4,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from transformers import CLIPVisionModel
 
+import fastervlm
 from playground import minibench
 from playground.needs import MOST, NEEDS, WORDS, draw
-from playground.needs_task import build_tokenizer, tower_batch
+from playground.needs_task import NeedsTask, ProjectorTask, build_tokenizer, only_ones, shown, tower_batch
 from playground.scenes import COLOUR_NAMES, GRID, IDENTITIES, KINDS, LETTER_NAMES, PATCH_COLOURS, PATTERNS, SHAPE_NAMES, Scene
+from playground.tower import vision_config
 from tests.support.scene_labels import check_labels
 
 Places = dict[tuple[str, str], list[tuple[int, int]]]
@@ -101,6 +105,67 @@ def test_every_answer_is_one_token():
 def test_the_tower_is_told_the_facts_of_all_needs():
     batch = tower_batch((0,), size=14, grid=12)
     assert batch["facts"].sum(dim=1).min() >= 1
+
+
+def test_the_only_one_of_its_like_is_told():
+    batch = tower_batch((1,), size=14, grid=12)
+    shapes, only = only_ones(batch)
+    for i in range(14):
+        patches = torch.stack([batch[name][i].flatten() for name in ("kind", "colour", "identity")], dim=1).tolist()
+        things = [tuple(patch) if patch[0] == KINDS.index("shape") else None for patch in patches]
+        counts = Counter(things)
+        assert shapes[i].tolist() == [thing is not None for thing in things]
+        assert only[i].tolist() == [thing is not None and counts[thing] == 1 for thing in things]
+    assert (shapes & ~only).any()
+    assert only.any()
+
+
+@pytest.fixture(scope="module")
+def begun():
+    """A task that begins from the tiny LLaVA, its words, those of the tiny LLaVA, and the tiny LLaVA."""
+    llava, processor = fastervlm.load("tiny-llava")
+    words, known = build_tokenizer().get_vocab(), processor.tokenizer.get_vocab()
+    return NeedsTask(CLIPVisionModel(vision_config()), llava, known, words), words, known, llava
+
+
+def test_known_words_keep_their_embeddings(begun):
+    task, words, known, llava = begun
+    new, old = task.language.model.embed_tokens.weight, llava.model.language_model.embed_tokens.weight
+    shared = set(words) & set(known)
+    assert "Ġpurple" in shared
+    for word in shared:
+        assert torch.equal(new[words[word]], old[known[word]]), word
+    assert new.shape[0] > len(words)
+    assert torch.equal(
+        task.language.model.layers[2].mlp.up_proj.weight, llava.model.language_model.layers[2].mlp.up_proj.weight
+    )
+
+
+@torch.no_grad()
+def test_a_window_stands_for_a_whole_picture(begun):
+    """A projector that says what it shall say of a window gives tokens that stand three patches apart."""
+    task, _, _, llava = begun
+    task.tower, task.projector = llava.model.vision_tower, llava.model.multi_modal_projector
+    batch = tower_batch((2,), size=3, grid=GRID // 3)
+    batch["kept"] = torch.tensor([[0, 9, 63]]).expand(3, -1)
+    row, column = batch["offset"].tolist()
+    told, here, whole = shown(llava, batch), [(0, 0), (1, 1), (7, 7)], [(1, 1), (4, 4), (22, 22)]
+    for i, ((down, right), (below, across)) in enumerate(zip(here, whole, strict=True)):
+        moved = task.offsets[below * GRID + across] - task.offsets[(row + down) * GRID + column + right]
+        want = told[:, down * GRID // 3 + right] + moved
+        assert torch.allclose(task.visual(batch)[:, i], want, atol=1e-4)
+
+
+def test_the_projector_learns_from_the_tiny_llava(begun):
+    task, _, _, llava = begun
+    learning = ProjectorTask(task, llava)
+    batch = tower_batch((3,), size=4, grid=GRID // 2)
+    loss, parts = learning(batch)
+    loss.backward()
+    assert {name for name, _ in learning.named_parameters()} == {
+        f"projector.{name}" for name, _ in task.projector.named_parameters()
+    }
+    assert min(parts.values()) > 0
 
 
 def test_the_benchmark_asks_of_all_needs_alike(tmp_path):

@@ -9,16 +9,7 @@ import fastervlm
 from fastervlm import METHODS
 from fastervlm.embedded import MODEL
 from fastervlm.selection.method import traits
-
-
-def accuracy(loaded, asked) -> float:
-    model, processor = loaded
-    texts, pictures, answers = asked
-    prompts = [f"USER: <image>\n{text} ASSISTANT:" for text in texts]
-    inputs = processor(images=pictures, text=prompts, padding=True, return_tensors="pt")
-    ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    given = processor.batch_decode(ids, skip_special_tokens=True)
-    return sum(a.strip() == b for a, b in zip(given, answers, strict=True)) / len(answers)
+from tests.support.mini_questions import accuracy
 
 
 def test_it_is_small_and_holds_tensors_only() -> None:
