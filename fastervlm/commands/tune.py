@@ -60,7 +60,9 @@ PlanShape = Annotated[
     str | None,
     typer.Option(help="A shape of fastervlm plan, whose time to the first token is told beside the measured one."),
 ]
-PlanDevice = Annotated[str, typer.Option(help="The device of that plan: h200, h100, a100, l4 or rtx4090.")]
+PlanDevice = Annotated[
+    str | None, typer.Option(help="The device of that plan: h200, h100, a100, l4 or rtx4090; h100 if left out.")
+]
 
 
 def tune(
@@ -80,7 +82,7 @@ def tune(
     methods: MethodNames = None,
     seed: Seed = 0,
     plan_shape: PlanShape = None,
-    plan_device: PlanDevice = "h100",
+    plan_device: PlanDevice = None,
     batch_size: BatchSize = 16,
     limit: Limit = None,
     dtype: Dtype = None,
@@ -95,8 +97,8 @@ def tune(
 ) -> None:
     """Find the method and the number of visual tokens that keep a promise: so little is lost, or so fast it is.
 
-    Methods compete on a third of the pictures; what wins is proved on the others. Without a model and data it tunes the tiny
-    model on the mini benchmark. A stopped search goes on when the same command is given again.
+    Methods compete on a third of the pictures at most; what wins is proved on the others. Without a model and data it tunes
+    the tiny model on the mini benchmark. A stopped search goes on when the same command is given again.
     """
     from fastervlm.eval.subject import Subject
     from fastervlm.families.llava_next.settings import Anyres
@@ -110,7 +112,9 @@ def tune(
     else:
         benchmark, path, files = _own(qa_file, image_folder, model, (data, question_file, annotation_file))
     tokens = budgets_of(visual_token_num)
-    planned = {} if plan_shape is None else planned_times(plan_shape, plan_device, tokens, batch_size)
+    if plan_device is not None and plan_shape is None:
+        raise UserError("--plan-device is the device of a plan; give --plan-shape too, such as llava-1.5-7b.")
+    planned = None if plan_shape is None else planned_times(plan_shape, plan_device or "h100", tokens, batch_size)
     subject = Subject(path, dtype, device, Anyres(anyres, newline, budget))
     folder = out_dir or files["question_file"].parent / "tune" / subject.name
     asked = {"batch_size": batch_size, "limit": limit, "conv_mode": conv_mode, "max_new_tokens": max_new_tokens}

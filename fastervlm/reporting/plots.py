@@ -17,18 +17,19 @@ STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")
 
 @dataclass(frozen=True)
 class Curve:
-    """A line over token counts, with error bars from `low` to `high` where both are given."""
+    """A line over token counts, with error bars from `low` to `high` where both are given; `names` stand beside its points."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot; `floor` is a labelled level drawn as a dashed line.
+    """One plot; `floor` is a labelled level drawn as a dashed line, `limit` another one, and `until` one of the other axis.
 
     A horizontal axis that is logarithmic has a tick at each value, another one is of whole numbers.
     """
@@ -38,6 +39,8 @@ class Panel:
     y_label: str
     curves: Sequence[Curve]
     floor: tuple[str, float] | None = None
+    limit: tuple[str, float] | None = None
+    until: tuple[str, float] | None = None
     from_zero: bool = False
     log_x: bool = True
     log_y: bool = False
@@ -113,8 +116,9 @@ def _draw(panel: Panel, axes: Any) -> None:
         bars = zip(curve.low, curve.y, curve.high, strict=True) if curve.low else ()
         errors = list(zip(*((y - low, high - y) for low, y, high in bars), strict=True)) or None
         axes.errorbar(curve.x, curve.y, errors, capsize=3, elinewidth=1, label=curve.label, **style)
-    if panel.floor:
-        axes.axhline(panel.floor[1], color="0.4", linestyle="--", label=panel.floor[0])
+        for name, x, y in zip(curve.names, curve.x, curve.y, strict=False):
+            axes.annotate(name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize="small", color=colour)
+    _draw_levels(panel, axes)
     if panel.log_x:
         ticks = sorted({x for curve in panel.curves for x in curve.x})
         axes.set_xscale("log", base=2)
@@ -129,6 +133,14 @@ def _draw(panel: Panel, axes: Any) -> None:
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def _draw_levels(panel: Panel, axes: Any) -> None:
+    for level, style in ((panel.floor, "--"), (panel.limit, ":")):
+        if level:
+            axes.axhline(level[1], color="0.4", linestyle=style, label=level[0])
+    if panel.until:
+        axes.axvline(panel.until[1], color="0.4", linestyle=":", label=panel.until[0])
 
 
 def _draw_heatmap(panel: Heatmap, axes: Any) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.reporting.files import write_json, write_text
-from fastervlm.reporting.plots import Curve, Panel, draw_panels
+from fastervlm.reporting.plots import draw_panels
 from fastervlm.reporting.tables import markdown_table
 from fastervlm.serving.options import Served
+from fastervlm.tune.plan import Planned
+from fastervlm.tune.plot import tune_panels
 from fastervlm.tune.promise import pictures_needed
 from fastervlm.tune.search import Found, Point, Promise
 
@@ -23,27 +25,31 @@ Table = tuple[list[str], list[list[str]]]
 class Tuned:
     """A search that ended, with what it was about.
 
-    `about` is its protocol; `planned` holds times to the first token that were computed, not measured, by tokens.
+    `about` is its protocol; `planned` holds times to the first token that were computed, not measured.
     """
 
     found: Found
     promise: Promise
     about: dict[str, Any]
-    planned: dict[float, float]
+    planned: Planned | None = None
     failed: int = 0
 
     def table(self) -> Table:
         """The frontier: for each number of tokens the best method, what it loses, and how fast it is."""
-        planned = ["planned TTFT (ms)"] if self.planned else []
+        planned = [f"TTFT planned, {self.planned.device} (ms)"] if self.planned else []
         headers = ["tokens", "method", "accuracy", "loss (points)", f"less than, {self._percent} sure"]
-        whole = ["all", "all tokens", f"{100 * self.found.whole:.1f}", "", "", _ms(self.found.whole_seconds)]
-        rows = [[*whole, *([_ms(self.planned.get(0.0))] if planned else []), "", ""]]
+        whole = ["all", "all tokens", f"{100 * self.found.whole:.1f}", "", ""]
+        rows = [[*whole, *self._times(None, self.found.whole_seconds), "", ""]]
         for point in self.found.points:
-            keep, seconds = point.candidate.keep, [_ms(point.seconds)]
-            seconds += [_ms(self.planned.get(float(keep or 0)))] if planned else []
+            keep = point.candidate.keep
             loss = [f"{100 * point.accuracy:.1f}", f"{100 * point.loss:+.2f}", f"{100 * point.bound:.2f}"]
-            rows.append([str(keep), point.candidate.method, *loss, *seconds, str(point.questions), point.verdict])
+            times = self._times(keep, point.seconds)
+            rows.append([str(keep), point.candidate.method, *loss, *times, str(point.questions), point.verdict])
         return [*headers, "TTFT (ms)", *planned, "questions", "verdict"], rows
+
+    def _times(self, keep: int | float | None, seconds: float) -> list[str]:
+        """The measured time of a row, and the planned one if there is any."""
+        return [_ms(seconds), *([_ms(self.planned.seconds[keep])] if self.planned else [])]
 
     def lines(self) -> list[str]:
         """What is recommended, how sure that is, and what to paste."""
@@ -111,31 +117,16 @@ class Tuned:
     def write(self, folder: Path) -> None:
         """Write tune.md, tune.json and tune.png."""
         write_text(folder / "tune.md", "\n".join([markdown_table(*self.table()), *self.lines(), ""]))
-        found = asdict(self.found)
-        write_json(
-            folder / "tune.json", {**self.about, "promise": asdict(self.promise), "found": found, "planned": self.planned}
-        )
+        told = {"promise": asdict(self.promise), "found": asdict(self.found), "planned": self._planned()}
+        write_json(folder / "tune.json", {**self.about, **told})
         if self.found.points:
-            draw_panels(self._panels(), folder / "tune.png")
+            draw_panels(tune_panels(self.found, self.promise, self.planned, self._percent), folder / "tune.png")
 
-    def _panels(self) -> list[Panel]:
-        points, whole = self.found.points, ("all tokens", 100 * self.found.whole)
-        tokens = [float(point.candidate.keep or 0) for point in points]
-        accuracy = [100 * point.accuracy for point in points]
-        sure = [100 * (point.whole - point.bound) for point in points]
-        seconds = [1000 * point.seconds for point in points]
-        lowest = Curve("at least, so sure", tokens, sure)
-        return [
-            Panel("What is kept", "visual tokens", "accuracy (%)", [Curve("measured", tokens, accuracy), lowest], whole),
-            Panel(
-                "Frontier",
-                "time to first token (ms)",
-                "accuracy (%)",
-                [Curve("measured", seconds, accuracy)],
-                whole,
-                log_x=False,
-            ),
-        ]
+    def _planned(self) -> dict[str, Any] | None:
+        if self.planned is None:
+            return None
+        seconds = {"all" if keep is None else str(keep): value for keep, value in self.planned.seconds.items()}
+        return {**asdict(self.planned), "seconds": seconds}
 
 
 def _ms(seconds: float | None) -> str:

@@ -15,6 +15,7 @@ from fastervlm.reporting.files import hash_files
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import traits
 from fastervlm.tune.candidates import Asked, Candidate
+from fastervlm.tune.plan import Planned
 from fastervlm.tune.report import Tuned
 from fastervlm.tune.search import Promise, Search
 
@@ -30,11 +31,12 @@ def tune(
     methods: Sequence[str] | None,
     out_dir: Path,
     seed: int = 0,
-    planned: dict[float, float] | None = None,
+    planned: Planned | None = None,
 ) -> Tuned:
     """Search for the fewest visual tokens that keep a promise, or the best that is fast enough; write it into `out_dir`.
 
-    Goes on where an interrupted search stopped. `settings` holds what all runs share. `planned` are computed times.
+    Goes on where an interrupted search stopped. `settings` holds what all runs share. `planned` are computed times,
+    by the budgets as they are given.
 
     Raises:
         UserError: there are too few questions, the benchmark's score is no mean, or a method or budget does not fit.
@@ -53,8 +55,8 @@ def tune(
     try:
         search = Search(asked, candidates, promise, seed)
         found = search.run()
-        about = _about(subject, asked.shared, tokens, names, seed)
-        result = Tuned(found, promise, about, planned or {}, asked.failures)
+        about = _about(subject, asked.shared, list(tokens), names, seed)
+        result = Tuned(found, promise, about, planned and planned.named(tokens), asked.failures)
     finally:
         asked.close()
     result.write(out_dir)
@@ -69,17 +71,15 @@ def _refuse(name: str) -> None:
         raise UserError(f"{name} {reason}, which tune does not try; leave it out of --methods.")
 
 
-def _tokens(budgets: Sequence[int | float], total: int | None) -> list[int | float]:
-    """Numbers to try, the most first: counts, or where pictures are of many shapes the budgets as they are given."""
-    if total is not None:
-        found = sorted({TokenBudget(keep).resolve(total) for keep in budgets}, reverse=True)
-        few = [count for count in found if count < total]
-        if not few:
-            raise UserError(f"All budgets keep all {total} visual tokens; give smaller ones.")
-        return list(few)
-    if len({type(keep) for keep in budgets}) > 1:
+def _tokens(budgets: Sequence[int | float], total: int | None) -> dict[int | float, int | float]:
+    """Numbers to try, the most first, and the budgets they come from: counts, or where pictures are of many shapes as given."""
+    if total is None and len({type(keep) for keep in budgets}) > 1:
         raise UserError("Pictures of this model are of many shapes; give counts alone or fractions alone.")
-    return sorted({TokenBudget(keep).keep or keep for keep in budgets}, reverse=True)
+    found = {TokenBudget(keep).resolve(total) if total else TokenBudget(keep).keep or keep: keep for keep in budgets}
+    few = {count: found[count] for count in sorted(found, reverse=True) if total is None or count < total}
+    if not few:
+        raise UserError(f"All budgets keep all {total} visual tokens; give smaller ones.")
+    return few
 
 
 def _about(

@@ -1,10 +1,11 @@
 """The search for a method and a number of tokens: successive halving on some pictures, then a proof on others.
 
-At each number of tokens the methods compete on the first part of the pictures: after each round, of twice as many pictures as
-the one before, the worse half goes, and whoever is worse than the best by a paired test. The best of each number then stand
-trial on pictures that no choice was made by, from the most tokens down; the first that does not show that it keeps the promise
-ends the trial. So at most one search in twenty recommends, at 95 %, what breaks it: the order is fixed before the trial, and
-each bound holds whenever one stops (`fastervlm.tune.promise`).
+At each number of tokens the methods compete on the first pictures, a third of them at most: after each round, of twice as many
+pictures as the one before, the worse half goes, and whoever is worse than the best by a paired test. The best of each number
+then stand trial on all pictures that no choice was made by, from the most tokens down; the first that does not show that it
+keeps the promise ends the trial. So at most one search in twenty recommends, at 95 %, what breaks it: the order is fixed before
+the trial, and each bound holds whenever one stops (`fastervlm.tune.promise`). The trial begins where the competition ended.
+When it ended hangs on pictures before that place alone, so those behind it are still drawn by chance.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fastervlm.tune.candidates import WHOLE, Candidate, Group
 from fastervlm.tune.promise import Losses
 
 FEWEST = 16  # pictures of the first round
-SEARCHED = 1 / 3  # of the pictures
+SEARCHED = 1 / 3  # of the pictures, at most
 CHUNK = 32  # pictures of the trial between two looks
 _WORSE = 1.645  # standard errors
 
@@ -87,7 +88,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found; `best` is None where nothing but all tokens keeps the promise."""
+    """What a search found; `best` is None where nothing but all tokens keeps the promise.
+
+    Methods competed on the first `searched` pictures, and the trial took the `tried` behind them.
+    """
 
     best: Point | None
     points: list[Point]
@@ -118,15 +122,14 @@ class Search:
         if len(groups) < 3 * FEWEST:
             raise UserError(f"There are {len(groups)} pictures, and a search needs at least {3 * FEWEST}; give more questions.")
         shuffled = [groups[place] for place in np.random.default_rng(self.seed).permutation(len(groups))]
-        cut = max(FEWEST, round(SEARCHED * len(groups)))
-        search, trial = shuffled[:cut], shuffled[cut:]
-        survivors, rounds = self._halved(search)
-        points, tried = self._tried(survivors, trial)
-        whole = _mean(self.answers.values(WHOLE, trial[:tried] or search))
-        return Found(self._best(points), points, whole, self.answers.seconds(WHOLE), rounds, cut, tried)
+        most = max(FEWEST, round(SEARCHED * len(groups)))
+        survivors, rounds, searched = self._halved(shuffled[:most])
+        points, tried = self._tried(survivors, shuffled[searched:])
+        whole = _mean(self.answers.values(WHOLE, shuffled[searched:][:tried] or shuffled[:searched]))
+        return Found(self._best(points), points, whole, self.answers.seconds(WHOLE), rounds, searched, tried)
 
-    def _halved(self, groups: Sequence[Group]) -> tuple[list[Candidate], list[dict[str, object]]]:
-        """The best method of each number of tokens, the most tokens first, and what went in which round."""
+    def _halved(self, groups: Sequence[Group]) -> tuple[list[Candidate], list[dict[str, object]], int]:
+        """The best method of each number of tokens, the most tokens first, what went in which round, and the pictures taken."""
         left, before, asked, rounds = list(self.candidates), 0, min(FEWEST, len(groups)), []
         while True:
             self.answers.ask(groups[before:asked], [WHOLE, *left])
@@ -134,7 +137,7 @@ class Search:
             rounds.append({"pictures": asked, "gone": [str(each) for each in left if each not in stays]})
             left = stays
             if asked == len(groups) or not self._competing(left):
-                return sorted(left, key=self.order, reverse=True), rounds
+                return sorted(left, key=self.order, reverse=True), rounds, asked
             before, asked = asked, min(2 * asked, len(groups))
 
     def _competing(self, left: Sequence[Candidate]) -> bool:

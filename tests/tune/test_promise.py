@@ -91,12 +91,13 @@ def test_the_fewest_tokens_that_keep_the_promise_are_found(seed):
     assert found.best.bound >= found.best.loss
 
 
-def test_what_loses_as_much_as_allowed_is_hardly_ever_recommended():
-    """The true loss is the promise itself, and forty candidates try their luck: the trial forgets the search's."""
+@pytest.mark.parametrize("methods", [1, 2, 4])
+def test_what_loses_as_much_as_allowed_is_hardly_ever_recommended(methods):
+    """The true loss is the promise itself, and all try their luck, also by when they let the trial begin."""
     wrong = 0
     for seed in range(60):
         rng = np.random.default_rng(1000 + seed)
-        many = {Candidate(f"m{i}", keep): 0.85 for i in range(4) for keep in (50, 40, 30)}
+        many = {Candidate(f"m{i}", keep): 0.85 for i in range(methods) for keep in (50, 40, 30)}
         answers = Known(rng, {WHOLE: 0.9, **many}, pictures=150)
         for candidate in many:  # each errs in its own places
             for group in answers.groups:
@@ -125,10 +126,25 @@ def test_the_first_without_a_proof_ends_the_trial():
     assert search._best(points[1:]) is None
 
 
-def test_no_picture_of_the_trial_had_a_say():
-    answers = Known(np.random.default_rng(0), CHANCES)
-    found = Search(answers, [GOOD, FEW], Promise(0.012)).run()  # too little to be shown: the trial takes all there are
-    assert (found.searched, found.tried) == (200, 400)
+LIKE = [Candidate(f"like {i}", 58) for i in range(17)]
+MANY = {"one method": ([GOOD, FEW], 16), "two": ([GOOD, POOR, FEW], 16), "many alike": ([GOOD, *LIKE, FEW], 200)}
+
+
+@pytest.mark.parametrize(("candidates", "searched"), MANY.values(), ids=MANY)
+def test_the_trial_takes_all_pictures_that_had_no_say(candidates, searched):
+    """Those of the rounds in which methods compete had one, a third at most; none of the others is left out."""
+    known, asked = Known(np.random.default_rng(0), {**CHANCES, **dict.fromkeys(LIKE, 0.89)}), []
+
+    def ask(groups, candidates):
+        asked.append((set(groups), set(candidates)))
+        Known.ask(known, groups, candidates)
+
+    known.ask = ask
+    found = Search(known, candidates, Promise(0.012)).run()  # too little to be shown: the trial takes all there are
+    assert (found.searched, found.tried) == (searched, 600 - searched)
+    rounds = asked[: len(found.rounds)]
+    assert sum(len(groups) for groups, _ in rounds) == searched
+    assert set().union(*(groups for groups, _ in asked)) == set(known.groups)
 
 
 def test_where_all_lose_too_much_all_tokens_stay():
