@@ -20,12 +20,14 @@ class Handle(abc.ABC):
         budget: the token budget in force.
         method: the method in force.
         trace: what the last call kept.
+        inside: the handle of what prunes inside the language model on top, where one method set up both.
     """
 
     model: Any
     budget: Budget
     method: Any
     trace: list[Any]
+    inside: Any = None
 
     @property
     @abc.abstractmethod

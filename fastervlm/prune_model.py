@@ -32,6 +32,7 @@ from fastervlm.inllm.handle import InLLMHandle
 from fastervlm.methods import Method
 from fastervlm.methods.lookup import get_method
 from fastervlm.methods.projected import Projected
+from fastervlm.methods.with_fastv import WithFastV
 from fastervlm.selection.budget import Budget
 from fastervlm.selection.method import traits
 from fastervlm.selection.schedule import EncoderSchedule, refuse_schedule
@@ -106,6 +107,10 @@ def prune(
     check_choice("features", features, ("tower", "projected"))
     if method is not None and traits(get_method(method)).in_llm:
         return _inside(model, tokens, cast(InLLM, get_method(method)), options, encoder_keep, features, remember)
+    if method is not None and traits(get_method(method)).on_top:
+        return _on_both_sides(
+            model, tokens, cast(WithFastV, get_method(method)), score, options, encoder_keep, features, remember
+        )
     return _in_front(model, tokens, method, score, options, encoder_keep, features, remember)
 
 
@@ -133,6 +138,20 @@ def _inside(
     if features == "projected":
         raise UserError("Inside the language model all features are projected; leave features='projected' out.")
     return InLLMHandle(model, tokens, method)
+
+
+def _on_both_sides(model: nn.Module, tokens: Budget, method: WithFastV, *others: Any) -> PruneHandle:
+    """Prune in front of the language model and inside it; one handle undoes both."""
+    family = family_of(model)
+    stages = method.stages(tokens, family.num_visual_tokens(model.config), len(family.decoder(model).layers))
+    handle = _in_front(model, stages.reach, method.first, *others)
+    try:
+        handle.inside = InLLMHandle(model, stages.share, stages.inside)
+    except BaseException:
+        handle.remove()
+        raise
+    handle.budget, handle.method = tokens, method
+    return handle
 
 
 def _in_front(
@@ -270,6 +289,8 @@ class PruneHandle(Handle):
         """Give the model its own methods back; a second call does nothing."""
         if not self.active:
             return
+        if self.inside is not None:
+            self.inside.remove()
         for name, own in self.host.own.items():
             del self.model.__dict__[name]
             if own is not None:

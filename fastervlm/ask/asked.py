@@ -115,7 +115,7 @@ class Asked:
         """Answer, greedily; `write` gets the text piece by piece. The model is as it was afterwards."""
         ids, clock, handle = self._generate(pruner, self.max_new_tokens, write)
         trace = [] if handle is None else list(handle.trace)
-        kept = self.visual_tokens if handle is None else sum(each.num_tokens for each in trace)
+        kept = self.visual_tokens if handle is None else _kept(handle)
         text = self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
         return Reply(text, kept, clock.seconds or 0.0, handle and handle.method, trace)
 
@@ -162,6 +162,13 @@ class Asked:
         streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         streamer.on_finalized_text = lambda text, stream_end=False: write(text)
         return streamer
+
+
+def _kept(handle: Any) -> int:
+    """The visual tokens of the last call: those of its pictures, or the mean over layers where both sides are pruned."""
+    if handle.inside is not None:
+        return round(sum(handle.inside.mean_visual_tokens))
+    return sum(each.num_tokens for each in handle.trace)
 
 
 def _refuse_placeholders(question: str, tokens: set[str]) -> None:

@@ -16,7 +16,7 @@ from fastervlm.bench.plan import OTHER_NAMES
 from fastervlm.bench.workload import Workload
 from fastervlm.inllm import FastV
 from fastervlm.methods import METHODS
-from fastervlm.methods.lookup import get_method
+from fastervlm.methods.lookup import get_method, is_name
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import Method, traits
 
@@ -108,7 +108,7 @@ def pruners_of(methods: Sequence[str], layer: int) -> dict[str, Method | None]:
 def _pruner(name: str, layer: int) -> Method | None:
     if name == EAGER:
         return None
-    if name not in METHODS:
+    if not is_name(name):
         raise UserError(f"There is no method {name!r}; choose from: {', '.join((NONE, 'stock', EAGER, *METHODS))}.")
     return FastV(layer=layer) if name == "fastv" else get_method(name)
 

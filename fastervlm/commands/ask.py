@@ -147,9 +147,9 @@ def _compared(asked: Asked, pruner: Pruner) -> Reply:
 
 
 def _summed_up(asked: Asked, reply: Reply) -> Reply:
-    from fastervlm.methods import METHODS
+    from fastervlm.methods.lookup import name_of
 
-    named = [name for name, method in METHODS.items() if method == reply.method]
-    how = f" of {asked.visual_tokens} visual tokens ({named[0]})" if named else " visual tokens, all"
+    named = reply.method and name_of(reply.method)
+    how = f" of {asked.visual_tokens} visual tokens ({named})" if named else " visual tokens, all"
     print(f"  {reply.visual_tokens}{how}, {1000 * reply.first_token:.0f} ms to the first token\n")
     return reply

@@ -34,7 +34,7 @@ class Answerer:
         self.model, self.processor, self.settings = subject.model, subject.processor, settings
         self.handle, self.family, self.memory = handle, subject.family, memory
         self._paper = _has_paper_layout(subject)
-        self.visual_tokens: list[tuple[int, int]] = []
+        self.visual_tokens: list[tuple[float, int]] = []
         self.device: torch.device = subject.model.device
         self.clock = FirstTokenClock(self.device)
         self.cold = True
@@ -71,14 +71,19 @@ class Answerer:
         self._generate(batch, 1, None)
         self.cold = False
 
-    def _count(self, batch: Batch) -> list[tuple[int, int]]:
-        """For each question the visual tokens left and those before, read off the trace and the prompt."""
+    def _count(self, batch: Batch) -> list[tuple[float, int]]:
+        """For each question the visual tokens left and those before, read off the trace and the prompt.
+
+        Of a method that prunes on both sides those left are the mean over the layers of the language model.
+        """
         placeholder = getattr(self.model.config, f"{self.settings.medium.kind}_token_id")
         before = (batch.inputs["input_ids"] == placeholder).sum(dim=1).tolist()
         if self.handle is None:
             return list(zip(before, before, strict=True))
         if self.settings.in_llm:  # one trace a row, not a picture
             left = [trace.num_tokens for trace in self.handle.trace]
+        elif self.handle.inside is not None:
+            left = self.handle.inside.mean_visual_tokens
         else:
             left = _of_rows([trace.num_tokens for trace in self.handle.trace], self.handle.lengths, before)
         return list(zip(left, before, strict=True))

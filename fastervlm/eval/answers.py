@@ -39,7 +39,7 @@ class Entry:
     failure: str | None = None
     seconds: float = 0.0
     first_token: float | None = None
-    visual_tokens: Sequence[int] | None = None
+    visual_tokens: Sequence[float] | None = None
     turned: bool = False
     print: str | None = None
 

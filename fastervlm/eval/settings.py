@@ -17,8 +17,7 @@ from fastervlm.eval.preparation import Batch
 from fastervlm.eval.prompts import CONV_MODES, conversation
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question, Task
-from fastervlm.methods import METHODS
-from fastervlm.methods.lookup import get_method
+from fastervlm.methods.lookup import get_method, name_of
 from fastervlm.pictures import Exif
 from fastervlm.reporting.files import hash_files
 from fastervlm.selection.budget import Budget
@@ -139,8 +138,7 @@ class Settings:
         """The pruning method with its parameters, behind a colon the score that was asked for; `none` without pruning."""
         if self.keep is None:
             return "none"
-        names = [name for name, method in METHODS.items() if method == self.pruner]
-        name = names[0] if names else getattr(self.pruner, "__qualname__", repr(self.pruner))
+        name = (self.pruner and name_of(self.pruner)) or getattr(self.pruner, "__qualname__", repr(self.pruner))
         return name if self.score is None else f"{name}:{self.score}"
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 from fastervlm.eval.kinds import ByKind
 from fastervlm.eval.score import Difference, Score, difference
 from fastervlm.eval.settings import Settings
-from fastervlm.methods import METHODS
+from fastervlm.methods.lookup import get_method, is_name
 from fastervlm.reporting.files import write_json, write_text
 from fastervlm.reporting.plots import Curve, Heatmap, Panel, draw_panels
 from fastervlm.reporting.provenance import program
@@ -150,8 +150,8 @@ class Comparison:
 
     @property
     def _has_other_counts(self) -> bool:
-        known = [METHODS.get(cell.method.partition(":")[0]) for cell in self.cells]
-        return any(method is not None and traits(method).other_counts for method in known)
+        names = [cell.method.partition(":")[0] for cell in self.cells]
+        return any(traits(get_method(name)).other_counts for name in names if is_name(name))
 
     def _counted(self, cell: Cell) -> list[str]:
         return [f"{cell.mean('mean_visual_tokens'):.5g}"] if self._counts_them else []

@@ -22,7 +22,7 @@ from fastervlm.inllm.generate import METHODS_OF_GENERATE
 from fastervlm.inllm.method import InLLM
 from fastervlm.inllm.prompt import Prompt, has_pictures
 from fastervlm.inllm.run import RUN, Run
-from fastervlm.inllm.trace import TokenTrace
+from fastervlm.inllm.trace import TokenTrace, mean_tokens
 from fastervlm.selection.budget import Budget, TokenBudget
 
 DECODERS = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
@@ -69,6 +69,17 @@ class InLLMHandle(Handle):
     def drops(self) -> bool:
         """Whether it may take tokens out of hidden states and KV cache: where it drops, unless it keeps all of any prompt."""
         return self.method.mode == "drop" and cast(TokenBudget, self.budget).resolve(_MANY) < _MANY
+
+    @property
+    def mean_visual_tokens(self) -> list[float]:
+        """For each prompt of the last call, how many visual tokens a layer of the language model saw on average.
+
+        `num_tokens` of the trace counts those from `method.layer` on, as papers mostly do. The mean counts the layers before,
+        and all else that prunes inside this model now.
+        """
+        handles = self.model.__dict__[INSIDE].handles.values() if self.active else [self]
+        traces, layers = [handle.trace for handle in handles], len(decoder_of(self.model).layers)
+        return [mean_tokens(each, layers) for each in zip(*traces, strict=True)]
 
     def remove(self) -> None:
         """Undo this pruning exactly; a second call does nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,3 +30,18 @@ class TokenTrace(Trace):
     def num_tokens(self) -> int:
         """How many visual tokens that layer and all behind it see."""
         return len(self.index)
+
+
+def mean_tokens(traces: Sequence[TokenTrace], layers: int) -> float:
+    """How many visual tokens a layer of the language model sees on average.
+
+    Args:
+        traces: of one prompt, one for each layer in front of which it was pruned.
+        layers: how many layers there are.
+    """
+    ordered = sorted(traces, key=lambda trace: trace.layer)
+    seen, total, at = len(ordered[0].scores), 0, 0
+    for trace in ordered:
+        total += seen * (trace.layer - at)
+        seen, at = trace.num_tokens, trace.layer
+    return (total + seen * (layers - at)) / layers

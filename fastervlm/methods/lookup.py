@@ -7,10 +7,30 @@ from typing import Any
 
 from encoders import UserError
 from fastervlm.methods import METHODS, ClipRelevance, Method
+from fastervlm.methods.with_fastv import WithFastV
+from fastervlm.selection.method import traits
+
+ON_TOP = "fastv"
+
+
+def is_name(text: str) -> bool:
+    """Whether a method has that name."""
+    name, plus, inside = text.partition("+")
+    return name in METHODS and (not plus or inside == ON_TOP)
+
+
+def name_of(method: Method) -> str | None:
+    """The name of a method as `get_method` takes it; None for one with settings of its own, or another's."""
+    if isinstance(method, WithFastV):
+        first = name_of(method.first)
+        return f"{first}+{ON_TOP}" if first and method == WithFastV(method.first) else None
+    return next((name for name, known in METHODS.items() if known == method), None)
 
 
 def get_method(method: str | Method, **settings: Any) -> Method:
     """The method of a name in METHODS, with `settings` in place of its defaults; a method itself is passed through.
+
+    METHOD+fastv is that method with FastV on top, see `WithFastV`; the settings are then the method's.
 
     Raises:
         UserError: no method has that name, or it has no such setting.
@@ -23,6 +43,12 @@ def get_method(method: str | Method, **settings: Any) -> Method:
         if not callable(method):
             raise UserError(f"method={method!r} is neither a name nor a method; the names are {', '.join(METHODS)}.")
         return method
+    name, _, inside = method.partition("+")
+    if inside == ON_TOP and name in METHODS:
+        first = get_method(name, **settings)
+        if traits(first).in_llm or traits(first).resizes:
+            raise UserError(f"+{ON_TOP} is for a method that chooses in front of the language model, which {name} does not.")
+        return WithFastV(first)
     if method not in METHODS:
         raise UserError(f"There is no method named {method!r}; choose one of {', '.join(METHODS)}.")
     try:

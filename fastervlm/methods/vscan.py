@@ -26,8 +26,8 @@ class VScan:
 
     The authors compare and average what the projector made of them; here the tower's features are, so that only what is kept
     is projected. Where windows do not divide half of K, their code keeps fewer than K. Their stage 2 drops tokens inside the
-    language model, at half of its layers: it is `FastV` on top. Their "64 tokens" are 96, and 32 from layer 16 of 32 on, an
-    average, which no other method's 64 should be compared with.
+    language model, at half of its layers: it is `FastV` on top, by name "vscan+fastv" (`WithFastV`). Their "64 tokens" are 96,
+    and 32 from layer 16 of 32 on, an average.
 
     Args:
         local: the share of the tokens that windows keep, rounded down.

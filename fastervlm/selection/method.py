@@ -29,6 +29,7 @@ class Traits:
         also: further blocks of the tower whose scores it reads (`ScoredPatches.scores_in`), as `encoders.wrap` takes them.
         score_free: scores decide at most between patches that are equal to it, so that it needs none that mean anything.
         resizes: it chooses nothing; the picture is shrunk before the tower.
+        on_top: it prunes in front of the language model, and inside it on top of that; `fastervlm.prune` sets up both.
     """
 
     reads: frozenset[Literal["features", "keys", "question", "text"]] = frozenset()
@@ -41,6 +42,7 @@ class Traits:
     score: Literal["cls", "received"] | None = None
     also: tuple[int | float, ...] = ()
     resizes: bool = False
+    on_top: bool = False
 
 
 def traits(method: Method) -> Traits:

@@ -130,7 +130,7 @@ def check_method(name: object) -> None:
         raise UserError(f"method={name!r} is no name of a method; give one such as 'cls'.")
     method: Method = get_method(name)
     told = traits(method)
-    if told.in_llm:
+    if told.in_llm or told.on_top:
         raise UserError(
             f"method={name!r} prunes inside the language model, which a server runs as it is; choose a method in front of it, "
             "such as 'cls'."

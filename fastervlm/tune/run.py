@@ -66,7 +66,7 @@ def tune(
 def _refuse(name: str) -> None:
     """Refuse what cannot be recommended: a method that reads a seed has no one answer."""
     told = chosen(name)["method"]
-    if hasattr(told, "seed") or traits(told).in_llm:
+    if hasattr(told, "seed") or traits(told).in_llm or traits(told).on_top:
         reason = "draws at random" if hasattr(told, "seed") else "prunes inside the language model"
         raise UserError(f"{name} {reason}, which tune does not try; leave it out of --methods.")
 
