@@ -150,7 +150,7 @@ def _on_both_sides(model: nn.Module, tokens: Budget, method: WithFastV, *others:
     except BaseException:
         handle.remove()
         raise
-    handle.budget, handle.method = tokens, method
+    handle.budget, handle.method, handle.host.one_budget = tokens, method, True
     return handle
 
 

@@ -47,6 +47,7 @@ class Host(Mounted):
         memory: of the last pictures, where they are remembered.
         told: what its user was warned of already.
         trace: what the last call with pictures kept, a trace for each of them in the order of the prompts.
+        one_budget: the budget is shared with what prunes inside the language model, so that no call brings one of its own.
         lengths: for each trace, how many placeholders the unpruned prompt has for it.
     """
 
@@ -56,6 +57,7 @@ class Host(Mounted):
     own: dict[str, Any]
     encode: Callable[[Any, Pruning, Mapping[str, Any]], dict[str, Encoded]]
     language: Language | None = None
+    one_budget: bool = False
     memory: Memory | None = None
     trace: list[Any] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -66,6 +68,8 @@ class Host(Mounted):
         keep = call.pop("keep", None)
         if keep is None:
             return self.pruning
+        if self.one_budget:
+            raise UserError("A call cannot bring a budget of its own under METHOD+fastv; prune the model anew, with that budget.")
         pruning = replace(self.pruning, budget=Budget.of(keep))
         self.family.check(self.model, pruning)
         return pruning

@@ -118,6 +118,8 @@ def _draw(panel: Panel, axes: Any) -> None:
         axes.errorbar(curve.x, curve.y, errors, capsize=3, elinewidth=1, label=curve.label, **style)
         for name, x, y in zip(curve.names, curve.x, curve.y, strict=False):
             axes.annotate(name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize="small", color=colour)
+    if any(curve.names for curve in panel.curves):
+        axes.margins(0.12)  # so that the names fit
     _draw_levels(panel, axes)
     if panel.log_x:
         ticks = sorted({x for curve in panel.curves for x in curve.x})

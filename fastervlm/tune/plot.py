@@ -38,8 +38,8 @@ def _loss(found: Found, promise: Promise, sure: str) -> Panel:
         for method, points in _by_method(found).items()
     ]
     limit = None if promise.at_most is None else (f"allowed: {100 * promise.at_most:g} points", 100 * promise.at_most)
-    best = "all tokens" if found.best is None else str(found.best.candidate)
-    title = f"Loss, bars up to what is not reached, {sure} sure\nrecommended: {best}"
+    best = "all tokens" if found.best is None else f"{found.best.candidate} tokens"
+    title = f"Accuracy lost; less than the bars' ends, {sure} sure\nrecommended: {best}"
     return Panel(title, "visual tokens", "accuracy lost (points)", curves, ("all tokens", 0.0), limit=limit)
 
 
@@ -61,7 +61,7 @@ def _frontier(
         for method, points in _by_method(found).items()
     ]
     curves.append(Curve("all tokens", [1000 * whole], [100 * found.whole], names=["all"]))
-    title = f"Accuracy by time, {where}\nnumbers of visual tokens beside the points"
+    title = f"Accuracy by time, {where}\nvisual tokens stand beside the points"
     return Panel(title, "time to first token of a batch (ms)", "accuracy (%)", curves, log_x=False, until=until)
 
 

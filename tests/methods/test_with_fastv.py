@@ -79,6 +79,8 @@ def test_each_layer_is_given_what_is_counted(inputs):
         assert handle.inside.mean_visual_tokens == [sum(seen) / len(seen)] == [6]
         assert (handle.budget, handle.method) == (TokenBudget(6), VSCAN)
         assert [trace.num_tokens for trace in handle.trace] == [9]
+        with pytest.raises(UserError, match="cannot bring a budget of its own"):
+            model.generate(**inputs, keep=3, max_new_tokens=1)
     with fastervlm.prune(model, keep=9, method="vscan"), fastervlm.prune(model, keep=3, method=fastervlm.FastV(1)):
         assert torch.equal(model(**inputs).logits, both)
     assert torch.equal(model(**inputs).logits, stock)  # both are gone
