@@ -69,7 +69,9 @@ class Host(Mounted):
         if keep is None:
             return self.pruning
         if self.one_budget:
-            raise UserError("A call cannot bring a budget of its own under METHOD+fastv; prune the model anew, with that budget.")
+            raise UserError(
+                "A call cannot bring a budget of its own under METHOD+fastv; prune the model anew, with that budget."
+            )
         pruning = replace(self.pruning, budget=Budget.of(keep))
         self.family.check(self.model, pruning)
         return pruning
