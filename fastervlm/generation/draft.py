@@ -14,6 +14,7 @@ from transformers.generation.candidate_generator import AssistedCandidateGenerat
 
 from fastervlm.generation.history import known
 from fastervlm.generation.host import HOST, Host
+from fastervlm.generation.kv_cache import CACHE, cache_in
 from fastervlm.generation.running import Running, current
 from fastervlm.generation.splice import Splice
 from fastervlm.generation.whole_prompt import with_whole_lengths
@@ -60,7 +61,7 @@ class Draft(AssistedCandidateGenerator):
 
         The stock one cuts one token more, which may be the last of the pruned prompt.
         """
-        own = known(self.assistant_kwargs.get("cache"))
+        own = known(cache_in(self.assistant_kwargs))
         removed = own.removed if own is not None else 0
         return super()._update_past_and_masks(input_ids, remove_from_pkv + removed, num_added_tokens)  # type: ignore[arg-type]
 
@@ -74,4 +75,4 @@ class Draft(AssistedCandidateGenerator):
 
 def _without_history(model_kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments without what belongs to the shortened prompt."""
-    return {name: value for name, value in model_kwargs.items() if name not in ("mm_encoder_outputs", "cache", "position_ids")}
+    return {name: value for name, value in model_kwargs.items() if name not in ("mm_encoder_outputs", CACHE, "position_ids")}

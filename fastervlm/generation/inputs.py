@@ -119,6 +119,11 @@ def setting(model: Any, call: Call, name: str) -> Any:
     return None
 
 
+def sequences(model: Any, call: Call) -> int:
+    """How many sequences `generate` writes at a time for each prompt: beams or answers."""
+    return max(setting(model, call, "num_beams") or 1, setting(model, call, "num_return_sequences") or 1)
+
+
 def pad_id(model: Any) -> int:
     """The token id that fills up rows."""
     pad = setting(model, {}, "pad_token_id")

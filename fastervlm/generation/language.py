@@ -12,7 +12,7 @@ from transformers import StaticCache
 
 from encoders import UserError
 from fastervlm.generation.compiled import Graphs
-from fastervlm.generation.inputs import INSIDE, Call, setting
+from fastervlm.generation.inputs import INSIDE, Call, sequences, setting
 from fastervlm.generation.kv_cache import CACHE, cache_in
 
 ROOM = 256  # columns by which caches differ in size, so that answers and prompts of many lengths share graphs
@@ -106,9 +106,8 @@ def _forget_places(cache: Any) -> None:
 
 def _fits(model: Any, call: Call) -> bool:
     """Whether a call of `generate` needs no other cache than one of a fixed size that nobody sees."""
-    several = max(setting(model, call, "num_beams") or 1, setting(model, call, "num_return_sequences") or 1) > 1
     own = cache_in(call) is not None or setting(model, call, "use_cache") is False or INSIDE in vars(model)
-    return not several and not own and not any(setting(model, call, name) for name in _OWN)
+    return sequences(model, call) == 1 and not own and not any(setting(model, call, name) for name in _OWN)
 
 
 def _room(model: Any, call: Call) -> int:

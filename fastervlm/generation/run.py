@@ -18,12 +18,21 @@ from transformers import Cache
 from encoders import UserError
 from fastervlm.generation.history import continue_prompt, continue_step, growing, known, seal
 from fastervlm.generation.host import Host
-from fastervlm.generation.inputs import Call, pad_id, pictures_in, placeholders, refuse_lonely_placeholders, setting, visual
+from fastervlm.generation.inputs import (
+    Call,
+    pad_id,
+    pictures_in,
+    placeholders,
+    refuse_lonely_placeholders,
+    sequences,
+    setting,
+    visual,
+)
 from fastervlm.generation.kv_cache import CACHE, cache_in
 from fastervlm.generation.running import Running, current, running
 from fastervlm.generation.shorten import shorten, tell_of_context
 from fastervlm.generation.splice import Splice
-from fastervlm.generation.versions import needs_transformers
+from fastervlm.generation.versions import is_older, needs_transformers
 from fastervlm.generation.whole_prompt import Streamer
 
 # How `forward` is told of columns of the prompt beside a value for each, and what cuts it.
@@ -54,6 +63,7 @@ def generate(host: Host, call: Call) -> Any:
             needs_transformers("5.23", "read a prompt with pictures in chunks", "leave out prefill_chunk_size")
         splice, check = shorten(host, pruning, call, by_mask=True)
         _refuse_gap_at_the_end(splice)
+        _refuse_mixed_pictures(host.model, call)
     else:
         return _as_given(host, call)
     tell_of_context(host, splice)
@@ -179,6 +189,16 @@ def _refuse_gap_at_the_end(splice: Splice) -> None:
             "Where tokens keep their positions a prompt cannot end with a picture whose last patch is dropped; put text behind "
             "the picture or, where the model can, use positions='compact'."
         )
+
+
+def _refuse_mixed_pictures(model: Any, call: Call) -> None:
+    """transformers 5.18 repeats the pictures of a prompt for its beams and answers as 1, 1, 2, 2, not as 1, 2, 1, 2."""
+    if not is_older("5.19") or sequences(model, call) == 1:
+        return
+    for kind, found in call["mm_encoder_outputs"].items():
+        if len(found.pooler_output) > int(placeholders(model, call["input_ids"], kind).any(dim=1).sum()):
+            done = "search with beams, or give several answers, where a prompt has several pictures"
+            needs_transformers("5.19", done, "ask for one answer without beams")
 
 
 def _blank_guessed_placeholders(model: Any, call: Call) -> None:

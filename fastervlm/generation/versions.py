@@ -8,6 +8,11 @@ from packaging.version import Version
 from encoders import UserError
 
 
+def is_older(least: str) -> bool:
+    """Whether the installed transformers is older than a version."""
+    return Version(transformers.__version__) < Version(least)
+
+
 def needs_transformers(least: str, done: str, advice: str) -> None:
     """Refuse what the installed transformers cannot do right.
 
@@ -19,7 +24,7 @@ def needs_transformers(least: str, done: str, advice: str) -> None:
     Raises:
         UserError: the installed version is older.
     """
-    if Version(transformers.__version__) < Version(least):
+    if is_older(least):
         raise UserError(
             f"transformers {transformers.__version__} cannot {done} under fastervlm.prune, as {least} and later can; {advice}."
         )
