@@ -188,9 +188,11 @@ def plan_of(file: Path, device: torch.device, dtype: str) -> dict[str, Any]:
             "kept": each.row.job.kept,
             "batch": each.row.job.batch,
             "measured_s": each.row.first_token,
-            "predicted_s": each.after,
+            "predicted_s": each.after.first_token,
+            "bound": dict([each.after.bound]),
             "error": each.error,
             "error_uncalibrated": each.error_before,
+            "step_error": each.step_error,
         }
         for each in check(spec, measured)
     ]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,10 +12,12 @@ import torch
 
 from encoders.errors import UserError
 from fastervlm.bench.device_spec import DeviceSpec
-from fastervlm.bench.devices import BYTES, SPECS
-from fastervlm.bench.flops import STAGES, Job, work
-from fastervlm.bench.plan import OTHER_NAMES, kind_of, predict, rows_of
+from fastervlm.bench.devices import SPECS
+from fastervlm.bench.fit import Seen, fit
+from fastervlm.bench.flops import STAGES, Job
+from fastervlm.bench.plan import OTHER_NAMES, ROUTES, Prediction, predict
 from fastervlm.bench.shapes import SHAPES, Shape
+from fastervlm.bench.terms import STEP, by_stage, terms_of
 from fastervlm.reporting.files import parse_json, read_file
 from fastervlm.reporting.provenance import machine
 
@@ -32,14 +33,14 @@ class MeasuredRow:
         job: what a call of it does.
         first_token: median seconds to the first token.
         stages: median seconds of each stage.
-        decode: seconds of one step of decoding and the bytes it reads, where that was measured.
+        step: median seconds of one step of decoding, a token for each prompt, where that was measured.
     """
 
     method: str
     job: Job
     first_token: float
     stages: dict[str, float]
-    decode: tuple[float, int] | None = None
+    step: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def read_bench(path: Path) -> Measured:
     content = read_file(path)
     try:
         told = parse_json(content)
-        shape = SHAPES[told["shape"]]
-        rows = [_row(shape, told, row) for row in told["rows"] if row["job"]]
+        shape = SHAPES[told["shape"]].with_layers(told.get("llm_layers"))
+        rows = [_row(told, row, job) for row in told["rows"] if (job := _job(told, row))]
         if not rows:
             raise KeyError("rows")
         where = {name: told[name] for name in ("processor", "threads") if name in told}
@@ -72,27 +73,32 @@ def read_bench(path: Path) -> Measured:
         raise UserError(f"The file {path} holds no benchmark of a shape; give what fastervlm bench shape wrote.") from error
 
 
-def _row(shape: Shape, told: dict[str, Any], row: dict[str, Any]) -> MeasuredRow:
-    method = str(row["method"])
-    job, decode = Job(**row["job"]), row.get("decode_tokens_per_s")
+def _job(told: dict[str, Any], row: dict[str, Any]) -> Job | None:
+    """What a call of the row does; None where nobody knows. Of choosing by features there is a formula but for the choice."""
+    if row["job"] or row["method"] not in ROUTES:
+        return row["job"] and Job(**row["job"])
+    length = row["prompt_tokens"]
+    return Job(ROUTES[row["method"]], row["visual_token_num"], told["parts"], length, length, row["batch"])
+
+
+def _row(told: dict[str, Any], row: dict[str, Any], job: Job) -> MeasuredRow:
+    method, decode = str(row["method"]), row.get("decode_tokens_per_s")
     stages = {name: float(spread["median"]) for name, spread in row["stages_s"].items()}
     if not {*STAGES, *_BETWEEN, "image_processing"} <= stages.keys() or min(stages[name] for name in STAGES) <= 0:
         raise ValueError("stages")
-    weights = work(shape.config, job).parameters["prefill"] * BYTES[told["dtype"]]
     return MeasuredRow(
         OTHER_NAMES.get(method, method),
         job,
         row["time_to_first_token_s"]["median"],
         stages,
-        decode and (row["batch"] / decode["median"], weights + row["kv_cache_bytes"]),
+        decode and row["batch"] / decode["median"],
     )
 
 
 def calibrate(device: DeviceSpec, bench: Measured, rows: Sequence[MeasuredRow] | None = None) -> DeviceSpec:
-    """The device with efficiencies at which the roofline gives the median of what was measured.
+    """The device with the shares by which stages, steps of decoding and whole times come out as they were measured.
 
-    A stage that computes gives its own efficiency, a prefill at its floor and each step of decoding that of the memory, image
-    processing and what lies between the stages their seconds. What no row tells stays as it was.
+    Image processing and what lies between the stages are medians. What no row tells stays as it was.
 
     Args:
         device: whose rates are taken as they are.
@@ -104,17 +110,12 @@ def calibrate(device: DeviceSpec, bench: Measured, rows: Sequence[MeasuredRow] |
     """
     check_device(device.name, device.kind, bench)
     rows = bench.rows if rows is None else rows
-    for _ in range(3):  # which stages compute and which read depends on the efficiencies
-        found: dict[str, list[float]] = {}
-        for row in rows:
-            for name, share in _shares(device, bench, row):
-                found.setdefault(name, []).append(share)
-        device = device.fitted(**{name: median(shares) for name, shares in found.items()})
-    return replace(
+    device = replace(
         device,
         image_s=median(row.stages["image_processing"] / row.job.batch for row in rows),
         overhead_s=median(sum(row.stages[name] for name in _BETWEEN) for row in rows),
     )
+    return fit(device, bench.dtype, [seen for row in rows for seen in _seen(device, bench, row)])
 
 
 def check_device(device: str, kind: str, bench: Measured) -> None:
@@ -136,25 +137,22 @@ def check_device(device: str, kind: str, bench: Measured) -> None:
         raise UserError(f"The benchmark ran on another machine than this ({there}); run it here with as many threads.")
 
 
-def _shares(device: DeviceSpec, bench: Measured, row: MeasuredRow) -> list[tuple[str, float]]:
-    """Which efficiencies a row tells, and what they would be by it."""
-    done, size, shares = work(bench.shape.config, row.job), BYTES[bench.dtype], []
-    for stage, macs in done.macs.items():
-        kind, rows, seconds = kind_of(stage, row.job), rows_of(stage, row.job), row.stages[stage]
-        compute, reading = 2 * macs / device.rate(bench.dtype, kind, rows), size * done.parameters[stage] / device.reads_per_s
-        if compute > reading:
-            shares.append((kind, 2 * macs / device.peak(bench.dtype, rows) / seconds))
-        elif stage == "prefill":
-            shares.append(("memory", size * done.parameters[stage] / device.bytes_per_s / seconds))
-    if row.decode is not None:
-        seconds, read = row.decode
-        shares.append(("memory", read / device.bytes_per_s / seconds))
-    return shares
+def _seen(device: DeviceSpec, bench: Measured, row: MeasuredRow) -> Iterator[Seen]:
+    """Each stage of a row, its step of decoding, and the whole time to the first token."""
+    terms = by_stage(terms_of(bench.shape.config, row.job, bench.dtype))
+    step = terms.pop(STEP)
+    for stage, each in terms.items():
+        yield each, row.stages[stage]
+    if row.step is not None:
+        yield step, row.step
+    rest = device.image_s * row.job.batch + device.overhead_s
+    if rest < row.first_token:
+        yield [term for each in terms.values() for term in each], row.first_token - rest
 
 
 @dataclass(frozen=True)
 class Check:
-    """A measured row and what was predicted for it, in seconds to the first token.
+    """A measured row and what was predicted for it.
 
     Attributes:
         row: what was measured.
@@ -163,26 +161,30 @@ class Check:
     """
 
     row: MeasuredRow
-    before: float
-    after: float
+    before: Prediction
+    after: Prediction
 
     @property
     def error(self) -> float:
-        """Relative error of the calibrated prediction; positive if it is too long."""
-        return self.after / self.row.first_token - 1
+        """Relative error of the calibrated time to the first token; positive if it is too long."""
+        return self.after.first_token / self.row.first_token - 1
 
     @property
     def error_before(self) -> float:
         """The same without calibration."""
-        return self.before / self.row.first_token - 1
+        return self.before.first_token / self.row.first_token - 1
+
+    @property
+    def step_error(self) -> float:
+        """Relative error of a calibrated step of decoding; 0 where none was measured."""
+        return self.after.step / self.row.step - 1 if self.row.step else 0.0
 
 
 def check(device: DeviceSpec, bench: Measured) -> list[Check]:
     """Each row predicted by the device as it is, and as the other rows calibrate it (of a single row, as itself does)."""
-    first_token = partial(predict, config=bench.shape.config, dtype=bench.dtype)
     checks = []
     for row in bench.rows:
         others = [other for other in bench.rows if other is not row] or [row]
         fitted = calibrate(device, bench, others)
-        checks.append(Check(row, *(first_token(each, job=row.job).first_token for each in (device, fitted))))
+        checks.append(Check(row, *(predict(each, bench.shape.config, row.job, bench.dtype) for each in (device, fitted))))
     return checks

@@ -1,19 +1,28 @@
-"""What a device can do: rates of matrix products and of memory, and which share of them a stage of a model reaches."""
+"""What a device can do: rates of products, of memory and of launches, and which share of them a part of a call reaches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from encoders.errors import UserError
+from fastervlm.bench.terms import Term, by_stage
 
 CPU = "cpu-measured"
 
-# Shares of the peak that eager transformers models reach, by stage; `--calibrate` replaces these guesses by measured ones.
-# The reference's tower ("eager") also writes and reads its attention maps.
-_GPU = {"encoder": 0.5, "eager": 0.35, "projector": 0.6, "prefill": 0.6, "memory": 0.8}
+# Shares that eager transformers models reach on a GPU; `--calibrate` replaces these guesses by measured ones.
+_GPU = {
+    "encoder": 0.5,
+    "projector": 0.6,
+    "prefill": 0.6,
+    "attention": 0.5,
+    "maps": 0.08,
+    "causal": 0.6,
+    "weights": 0.8,
+    "memory": 0.8,
+    "launches": 1.0,
+}
+_BYTES = ("weights", "memory")
 
 
 @dataclass(frozen=True)
@@ -22,11 +31,13 @@ class DeviceSpec:
 
     Attributes:
         name: what it is called on the command line.
-        kind: the type of its torch device.
+        kind: the type of its torch device. A GPU launches, reads and computes at the same time, a CPU one after the other.
         flops_per_s: floating point operations per second of dense matrix products, by dtype.
         bytes_per_s: what its memory reads per second.
-        efficiency: which share of these is reached: of the first by stages, of the second by `memory`.
-        rows: which share of its rate a prefill keeps that has only so many rows; without it, all of it.
+        launches_per_s: how many operators of a model it begins per second, with the Python around them.
+        efficiency: which share of these is reached. Of the first: encoder, projector and prefill by products, attention by
+            the tower's, maps by that of a tower that gives its maps, causal by the language model's. Of the second: weights by
+            those of products of many rows (which a CPU also lays out for them), memory by those of one row. And launches.
         image_s: seconds of image processing for one prompt; unknown, and so 0, before calibration.
         overhead_s: seconds of what lies between the stages of one call; likewise.
     """
@@ -35,29 +46,35 @@ class DeviceSpec:
     kind: str
     flops_per_s: Mapping[str, float]
     bytes_per_s: float
+    launches_per_s: float
     efficiency: Mapping[str, float] = field(default_factory=lambda: _GPU)
-    rows: Mapping[int, float] = field(default_factory=dict)
     image_s: float = 0.0
     overhead_s: float = 0.0
 
-    def rate(self, dtype: str, stage: str, rows: int | None = None) -> float:
-        """Operations per second that a stage reaches, a prefill with that many rows."""
-        return self.peak(dtype, rows) * self.efficiency[stage]
-
-    def peak(self, dtype: str, rows: int | None = None) -> float:
-        """Operations per second of products with that many rows, or with as many as it takes."""
+    def rate(self, share: str, dtype: str) -> float:
+        """How much of it is done per second: operations, bytes or launches."""
         if dtype not in self.flops_per_s:
             raise UserError(f"dtype={dtype!r} is not known for {self.name}; choose one of {', '.join(self.flops_per_s)}.")
-        share = (
-            1.0 if rows is None or not self.rows else np.interp(np.log(rows), np.log(list(self.rows)), [*self.rows.values()])
-        )
-        return self.flops_per_s[dtype] * float(share)
+        whole = self.bytes_per_s if share in _BYTES else self.flops_per_s[dtype]
+        return (self.launches_per_s if share == "launches" else whole) * self.efficiency[share]
 
-    @property
-    def reads_per_s(self) -> float:
-        """Bytes per second that weights are read with."""
-        return self.bytes_per_s * self.efficiency["memory"]
+    def seconds(self, terms: Iterable[Term], dtype: str) -> list[tuple[Term, float]]:
+        """The terms that a call waits for, with their seconds: all on a CPU, the longest of each stage on a GPU."""
+        found = []
+        for each in by_stage(terms).values():
+            told = [(term, term.amount / self.rate(term.share, dtype)) for term in each if term.amount]
+            found += _longest(told) if self.kind == "cuda" else told
+        return found
 
     def fitted(self, **changes: float) -> DeviceSpec:
         """The same with other shares, by name."""
         return replace(self, efficiency={**self.efficiency, **changes})
+
+
+def _longest(told: list[tuple[Term, float]]) -> list[tuple[Term, float]]:
+    """Of what goes on at the same time in a stage: launching, reading weights and the KV cache, or computing."""
+    ways: dict[str, list[tuple[Term, float]]] = {}
+    for term, seconds in told:
+        way = "launches" if term.share == "launches" else "bytes" if term.share in _BYTES else "products"
+        ways.setdefault(way, []).append((term, seconds))
+    return max(ways.values(), key=lambda way: sum(seconds for _, seconds in way))

@@ -7,14 +7,15 @@ import torch
 from encoders.errors import UserError
 from fastervlm.bench import cpu
 from fastervlm.bench.device_spec import CPU, DeviceSpec
+from fastervlm.bench.terms import BYTES
 
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_LAUNCHES = 50_000.0  # operators that Python and eager transformers begin per second, about 20 µs each; a guess
 
 
 def _gpu(name: str, half: float, single: float, memory: float) -> DeviceSpec:
     """Of TFLOP/s in 16 and in 32 bits, and TB/s."""
     rates = {"float16": half * 1e12, "bfloat16": half * 1e12, "float32": single * 1e12}
-    return DeviceSpec(name, "cuda", rates, memory * 1e12)
+    return DeviceSpec(name, "cuda", rates, memory * 1e12, _LAUNCHES)
 
 
 # The vendor's data sheets: dense tensor cores in 16 bits that add up in 32, without sparsity; 32 bits without tensor cores.

@@ -27,10 +27,12 @@ class Work:
     Attributes:
         macs: multiply-adds, of the whole batch.
         parameters: how many weights are read, once each.
+        attention: which of the multiply-adds weigh values by keys.
     """
 
     macs: dict[str, int]
     parameters: dict[str, int]
+    attention: dict[str, int]
 
     @property
     def total_macs(self) -> int:
@@ -91,12 +93,16 @@ def work(config: Any, job: Job) -> Work:
                 "projector": visual.projector_parameters,
                 "prefill": decoder_parameters(text),
             },
+            {"encoder": count * visual.attention, "projector": 0, "prefill": job.batch * prefill_attention(text, job)},
         )
     depth = tower_depth(vision, config.vision_feature_layer)
     pruned, clips = job.route == "pruned", family_of_type(config.model_type).parts == "frames"
     tower = pruned_tower_macs(vision, depth, job.kept) if pruned else tower_macs(vision)
     if job.route == "features":
         tower = _embedding_macs(vision) + depth * block_macs(vision)
+    attention = tower_attention(vision, depth if job.route in ("pruned", "features") else vision.num_hidden_layers)
+    if pruned:
+        attention = pruned_attention(vision, depth, job.kept)
     projected = _projected(vision, job, clips)
     return Work(
         {
@@ -108,6 +114,11 @@ def work(config: Any, job: Job) -> Work:
             "encoder": tower_parameters(vision, depth if job.route in ("pruned", "features") else vision.num_hidden_layers),
             "projector": (vision.hidden_size + text.hidden_size + 2) * text.hidden_size,
             "prefill": decoder_parameters(text),
+        },
+        {
+            "encoder": job.batch * job.parts * attention,
+            "projector": 0,
+            "prefill": job.batch * prefill_attention(text, job),
         },
     )
 
@@ -154,6 +165,18 @@ def pruned_tower_macs(vision: Any, depth: int, kept: int) -> int:
     return _embedding_macs(vision) + (depth - 1) * block_macs(vision) + scoring + block_macs(vision, rows)
 
 
+def pruned_attention(vision: Any, depth: int, kept: int) -> int:
+    """How many of `pruned_tower_macs` are attention, without the one row of scores."""
+    tokens = patches(vision) + 1
+    rows = tokens if kept == tokens - 1 else kept
+    return tower_attention(vision, depth - 1) + 2 * rows * tokens * vision.hidden_size
+
+
+def tower_attention(vision: Any, blocks: int) -> int:
+    """Attention of that many blocks for all tokens of one picture."""
+    return blocks * 2 * (patches(vision) + 1) ** 2 * vision.hidden_size
+
+
 def _embedding_macs(vision: Any) -> int:
     return vision.num_channels * vision.patch_size**2 * vision.hidden_size * patches(vision)
 
@@ -178,6 +201,13 @@ def prefill_macs(text: Any, job: Job) -> int:
     row += job.length * text.num_attention_heads * head
     both = first * layer_macs(text, job.length) + (layers - first) * layer_macs(text, job.left)
     return rest + both + (row if first else 0)
+
+
+def prefill_attention(text: Any, job: Job) -> int:
+    """How many of `prefill_macs` are attention, without the row that FastV ranks by."""
+    inner, layers = text.num_attention_heads * head_width(text), text.num_hidden_layers
+    first = min(job.fastv_layer, layers) if job.route == "fastv" else layers
+    return 2 * inner * (first * job.length**2 + (layers - first) * job.left**2)
 
 
 def head_width(text: Any) -> int:

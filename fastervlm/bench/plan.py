@@ -1,4 +1,4 @@
-"""Predicted times by the roofline: a stage takes as long as its operations or as reading its weights, whichever is longer."""
+"""Predicted times: operations, weights and launches of a stage one after the other on a CPU, the longest of them on a GPU."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.bench.device_spec import DeviceSpec
-from fastervlm.bench.devices import BYTES
-from fastervlm.bench.flops import Job, Route, work
+from fastervlm.bench.flops import Job, Route
 from fastervlm.bench.shapes import Shape
+from fastervlm.bench.terms import STEP, terms_of
 
 ROUTES: dict[str, Route] = {
     "none": "stock",
@@ -20,21 +20,27 @@ ROUTES: dict[str, Route] = {
     "eager-maps": "reference",
 }
 OTHER_NAMES = {"stock": "none", "reference-route": "eager-maps"}  # by which methods may be asked for too
+_FLOORS = ("weights", "launches")
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one call up to its first token.
+    """Seconds of one call up to its first token, and of one step of decoding behind it.
 
     Attributes:
-        stages: encoder, projector, prefill.
-        floor: what reading the language model's weights once takes; its prefill cannot be shorter.
+        parts: of each stage (encoder, projector, prefill, step), the seconds of what it waits for.
+        floor: what reading the language model's weights once takes, or beginning its operators; no prefill of a GPU is shorter.
         rest: image processing and what lies between the stages, where the device was calibrated.
     """
 
-    stages: dict[str, float]
+    parts: dict[str, dict[str, float]]
     floor: float
     rest: float
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds of encoder, projector and prefill."""
+        return {stage: sum(parts.values()) for stage, parts in self.parts.items() if stage != STEP}
 
     @property
     def first_token(self) -> float:
@@ -42,30 +48,47 @@ class Prediction:
         return sum(self.stages.values()) + self.rest
 
     @property
+    def step(self) -> float:
+        """Seconds of one step of decoding, a token for each prompt."""
+        return sum(self.parts[STEP].values())
+
+    @property
     def at_floor(self) -> bool:
-        """Whether the prefill takes no longer than reading the weights, so that fewer tokens make it no shorter."""
-        return self.stages["prefill"] <= self.floor
+        """Whether the prefill waits for weights or launches alone, so that fewer tokens make it no shorter."""
+        return not self.parts["prefill"].keys() - {"weights", "launches"}
+
+    @property
+    def bound(self) -> tuple[str, float]:
+        """The part that most of the time to the first token goes to, and its share of that time.
+
+        tower, projector and prefill: matrix products of these; attention, weights and launches: of all stages; rest.
+        """
+        found = {"rest": self.rest}
+        for stage in self.stages:
+            for part, seconds in self.parts[stage].items():
+                found[part] = found.get(part, 0.0) + seconds
+        return _most(found)
+
+    @property
+    def step_bound(self) -> tuple[str, float]:
+        """The same of a step of decoding: products, attention (reading the KV cache), weights, launches."""
+        return _most(self.parts[STEP])
+
+
+def _most(parts: dict[str, float]) -> tuple[str, float]:
+    name = max(parts, key=lambda name: parts[name])
+    return name, parts[name] / sum(parts.values())
 
 
 def predict(device: DeviceSpec, config: Any, job: Job, dtype: str) -> Prediction:
     """The times of a call on a device, for a config of transformers."""
-    done = work(config, job)
-    compute = {
-        stage: 2 * macs / device.rate(dtype, kind_of(stage, job), rows_of(stage, job)) for stage, macs in done.macs.items()
-    }
-    reading = {stage: BYTES[dtype] * count / device.reads_per_s for stage, count in done.parameters.items()}
-    stages = {stage: max(seconds, reading[stage]) for stage, seconds in compute.items()}
-    return Prediction(stages, reading["prefill"], device.image_s * job.batch + device.overhead_s)
-
-
-def kind_of(stage: str, job: Job) -> str:
-    """By which efficiency a stage is predicted: a tower that gives all maps has one of its own."""
-    return "eager" if stage == "encoder" and job.route == "reference" else stage
-
-
-def rows_of(stage: str, job: Job) -> int | None:
-    """How many rows the products of a prefill have, under FastV those of most of its layers; None of other stages."""
-    return job.batch * job.left if stage == "prefill" else None
+    terms, parts = terms_of(config, job, dtype), dict[str, dict[str, float]]()
+    for term, seconds in device.seconds(terms, dtype):
+        of_stage = parts.setdefault(term.stage, {})
+        of_stage[term.part] = of_stage.get(term.part, 0.0) + seconds
+    least = [term for term in terms if term.stage == "prefill" and term.part in _FLOORS]
+    floor = sum(seconds for _, seconds in device.seconds(least, dtype))
+    return Prediction(parts, floor, device.image_s * job.batch + device.overhead_s)
 
 
 def job_of(shape: Shape, method: str, kept: int, batch: int, text_tokens: int = 64, layer: int = 2) -> Job:

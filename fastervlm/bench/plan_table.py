@@ -17,8 +17,8 @@ STAGES = ("encoder", "projector", "prefill")
 
 
 def plan_table(plan: Plan) -> Table:
-    """Header and rows, times in milliseconds."""
-    headers = ["method", "tokens", "batch", "encoder", "projector", "prefill", "floor", "TTFT (ms)", "speed-up"]
+    """Header and rows, times in milliseconds; a bound is the part that most of the time before it goes to."""
+    headers = ["method", "tokens", "batch", *STAGES, "floor", "TTFT (ms)", "speed-up", "bound", "a token (ms)", "its bound"]
     return headers, [_cells(row, plan.base(row)) for row in plan.rows]
 
 
@@ -26,7 +26,18 @@ def _cells(row: PlanRow, base: PlanRow) -> list[str]:
     told = row.predicted
     times = [*(told.stages[stage] for stage in STAGES), told.floor, told.first_token]
     speedup = base.predicted.first_token / told.first_token
-    return [row.method, str(row.kept), str(row.batch), *(f"{1e3 * seconds:.1f}" for seconds in times), f"{speedup:.2f}"]
+    return [
+        *(row.method, str(row.kept), str(row.batch), *map(_ms, times), f"{speedup:.2f}", _bound(*told.bound)),
+        *(_ms(told.step), _bound(*told.step_bound)),
+    ]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f}"
+
+
+def _bound(part: str, share: float) -> str:
+    return f"{part} {share:.0%}"
 
 
 def advice(plan: Plan) -> list[str]:
@@ -38,32 +49,42 @@ def advice(plan: Plan) -> list[str]:
         last = min(rows, key=lambda row: row.predicted.first_token).predicted
         share = 100 * last.stages["encoder"] / last.first_token
         if kept:
+            cause = "reading the weights takes" if "weights" in last.parts["prefill"] else "launching its operators takes"
             text = (
                 f"Batch {batch}: fewer than {kept} tokens of each picture, crop or frame buy nothing, since the prefill then "
-                f"takes the {1e3 * last.floor:.1f} ms that reading the weights takes"
+                f"takes the {1e3 * last.floor:.1f} ms that {cause}"
             )
         else:
-            text = f"Batch {batch}: fewer tokens make the prefill shorter down to one, since it stays above reading the weights"
+            text = f"Batch {batch}: fewer tokens make the prefill shorter down to one, since it stays above its floor"
         told.append(f"{text}; in the fastest row the encoder is {share:.0f} % of the time to the first token.")
     return told
 
 
 def check_table(checks: Sequence[Check]) -> Table:
-    """Header and rows of measured and predicted times to the first token, in milliseconds."""
+    """Header and rows of measured and predicted times in milliseconds, to the first token and of each token behind it."""
     headers = ["method", "tokens", "batch", "measured (ms)", "as specified", "error", "calibrated", "error"]
-    return headers, [
-        [
-            *(check.row.method, str(check.row.job.kept), str(check.row.job.batch), f"{1e3 * check.row.first_token:.1f}"),
-            *(f"{1e3 * check.before:.1f}", f"{check.error_before:+.1%}", f"{1e3 * check.after:.1f}", f"{check.error:+.1%}"),
-        ]
-        for check in checks
+    headers += ["a token (ms)", "calibrated", "error"] * any(each.row.step is not None for each in checks)
+    return headers, [_checks(check)[: len(headers)] for check in checks]
+
+
+def _checks(check: Check) -> list[str]:
+    row = check.row
+    step = [""] * 3 if row.step is None else [_ms(row.step), _ms(check.after.step), f"{check.step_error:+.1%}"]
+    return [
+        *(row.method, str(row.job.kept), str(row.job.batch), _ms(row.first_token)),
+        *(_ms(check.before.first_token), f"{check.error_before:+.1%}"),
+        *(_ms(check.after.first_token), f"{check.error:+.1%}", *step),
     ]
 
 
 def worst(checks: Sequence[Check]) -> str:
     """One sentence on the largest errors."""
     before, after = max(abs(each.error_before) for each in checks), max(abs(each.error) for each in checks)
-    return f"Largest error {before:.1%} as specified, {after:.1%} calibrated, each row by a calibration to the other rows."
+    steps = [abs(each.step_error) for each in checks if each.row.step is not None]
+    token = f", {max(steps):.1%} of a token" if steps else ""
+    return (
+        f"Largest error {before:.1%} as specified, {after:.1%} calibrated{token}, each row by a calibration to the other rows."
+    )
 
 
 def write_plan(plan: Plan, checks: Sequence[Check], out: Path, about: dict[str, Any]) -> None:
@@ -102,6 +123,10 @@ def _summary(row: PlanRow, base: PlanRow) -> dict[str, Any]:
         "time_to_first_token_s": told.first_token,
         "prefill_at_floor": told.at_floor,
         "speedup": base.predicted.first_token / told.first_token,
+        "bound": dict([told.bound]),
+        "step_s": told.step,
+        "step_bound": dict([told.step_bound]),
+        "parts_s": told.parts,
     }
 
 
@@ -111,8 +136,11 @@ def _checked(check: Check) -> dict[str, Any]:
         "visual_token_num": check.row.job.kept,
         "batch": check.row.job.batch,
         "measured_s": check.row.first_token,
-        "specified_s": check.before,
+        "specified_s": check.before.first_token,
         "specified_error": check.error_before,
-        "calibrated_s": check.after,
+        "calibrated_s": check.after.first_token,
         "calibrated_error": check.error,
+        "bound": dict([check.after.bound]),
+        "step": check.row.step
+        and {"measured_s": check.row.step, "calibrated_s": check.after.step, "calibrated_error": check.step_error},
     }

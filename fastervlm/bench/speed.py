@@ -69,6 +69,7 @@ def _about(workload: Workload) -> dict[str, Any]:
     return {
         "model": workload.name,
         "shape": None if workload.shape is None else workload.shape.name,
+        "llm_layers": model.config.text_config.num_hidden_layers,
         "random_weights": workload.shape is not None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.config.text_config._attn_implementation,

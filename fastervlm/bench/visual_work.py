@@ -15,12 +15,13 @@ from fastervlm.families.registry import family_of_type
 
 @dataclass(frozen=True)
 class VisualWork:
-    """Multiply-adds of tower and connector, and the parameters that they read."""
+    """Multiply-adds of tower and connector, the parameters that they read, and which of the tower's are attention."""
 
     encoder: int
     projector: int
     encoder_parameters: int
     projector_parameters: int
+    attention: int
 
 
 def has_clip_tower(config: Any) -> bool:
@@ -36,7 +37,7 @@ def _onevision(config: Any, kept: int | None) -> VisualWork:
     each = (vision.hidden_size + width) * width
     parameters = _vit_parameters(vision, vision.patch_size**2, vision.hidden_size * (count + 3), 2)
     encoder = _embedding(vision, vision.patch_size**2, count) + vision.num_hidden_layers * _block(vision, count, 2)
-    return VisualWork(encoder, each * _or(kept, count), parameters, each + 2 * width)
+    return VisualWork(encoder, each * _or(kept, count), parameters, each + 2 * width, _attention(vision, count))
 
 
 def _internvl(config: Any, kept: int | None) -> VisualWork:
@@ -49,7 +50,8 @@ def _internvl(config: Any, kept: int | None) -> VisualWork:
     more = vision.hidden_size * (2 * vision.num_hidden_layers + count + 3)  # layer scales, positions, [CLS], a bias
     parameters = _vit_parameters(vision, rows * columns, more, 2)
     encoder = _embedding(vision, rows * columns, count) + vision.num_hidden_layers * _block(vision, count + 1, 2)
-    return VisualWork(encoder, each * _or(kept, count // 4), parameters, each + 2 * joined + 2 * width)
+    projector = each * _or(kept, count // 4)
+    return VisualWork(encoder, projector, parameters, each + 2 * joined + 2 * width, _attention(vision, count + 1))
 
 
 def _qwen2_5_vl(config: Any, kept: int | None) -> VisualWork:
@@ -64,7 +66,8 @@ def _qwen2_5_vl(config: Any, kept: int | None) -> VisualWork:
     each, pixels = (joined + width) * joined, vision.patch_size**2 * vision.temporal_patch_size
     parameters = _block_parameters(channels, vision.intermediate_size, 3, norms=1) * vision.depth + 3 * pixels * channels
     encoder = 3 * pixels * channels * count + vision.depth * linear + attention
-    return VisualWork(encoder, each * _or(kept, count // 4), parameters, each + joined + width + channels)
+    projector = each * _or(kept, count // 4)
+    return VisualWork(encoder, projector, parameters, each + joined + width + channels, attention)
 
 
 def _windows(vision: Any, rows: int, columns: int) -> list[int]:
@@ -84,6 +87,10 @@ def _embedding(vision: Any, pixels: int, count: int) -> int:
 def _block(vision: Any, tokens: int, matrices: int) -> int:
     channels = vision.hidden_size
     return tokens * (4 * channels**2 + matrices * channels * vision.intermediate_size) + 2 * tokens**2 * channels
+
+
+def _attention(vision: Any, tokens: int) -> int:
+    return vision.num_hidden_layers * 2 * tokens**2 * vision.hidden_size
 
 
 def _vit_parameters(vision: Any, pixels: int, more: int, matrices: int) -> int:

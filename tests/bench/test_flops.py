@@ -6,6 +6,8 @@ from encoders import wrap
 from fastervlm.bench.flops import Job, prefill_macs, pruned_tower_macs, tower_macs, work
 from fastervlm.bench.peers import eager_tower, reference_inputs
 from fastervlm.bench.shapes import get_shape
+from fastervlm.bench.variants import Variant, pruners_of
+from fastervlm.bench.workload import Workload
 from fastervlm.generation.kv_cache import CACHE
 from fastervlm.reporting.measure import flop_counter
 
@@ -14,9 +16,13 @@ KINDS = ["tiny", "tiny-next", "tiny-video"]
 
 def counted(call):
     """What torch counts, and what the call returns."""
-    with torch.no_grad(), flop_counter() as counter:
-        output = call()
+    counter, output = counted_by_operator(call)
     return counter.get_total_flops(), output
+
+
+def counted_by_operator(call):
+    with torch.no_grad(), flop_counter() as counter:
+        return counter, call()
 
 
 def first_token(model, inputs):
@@ -48,6 +54,24 @@ def test_whole_call_equals_what_torch_counts(workloads, name, route, kept, layer
         job = Job(route, kept, workload.parts, inputs["input_ids"].shape[1], job.left, batch, layer)
     done = work(model.config, job)
     assert done.total_flops == 2 * done.total_macs == 2 * sum(done.macs.values()) == flops
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "kept"),
+    [(name, method, 4) for name in KINDS for method in ("none", "cls", "fastv")]
+    + [("tiny", "cls", 16), ("tiny-onevision", "none", 4), ("tiny-internvl", "none", 4), ("tiny-qwen2.5", "none", 4)],
+)
+def test_attention_equals_what_torch_counts_of_its_kernels(workloads, name, method, kept):
+    """Rows of scores are no attention by a kernel, and so count as products."""
+    workload = workloads.get(name) or Workload.of_shape(get_shape(name), torch.float32, torch.device("cpu"), text_tokens=12)
+    variant = Variant(method, kept, 2, pruners_of([method], 2).get(method))
+    with variant.entered(workload) as call:
+        counter, output = counted_by_operator(lambda: first_token(workload.model, call(workload.process(2))))
+    layers = output[CACHE].layers
+    done = work(workload.model.config, variant.job(workload, layers[0].keys.shape[2], layers[-1].keys.shape[2]))
+    kernels = [flops for kind, flops in counter.get_flop_counts()["Global"].items() if "attention" in str(kind)]
+    assert 2 * sum(done.attention.values()) == sum(kernels)
+    assert all(done.attention[stage] <= macs for stage, macs in done.macs.items())
 
 
 @pytest.mark.parametrize("kept", [1, 5, 15, 16])
