@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 import shlex
 import subprocess
 import sys
@@ -26,10 +25,9 @@ from typing import Any
 
 import torch
 
-import fastervlm
 from encoders import UserError
-from fastervlm.bench.answer import answer
 from fastervlm.bench.calibrate import calibrate, check, read_bench
+from fastervlm.bench.compiled import compiled
 from fastervlm.bench.device_spec import DeviceSpec
 from fastervlm.bench.devices import SPECS, get_spec
 from fastervlm.bench.shapes import get_shape
@@ -38,7 +36,6 @@ from fastervlm.bench.speed_table import Speed
 from fastervlm.bench.variants import variants
 from fastervlm.bench.workload import Workload
 from fastervlm.reporting.files import write_json
-from fastervlm.reporting.measure import FirstTokenClock, Spread
 from fastervlm.reporting.provenance import machine, program
 
 ROOT = Path(__file__).parents[1]
@@ -108,60 +105,6 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-@torch.no_grad()
-def compiled(workload: Workload, counts: Sequence[int], repeats: int, backend: str) -> list[dict[str, Any]]:
-    """Time to the first token of [CLS] pruning as it is and compiled, in turns, and what compiling took.
-
-    Raises:
-        UserError: this model cannot be compiled.
-    """
-    found = []
-    for kept in counts:
-        with fastervlm.prune(workload.model, kept, method="cls") as handle:
-            host: Any = handle.host  # type: ignore[union-attr]
-            ways = {"plain": host.encode}
-            handle.compile(backend=backend)  # type: ignore[union-attr]
-            ways["compiled"] = host.encode
-            begin = time.monotonic()
-            _first_token(workload)
-            row: dict[str, Any] = {"kept": kept, "compiling_s": round(time.monotonic() - begin, 2)}
-            taken: dict[str, list[float]] = {name: [] for name in ways}
-            for turn in range(repeats + 1):
-                for name, host.encode in ways.items():
-                    seconds = _first_token(workload)
-                    if turn:
-                        taken[name].append(seconds)
-            row["time_to_first_token_s"] = {name: Spread(values).summary() for name, values in taken.items()}
-            row["ratio"] = Spread(taken["compiled"]).ratio(Spread(taken["plain"]))
-            if "language_model" in inspect.signature(handle.compile).parameters:  # type: ignore[union-attr]
-                row["language_model"] = _all_compiled(workload, handle, repeats, backend)
-            found.append(row)
-    return found
-
-
-def _all_compiled(workload: Workload, handle: Any, repeats: int, backend: str) -> dict[str, Any]:
-    """The same with the language model compiled too, or why it was not."""
-    try:
-        handle.compile(language_model=True, backend=backend)
-        begin = time.monotonic()
-        _first_token(workload)
-        took = round(time.monotonic() - begin, 2)
-        return {
-            "compiling_s": took,
-            "time_to_first_token_s": Spread([_first_token(workload) for _ in range(repeats)]).summary(),
-        }
-    except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"[:2000]}
-
-
-def _first_token(workload: Workload) -> float:
-    """Seconds from a processed picture to the first token."""
-    inputs, clock = workload.process(1), FirstTokenClock(workload.device)
-    clock.start()
-    answer(workload.model, dict(inputs), 1, workload.processor.tokenizer.pad_token_id, clock)
-    return clock.stop() if clock.seconds is None else clock.seconds
-
-
 @cache
 def _spec(name: str, dtype: str) -> DeviceSpec:
     """The device of that name; the processor is measured once."""
@@ -224,9 +167,13 @@ def of_shape(steps: Steps, args: argparse.Namespace, name: str, device: torch.de
         steps.do("plan", f"{name}: plan", lambda: plan_of(file, device, args.dtype))
     counts = [kept for kept in args.keep if kept < workload.num_visual_tokens]
     for kept in counts:
-        steps.do(
-            "compiled", f"{name}: compiled at {kept}", lambda kept=kept: compiled(workload, [kept], args.repeats, args.backend)
-        )
+        steps.do("compiled", f"{name}: compiled at {kept}", lambda kept=kept: _compiled(workload, kept, args))
+
+
+def _compiled(workload: Workload, kept: int, args: argparse.Namespace) -> dict[str, Any]:
+    """[CLS] pruning as it is and compiled, in turns."""
+    (variant,) = (each for each in variants(workload, ["cls"], [kept], [1]) if each.method == "cls")
+    return {"kept": kept, **compiled(workload, variant, args.repeats, args.new_tokens, backend=args.backend)}
 
 
 def main() -> None:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 
 from encoders.errors import UserError
+from fastervlm.bench.compiled import ALL, ENCODER, PLAIN, STEP_TIME
 from fastervlm.bench.device_spec import DeviceSpec
 from fastervlm.bench.devices import SPECS
 from fastervlm.bench.fit import Seen, fit
 from fastervlm.bench.flops import STAGES, Job
 from fastervlm.bench.plan import OTHER_NAMES, ROUTES, Prediction, predict
 from fastervlm.bench.shapes import SHAPES, Shape
+from fastervlm.bench.table import TIME_TO_FIRST_TOKEN
 from fastervlm.bench.terms import STEP, by_stage, terms_of
 from fastervlm.reporting.files import parse_json, read_file
 from fastervlm.reporting.provenance import machine
@@ -34,6 +36,7 @@ class MeasuredRow:
         first_token: median seconds to the first token.
         stages: median seconds of each stage.
         step: median seconds of one step of decoding, a token for each prompt, where that was measured.
+        compiled: median seconds to the first token (and of a step) by what is compiled, see `fastervlm.bench.compiled`.
     """
 
     method: str
@@ -41,6 +44,7 @@ class MeasuredRow:
     first_token: float
     stages: dict[str, float]
     step: float | None = None
+    compiled: dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,15 @@ def _row(told: dict[str, Any], row: dict[str, Any], job: Job) -> MeasuredRow:
         row["time_to_first_token_s"]["median"],
         stages,
         decode and row["batch"] / decode["median"],
+        _medians(row.get("compiled", {})),
     )
+
+
+def _medians(told: dict[str, Any]) -> dict[str, dict[str, float]] | None:
+    if TIME_TO_FIRST_TOKEN not in told:
+        return None
+    kinds = [kind for kind in (TIME_TO_FIRST_TOKEN, STEP_TIME) if kind in told]
+    return {kind: {way: spread["median"] for way, spread in told[kind].items()} for kind in kinds}
 
 
 def calibrate(device: DeviceSpec, bench: Measured, rows: Sequence[MeasuredRow] | None = None) -> DeviceSpec:
@@ -114,8 +126,23 @@ def calibrate(device: DeviceSpec, bench: Measured, rows: Sequence[MeasuredRow] |
         device,
         image_s=median(row.stages["image_processing"] / row.job.batch for row in rows),
         overhead_s=median(sum(row.stages[name] for name in _BETWEEN) for row in rows),
+        compiled=_factors(rows) or device.compiled,
     )
     return fit(device, bench.dtype, [seen for row in rows for seen in _seen(device, bench, row)])
+
+
+def _factors(rows: Sequence[MeasuredRow]) -> dict[str, float]:
+    """By what compiling multiplied stages and steps, medians of the rows where that was measured; empty without any."""
+    found: dict[str, list[float]] = {"encoder": [], "prefill": [], STEP: []}
+    for row in rows:
+        if row.compiled is not None:
+            first = row.compiled[TIME_TO_FIRST_TOKEN]
+            step = row.compiled.get(STEP_TIME, dict.fromkeys(first, 1.0))
+            front = row.stages["encoder"] + row.stages["projector"]
+            found["encoder"].append(1 - (first[PLAIN] - first[ENCODER]) / front)
+            found["prefill"].append(1 - (first[ENCODER] - first[ALL]) / row.stages["prefill"])
+            found[STEP].append(step[ALL] / step[PLAIN])
+    return {name: max(median(factors), 0.0) for name, factors in found.items() if factors}
 
 
 def check_device(device: str, kind: str, bench: Measured) -> None:
@@ -178,6 +205,13 @@ class Check:
     def step_error(self) -> float:
         """Relative error of a calibrated step of decoding; 0 where none was measured."""
         return self.after.step / self.row.step - 1 if self.row.step else 0.0
+
+    @property
+    def compiled_error(self) -> float | None:
+        """Relative error of the calibrated time to the first token of the compiled model; None where that is not known."""
+        if self.row.compiled is None or self.after.compiled is None:
+            return None
+        return self.after.compiled[0] / self.row.compiled[TIME_TO_FIRST_TOKEN][ALL] - 1
 
 
 def check(device: DeviceSpec, bench: Measured) -> list[Check]:

@@ -97,7 +97,7 @@ def _layers(dtype: torch.dtype, width: int, seconds: float) -> Iterator[Seen]:
         taken, layer, config = _layer_seconds(dtype, width, rows, seconds)
         attention = 2 * width * rows**2
         yield _terms("prefill", layer_macs(config, rows) - attention, "causal", attention, layer, LAYER_LAUNCHES), taken
-    yield [Term("", "", "causal", 2 * attention)], _attention(dtype, width, ROWS[-1], True, seconds)
+    yield [Term("", "", "causal", 4 * width * ROWS[-1] ** 2)], _attention(dtype, width, ROWS[-1], True, seconds)
 
 
 def _layer_seconds(dtype: torch.dtype, width: int, rows: int, seconds: float) -> tuple[float, nn.Module, Any]:

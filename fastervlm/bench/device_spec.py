@@ -40,6 +40,8 @@ class DeviceSpec:
             those of products of many rows (which a CPU also lays out for them), memory by those of one row. And launches.
         image_s: seconds of image processing for one prompt; unknown, and so 0, before calibration.
         overhead_s: seconds of what lies between the stages of one call; likewise.
+        compiled: by what compiling multiplies the seconds of the encoder and projector ("encoder"), of the prefill and of a
+            step, where that was measured.
     """
 
     name: str
@@ -50,6 +52,7 @@ class DeviceSpec:
     efficiency: Mapping[str, float] = field(default_factory=lambda: _GPU)
     image_s: float = 0.0
     overhead_s: float = 0.0
+    compiled: Mapping[str, float] = field(default_factory=dict)
 
     def rate(self, share: str, dtype: str) -> float:
         """How much of it is done per second: operations, bytes or launches."""

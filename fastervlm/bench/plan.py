@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from encoders.errors import UserError
@@ -31,11 +31,13 @@ class Prediction:
         parts: of each stage (encoder, projector, prefill, step), the seconds of what it waits for.
         floor: what reading the language model's weights once takes, or beginning its operators; no prefill of a GPU is shorter.
         rest: image processing and what lies between the stages, where the device was calibrated.
+        factors: by what compiling multiplies stages, see `DeviceSpec.compiled`; empty where that is not known or cannot be.
     """
 
     parts: dict[str, dict[str, float]]
     floor: float
     rest: float
+    factors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def stages(self) -> dict[str, float]:
@@ -51,6 +53,14 @@ class Prediction:
     def step(self) -> float:
         """Seconds of one step of decoding, a token for each prompt."""
         return sum(self.parts[STEP].values())
+
+    @property
+    def compiled(self) -> tuple[float, float] | None:
+        """Seconds to the first token and of a step, both compiled; None where nothing is known of that."""
+        if not self.factors:
+            return None
+        factors = {"projector": self.factors["encoder"], **self.factors}
+        return sum(factors[stage] * seconds for stage, seconds in self.stages.items()) + self.rest, factors[STEP] * self.step
 
     @property
     def at_floor(self) -> bool:
@@ -88,7 +98,8 @@ def predict(device: DeviceSpec, config: Any, job: Job, dtype: str) -> Prediction
         of_stage[term.part] = of_stage.get(term.part, 0.0) + seconds
     least = [term for term in terms if term.stage == "prefill" and term.part in _FLOORS]
     floor = sum(seconds for _, seconds in device.seconds(least, dtype))
-    return Prediction(parts, floor, device.image_s * job.batch + device.overhead_s)
+    factors = device.compiled if job.route in ("pruned", "features") else {}
+    return Prediction(parts, floor, device.image_s * job.batch + device.overhead_s, factors)
 
 
 def job_of(shape: Shape, method: str, kept: int, batch: int, text_tokens: int = 64, layer: int = 2) -> Job:

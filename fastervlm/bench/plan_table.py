@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fastervlm.bench.calibrate import Check
+from fastervlm.bench.compiled import ALL
 from fastervlm.bench.plan import Plan, PlanRow
 from fastervlm.bench.speed_table import Table
+from fastervlm.bench.table import TIME_TO_FIRST_TOKEN
 from fastervlm.reporting.files import write_json, write_text
 from fastervlm.reporting.tables import markdown_table
 
@@ -19,7 +21,8 @@ STAGES = ("encoder", "projector", "prefill")
 def plan_table(plan: Plan) -> Table:
     """Header and rows, times in milliseconds; a bound is the part that most of the time before it goes to."""
     headers = ["method", "tokens", "batch", *STAGES, "floor", "TTFT (ms)", "speed-up", "bound", "a token (ms)", "its bound"]
-    return headers, [_cells(row, plan.base(row)) for row in plan.rows]
+    headers += ["compiled TTFT", "a token"] * any(row.predicted.compiled for row in plan.rows)
+    return headers, [_cells(row, plan.base(row))[: len(headers)] for row in plan.rows]
 
 
 def _cells(row: PlanRow, base: PlanRow) -> list[str]:
@@ -29,6 +32,7 @@ def _cells(row: PlanRow, base: PlanRow) -> list[str]:
     return [
         *(row.method, str(row.kept), str(row.batch), *map(_ms, times), f"{speedup:.2f}", _bound(*told.bound)),
         *(_ms(told.step), _bound(*told.step_bound)),
+        *(map(_ms, told.compiled) if told.compiled else ("–", "–")),
     ]
 
 
@@ -63,13 +67,24 @@ def advice(plan: Plan) -> list[str]:
 def check_table(checks: Sequence[Check]) -> Table:
     """Header and rows of measured and predicted times in milliseconds, to the first token and of each token behind it."""
     headers = ["method", "tokens", "batch", "measured (ms)", "as specified", "error", "calibrated", "error"]
-    headers += ["a token (ms)", "calibrated", "error"] * any(each.row.step is not None for each in checks)
-    return headers, [_checks(check)[: len(headers)] for check in checks]
+    headers += ["a token (ms)", "calibrated", "error"] * all(each.row.step is not None for each in checks)
+    compiled = any(each.compiled_error is not None for each in checks)
+    headers += ["compiled (ms)", "calibrated", "error"] * compiled
+    return headers, [(_checks(check) + _compiled(check) * compiled)[: len(headers)] for check in checks]
+
+
+def _compiled(check: Check) -> list[str]:
+    if check.compiled_error is None:
+        return ["–"] * 3
+    measured, predicted = check.row.compiled, check.after.compiled
+    assert measured is not None
+    assert predicted is not None
+    return [_ms(measured[TIME_TO_FIRST_TOKEN][ALL]), _ms(predicted[0]), f"{check.compiled_error:+.1%}"]
 
 
 def _checks(check: Check) -> list[str]:
     row = check.row
-    step = [""] * 3 if row.step is None else [_ms(row.step), _ms(check.after.step), f"{check.step_error:+.1%}"]
+    step = [] if row.step is None else [_ms(row.step), _ms(check.after.step), f"{check.step_error:+.1%}"]
     return [
         *(row.method, str(row.job.kept), str(row.job.batch), _ms(row.first_token)),
         *(_ms(check.before.first_token), f"{check.error_before:+.1%}"),
@@ -81,10 +96,10 @@ def worst(checks: Sequence[Check]) -> str:
     """One sentence on the largest errors."""
     before, after = max(abs(each.error_before) for each in checks), max(abs(each.error) for each in checks)
     steps = [abs(each.step_error) for each in checks if each.row.step is not None]
-    token = f", {max(steps):.1%} of a token" if steps else ""
-    return (
-        f"Largest error {before:.1%} as specified, {after:.1%} calibrated{token}, each row by a calibration to the other rows."
-    )
+    compiled = [abs(each.compiled_error) for each in checks if each.compiled_error is not None]
+    told = [f"{before:.1%} as specified", f"{after:.1%} calibrated"]
+    told += [f"{max(errors):.1%} {what}" for what, errors in (("of a token", steps), ("compiled", compiled)) if errors]
+    return f"Largest error {', '.join(told)}, each row by a calibration to the other rows."
 
 
 def write_plan(plan: Plan, checks: Sequence[Check], out: Path, about: dict[str, Any]) -> None:
@@ -127,6 +142,11 @@ def _summary(row: PlanRow, base: PlanRow) -> dict[str, Any]:
         "step_s": told.step,
         "step_bound": dict([told.step_bound]),
         "parts_s": told.parts,
+        **(
+            {}
+            if told.compiled is None
+            else {"compiled_time_to_first_token_s": told.compiled[0], "compiled_step_s": told.compiled[1]}
+        ),
     }
 
 
@@ -140,6 +160,7 @@ def _checked(check: Check) -> dict[str, Any]:
         "specified_error": check.error_before,
         "calibrated_s": check.after.first_token,
         "calibrated_error": check.error,
+        "compiled_error": check.compiled_error,
         "bound": dict([check.after.bound]),
         "step": check.row.step
         and {"measured_s": check.row.step, "calibrated_s": check.after.step, "calibrated_error": check.step_error},

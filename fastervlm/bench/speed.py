@@ -11,6 +11,7 @@ import torch
 
 from encoders.errors import UserError
 from fastervlm.bench.answer import answer
+from fastervlm.bench.compiled import compiled_or_why_not
 from fastervlm.bench.flops import work
 from fastervlm.bench.speed_table import DECODE, SAMPLES, Speed, SpeedRow
 from fastervlm.bench.stages import StageClock
@@ -23,7 +24,9 @@ from fastervlm.reporting.progress import track
 from fastervlm.reporting.provenance import machine, program
 
 
-def speed(workload: Workload, variants: Sequence[Variant], *, repeats: int = 5, new_tokens: int = 64) -> Speed:
+def speed(
+    workload: Workload, variants: Sequence[Variant], *, repeats: int = 5, new_tokens: int = 64, compiling: bool = False
+) -> Speed:
     """Measure each variant: time to the first token and its stages, decoding, memory, work.
 
     First comes a round that counts operations and memory, and warms up. Then each round times every variant twice in turns: a
@@ -34,6 +37,7 @@ def speed(workload: Workload, variants: Sequence[Variant], *, repeats: int = 5, 
         variants: what is compared; the first of each batch size is the unpruned model.
         repeats: rounds.
         new_tokens: length of each timed answer.
+        compiling: afterwards, measure each variant that can be compiled with and without that, see `compiled`.
 
     Raises:
         UserError: a number below 1, a variant that this model cannot run, or an unpruned model that does not fit into memory.
@@ -50,9 +54,10 @@ def speed(workload: Workload, variants: Sequence[Variant], *, repeats: int = 5, 
     for i in track(timed, "time measurements", len(timed)):
         for name, value in (_time(workload, fitting[i], new_tokens) | _stages(workload, fitting[i])).items():
             measured[i].setdefault(name, []).append(value)
+    told = [compiled_or_why_not(workload, each, repeats, new_tokens) if compiling else None for each in fitting]
     rows = [
-        SpeedRow(variant, count, {name: Spread(values) for name, values in each.items()})
-        for variant, count, each in zip(fitting, counts, measured, strict=True)
+        SpeedRow(variant, count, {name: Spread(values) for name, values in each.items()}, more)
+        for variant, count, each, more in zip(fitting, counts, measured, told, strict=True)
     ]
     about = {
         **_about(workload),

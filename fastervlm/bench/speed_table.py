@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastervlm.bench.compiled import ALL, ENCODER, PLAIN, STEP_TIME
 from fastervlm.bench.stages import STAGES
 from fastervlm.bench.table import KV_CACHE, PEAK_MEMORY, TIME_TO_FIRST_TOKEN, TOTAL_TIME, memory_in_words
 from fastervlm.bench.variants import NONE, Variant
@@ -17,17 +18,19 @@ from fastervlm.reporting.tables import markdown_table
 
 DECODE, SAMPLES = "decode_tokens_per_s", "samples_per_s"
 _SPREADS = (TIME_TO_FIRST_TOKEN, TOTAL_TIME, DECODE, SAMPLES)
+_COMPILED = ("TTFT uncompiled", "encoder compiled", "all compiled", "a token (ms)", "compiled", "compiling (s)")
 
 Table = tuple[list[str], list[list[str]]]
 
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """What was counted of a variant, and the spread of what was timed, stages by their names."""
+    """What was counted of a variant, the spread of what was timed, stages by their names, and what compiling saves."""
 
     variant: Variant
     counts: dict[str, Any]
     measured: dict[str, Spread]
+    compiled: dict[str, Any] | None = None
 
     @property
     def first_token(self) -> Spread:
@@ -51,6 +54,7 @@ class SpeedRow:
             "speedup_quartiles": list(base.first_token.ratios(self.first_token).quartiles),
             "stages_s": {name: self.measured[name].summary() for name in STAGES},
             **self.counts,
+            **({} if self.compiled is None else {"compiled": self.compiled}),
         }
 
     def name(self) -> list[str]:
@@ -81,6 +85,8 @@ class Speed:
     def tables(self) -> dict[str, Table]:
         """Header and rows of each table, by title."""
         first = ["method", "tokens", "batch"]
+        compiled = [row for row in self.rows if row.compiled and "refused" not in row.compiled]
+        more: dict[str, Table] = {"compiled": ([*first, *_COMPILED], [row.name() + _compiled(row) for row in compiled])}
         return {
             "time to first token": self.table(wide=True),
             "stages of the first token (ms)": (
@@ -91,6 +97,7 @@ class Speed:
                 [*first, "prompt", "peak (MB)", "KV cache (MB)", "GMAC", "GFLOP", "GFLOP counted"],
                 [row.name() + _work(row) for row in self.rows],
             ),
+            **(more if compiled else {}),
         }
 
     def _times(self, row: SpeedRow, wide: bool) -> list[str]:
@@ -175,6 +182,15 @@ def _stages(row: SpeedRow) -> list[str]:
     values = [row.measured[stage] for stage in STAGES]
     whole = Spread([sum(parts) for parts in zip(*(spread.values for spread in values), strict=True)])
     return [*(f"{1e3 * spread.median:.1f}" for spread in values), f"{whole.ratio(row.first_token):.2f}"]
+
+
+def _compiled(row: SpeedRow) -> list[str]:
+    """Medians in milliseconds, and the seconds that compiling took."""
+    told: Any = row.compiled
+    first, step = told[TIME_TO_FIRST_TOKEN], told.get(STEP_TIME)
+    cells = [f"{1e3 * first[way]['median']:.1f}" for way in (PLAIN, ENCODER, ALL)]
+    cells += [f"{1e3 * step[way]['median']:.2f}" if step else "–" for way in (PLAIN, ALL)]
+    return [*cells, f"{told['compiling_s']:.0f}"]
 
 
 def _work(row: SpeedRow) -> list[str]:

@@ -65,11 +65,16 @@ class Variant:
             with eager_tower(model):
                 yield partial(reference_inputs, model, keep=self.kept)
         else:
-            keep = self.kept * workload.parts if traits(self.pruner).in_llm else self.kept
-            if workload.family.num_visual_tokens(model.config, workload.kind) is None:
-                keep = self.kept / workload.num_visual_tokens  # the same share of each tile
-            with fastervlm.prune(model, keep, method=self.pruner):
+            with self.pruned(workload):
                 yield dict
+
+    def pruned(self, workload: Workload) -> Any:
+        """The handle of the pruned model."""
+        assert self.pruner is not None
+        keep = self.kept * workload.parts if traits(self.pruner).in_llm else self.kept
+        if workload.family.num_visual_tokens(workload.model.config, workload.kind) is None:
+            keep = self.kept / workload.num_visual_tokens  # the same share of each tile
+        return fastervlm.prune(workload.model, keep, method=self.pruner)
 
 
 def variants(

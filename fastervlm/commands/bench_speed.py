@@ -36,6 +36,9 @@ Methods = Annotated[
 Budgets = Annotated[str, typer.Option(help="Budgets, separated by commas.")]
 Batches = Annotated[str, typer.Option("--batch", help="Prompts at a time, separated by commas.")]
 TextTokens = Annotated[int, typer.Option(help="Words of a prompt.", **WHOLE)]
+Compiling = Annotated[
+    bool, typer.Option("--compile", help="Measure each pruned row compiled too (handle.compile); compiling takes minutes.")
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Where the numbers go (.json), table and plot beside it; bench-NAME.json if left out."),
@@ -56,6 +59,7 @@ def model(
     load_in_8bit: In8Bit = False,
     dtype: Dtype = None,
     device: Device = None,
+    compiling: Compiling = False,
     out: Out = None,
 ) -> None:
     """Speed alone of a model: time to first token and its stages, decoding, memory, work, on made-up pictures."""
@@ -64,6 +68,7 @@ def model(
 
     quantize = quantized(load_in_4bit, load_in_8bit)
     shared = _checked(methods, layer, text_tokens, out, repeats=repeats, new_tokens=new_tokens)
+    shared["compiling"] = compiling
     workload = Workload.of_checkpoint(model or str(embedded_model()), dtype, device, quantize, text_tokens)
     _measure(workload, methods, visual_token_num, batch, layer, out, shared)
 
@@ -81,6 +86,7 @@ def shape(
     new_tokens: NewTokens = 64,
     dtype: Dtype = None,
     device: Device = None,
+    compiling: Compiling = False,
     out: Out = None,
     random_weights: RandomWeights = True,
 ) -> None:
@@ -90,6 +96,7 @@ def shape(
     from fastervlm.checkpoints.config import find_device, find_dtype
 
     shared = _checked(methods, layer, text_tokens, out, repeats=repeats, new_tokens=new_tokens)
+    shared["compiling"] = compiling
     target = find_device(device)
     workload = Workload.of_shape(get_shape(shape).with_layers(llm_layers), find_dtype(dtype, target), target, text_tokens)
     _measure(workload, methods, visual_token_num, batch, layer, out, shared)

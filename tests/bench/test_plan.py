@@ -404,3 +404,38 @@ def test_command_plans_for_this_machine(capsys, monkeypatch):
     monkeypatch.setattr("fastervlm.bench.cpu.measured_cpu", lambda dtype: quick)
     command("llava-1.5-1b", "cpu-measured")
     assert "Batch 1: " in capsys.readouterr().out
+
+
+def test_compiled_rows_are_learned_and_predicted_by_the_others(tmp_path):
+    """A device on which compiling takes the encoder to 0.8, the prefill to 0.9 and a step to 0.5 of their times."""
+    path = bench_of(spec(2, 30, 1e5, "cpu"), tmp_path / "b.json", batches=[1], device="cpu")
+    told = json.loads(path.read_text())
+    for row in told["rows"]:
+        if row["method"] == "cls":
+            stages = {name: spread["median"] for name, spread in row["stages_s"].items()}
+            plain = sum(stages.values())
+            encoder = plain - 0.2 * (stages["encoder"] + stages["projector"])
+            first = {"plain": plain, "encoder": encoder, "all": encoder - 0.1 * stages["prefill"]}
+            step = {"plain": 1 / row["decode_tokens_per_s"]["median"], "encoder": 1.0}
+            step["all"] = step["plain"] / 2
+            kinds = {"time_to_first_token_s": first, "step_s": step}
+            row["compiled"] = {kind: {way: {"median": x} for way, x in ways.items()} for kind, ways in kinds.items()}
+        else:
+            row["compiled"] = {"refused": "no"}
+    path.write_text(json.dumps(told))
+    bench = read_bench(path)
+    device = calibrate(spec(2, 30, 1e5, "cpu"), bench)
+    assert device.compiled == pytest.approx({"encoder": 0.8, "prefill": 0.9, "step": 0.5})
+    checks = check(spec(2, 30, 1e5, "cpu"), bench)
+    errors = {each.row.method: each.compiled_error for each in checks}
+    assert errors == {"cls": pytest.approx(0, abs=1e-3), "none": None, "fastv": None, "eager-maps": None}
+    stages = predict(device, SHAPE.config, bench.rows[1].job, "float16")
+    first, step = stages.compiled
+    assert first == pytest.approx(bench.rows[1].compiled["time_to_first_token_s"]["all"], rel=1e-3)
+    assert step == pytest.approx(stages.step / 2)
+    headers, rows = check_table(checks)
+    assert {len(row) for row in rows} == {len(headers)}
+    assert "% compiled" in worst(checks)
+    headers, rows = plan_table(plan(SHAPE, device, "float16", ["cls", "fastv"], [58], [1]))
+    assert {len(row) for row in rows} == {len(headers)}
+    assert [row[-1] == "–" for row in rows] == [True, False, True]
