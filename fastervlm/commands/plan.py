@@ -48,9 +48,9 @@ def plan(
     calibrate: Calibrate = None,
     out: Out = None,
 ) -> None:
-    """Predict the time to the first token from operations and bytes, and where fewer tokens buy nothing.
+    """Predict the time to the first token and of each token behind it, what bounds them, and where fewer tokens buy nothing.
 
-    Without --calibrate, image processing and what lies between the stages is not in it, and efficiencies of GPUs are guesses.
+    Without --calibrate, image processing and what lies between the stages is not in it, and the rates of GPUs are guesses.
     """
     from fastervlm.bench.calibrate import calibrate as fit
     from fastervlm.bench.calibrate import check, check_device, read_bench
