@@ -31,16 +31,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastervlm.reporting.files import write_json
+from fastervlm.reporting.files import write_json, write_text
 from fastervlm.reporting.measure import Spread
 from fastervlm.reporting.progress import track
 from fastervlm.reporting.provenance import machine
-from fastervlm.reporting.tables import print_table
+from fastervlm.reporting.tables import markdown_table, print_table
 from playground.peer_weights import PATCHES, write
 
 RESULT = Path(__file__).parent / "results" / "peers.json"
 WORKER = Path(__file__).parent / "peer_worker.py"
 PROMPTS = 3
+_NOTE = (
+    "Time to the first token, theirs over ours: above 1 where ours is faster; median and quartiles of rounds taken in turns. "
+    "Logits are compared where both keep the same patches, or where that is not known."
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,9 @@ def fidelity(sides: dict[str, Side], kept: int) -> dict[str, Any]:
         }
         if theirs[0]["kept"] is not None:
             overlaps = [len({*a["kept"]} & {*b["kept"]}) / len(a["kept"]) for a, b in pairs]
-            found[name] |= {"equal_sets": sum(x == 1 for x in overlaps), "smallest_overlap": min(overlaps)}
+            equal = [float(differs) for differs, overlap in zip(logits, overlaps, strict=True) if overlap == 1]
+            found[name] |= {"equal_sets": len(equal), "smallest_overlap": min(overlaps)}
+            found[name] |= {"largest_difference_of_logits_of_equal_sets": max(equal, default=None)}
     return found | {"pictures": PROMPTS}
 
 
@@ -173,34 +179,33 @@ def row(case: Case, dtype: str, kept: int, taken: dict[str, list[dict[str, float
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines for the terminal."""
+    """Header and lines; a ratio is told with its quartiles."""
     lines = []
     for each in rows:
         for name in each["seconds_ratio"]:
-            clock, own = (each[f"{kind}_ratio"][name] for kind in ("seconds", "processor_seconds"))
+            ratios = [each[f"{kind}_ratio"][name] for kind in ("seconds", "processor_seconds")]
             told = each["fidelity"][name]
+            apart = told.get("largest_difference_of_logits_of_equal_sets", told["largest_difference_of_logits"])
             lines.append(
                 [
-                    *(each["peer"], each["dtype"], str(each["visual_token_num"]), name, f"{clock['median']:.2f}"),
-                    *(f"{own['median']:.2f}", "–".join(f"{x:.2f}" for x in own["quartiles"])),
+                    *(each["peer"], each["dtype"], str(each["visual_token_num"]), name, *map(ratio_text, ratios)),
                     "/".join(f"{each['peak_bytes'][side] / 1e6:.0f}" for side in ("peer", name)),
                     f"{told['equal_sets']} of {PROMPTS}" if "equal_sets" in told else "–",
-                    f"{told['largest_difference_of_logits']:.1e}",
+                    "–" if apart is None else f"{apart:.1e}",
                 ]
             )
-    heads = [
-        "peer",
-        "dtype",
-        "tokens",
-        "ours",
-        "clock",
-        "processor",
-        "quartiles",
-        "MB theirs/ours",
-        "equal sets",
-        "logits differ",
-    ]
-    return heads, lines
+    return ["peer", "dtype", "tokens", "ours", "clock", "processor", "MB theirs/ours", "equal sets", "logits differ"], lines
+
+
+def ratio_text(ratio: dict[str, Any]) -> str:
+    """Its median, and its quartiles in brackets."""
+    return f"{ratio['median']:.2f} ({'–'.join(f'{x:.2f}' for x in ratio['quartiles'])})"
+
+
+def write_report(out: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write the rows as JSON, and as a table beside it."""
+    write_json(out, {**about, "load_average": os.getloadavg(), "rows": rows})
+    write_text(out.with_suffix(".md"), f"{markdown_table(*table(rows))}\n{_NOTE}\n\n`{about['command']}`\n")
 
 
 def main() -> None:
@@ -229,9 +234,7 @@ def main() -> None:
             told = write(Path(place), getattr(torch, dtype), given.tower_layers, given.llm_layers, PROMPTS)
             for case in cases:
                 rows += measured(case, Path(place), given, dtype)
-                write_json(
-                    given.out, {**about, "model": told, "load_average": os.getloadavg(), "repeats": given.repeats, "rows": rows}
-                )
+                write_report(given.out, about | {"model": told, "repeats": given.repeats}, rows)
     print_table(*table(rows), keys=4)
 
 

@@ -32,8 +32,8 @@ def write(folder: Path, dtype: torch.dtype, tower_layers: int, decoder_layers: i
     config = LlavaConfig(vision_config=tower, text_config=decoder, image_token_index=IMAGE)
     model: Any = LlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
     model.save_pretrained(folder / "transformers")
-    _write_tower(model, folder / "tower", tower)
-    _write_decoder(model, folder / "authors", folder / "tower", decoder)
+    _write_tower(model, folder / "clip", tower)  # VisPruner knows a tower by "clip" in its name
+    _write_decoder(model, folder / "authors", folder / "clip", decoder)
     torch.save([_prompt(seed) for seed in range(prompts)], folder / "prompts.pt")
     return {"tower": tower.to_diff_dict(), "decoder": decoder.to_diff_dict(), "parameters": model.num_parameters()}
 

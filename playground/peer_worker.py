@@ -64,7 +64,8 @@ class VisionZip(Peer):
         from visionzip import visionzip  # type: ignore[import-not-found]
 
         visionzip(self.model, dominant=54, contextual=10)
-        self.kept = None
+        tower = self.model.get_model().vision_tower.vision_tower
+        tower.r = [0] * (tower.config.num_hidden_layers - 2) + [1, 0]  # the block it reads keys of, in a tower of any depth
 
     def keep(self, kept: int) -> None:
         """Nothing to set; it was told once."""
@@ -72,16 +73,27 @@ class VisionZip(Peer):
             raise ValueError("VisionZip is set to 64 tokens once")
 
     def watch(self) -> None:
-        """Note what the last call kept."""
-        tower = self.model.get_model().vision_tower
-        inner = tower.forward
+        """Tell of 64 tokens what is comparable: 54 patches beside [CLS], which then leaves, and all of them in order of place.
+
+        Ours has no [CLS] among them, and puts a merged token at the place of the patch that it is built on.
+        """
+        tower, encode = self.model.get_model().vision_tower, self.model.encode_images_visionzip
+        tower.vision_tower._info["dominant"] = 54
+        inner, dominant = tower.forward, []
 
         def noted(images: Any) -> Any:
             found = inner(images)
-            self.kept = sorted(i - 1 for i in found[1][0].tolist() if i)  # [CLS] is one of them
+            dominant[:] = sorted(i - 1 for i in found[1][0].tolist() if i)
             return found
 
-        tower.forward = noted
+        def ordered(images: Any) -> Any:
+            tokens = encode(images)[:, 1:]
+            left = sorted({*range(tower.num_patches)} - {*dominant})
+            places = dominant + left[:: len(left) // 10][:10]
+            self.kept = sorted(places)
+            return tokens[:, sorted(range(len(places)), key=places.__getitem__)]
+
+        tower.forward, self.model.encode_images_visionzip = noted, ordered
 
 
 class FastV(Peer):

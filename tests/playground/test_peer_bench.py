@@ -47,7 +47,7 @@ def test_both_layouts_hold_one_model(folder):
     embeds = torch.cat((text[:, :at], features, text[:, at + 1 :]), dim=1)
     expected = model(input_ids=prompt["ids"], pixel_values=prompt["pixels"]).logits
     torch.testing.assert_close(llama(inputs_embeds=embeds).logits, expected, atol=1e-5, rtol=1e-4)
-    tower = load_file(folder / "tower/model.safetensors")
+    tower = load_file(folder / "clip/model.safetensors")
     assert {name for name in tower if not name.startswith("vision_model.")} == set()
     for name, x in model.model.vision_tower.state_dict().items():
         assert torch.equal(tower[f"vision_model.{name.removeprefix('vision_model.')}"], x)
@@ -92,7 +92,11 @@ def test_ratios_are_the_peers_time_over_ours(monkeypatch, tmp_path):
         assert row["seconds_ratio"][name]["median"] == row["processor_seconds_ratio"][name]["median"] == ratio
         told = row["fidelity"][name]
         assert (told["equal_sets"], told["smallest_overlap"], told["largest_difference_of_logits"]) == (equal, overlap, 0)
+        assert told["largest_difference_of_logits_of_equal_sets"] == (0 if equal else None)
     assert row["fidelity"]["overlap_of_a_random_set"] == 3 / 576
     assert json.loads(json.dumps(row)) == row  # a file takes it as it is
     lines = bench_peers.table([row])[1]
-    assert [line[3] for line in lines] == ["ours", "compiled"]
+    assert [line[3:6] for line in lines] == [["ours", *2 * ["1.50 (1.50–1.50)"]], ["compiled", *2 * ["2.00 (2.00–2.00)"]]]
+    bench_peers.write_report(tmp_path / "peers.json", {"command": "the command"}, [row])
+    assert json.loads((tmp_path / "peers.json").read_text())["rows"] == [row]
+    assert "| 2.00 (2.00–2.00) |" in (tmp_path / "peers.md").read_text()
