@@ -1,5 +1,7 @@
 """A method with FastV on top: the mean over layers against what each layer is given, and against both set up by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -98,7 +100,8 @@ def test_several_prunings_inside_are_one_mean():
 @torch.no_grad()
 def test_a_handle_inside_counts_all_layers(inputs):
     model = tiny.llava()
-    with fastervlm.prune(model, keep=4, method=fastervlm.FastV(1)) as handle:
+    with fastervlm.prune(model, keep=4, method=fastervlm.FastV(1)) as found:
+        handle: Any = found
         model(**inputs)
         assert handle.mean_visual_tokens == [(16 + 4) / 2]
     assert handle.mean_visual_tokens == [(16 + 4) / 2]
