@@ -98,13 +98,14 @@ def main() -> None:
         parser.error("--repeats, --threads and --keep must be at least 1.")
     torch.set_num_threads(args.threads)
     device, found = torch.device(args.device), {}
+    command = shlex.join(["python", "-m", "playground.second_question", *sys.argv[1:]])
+    about = {"command": command, **machine(device), "dtype": args.dtype, "repeats": args.repeats}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     for name in args.shape:
         model = random_model(shape_of(name), getattr(torch, args.dtype), device)
         found[name] = measure(model, shape_of(name), args.keep, args.repeats)
+        write_json(args.out, about | {"shapes": found})  # at once, so that a stop loses only what was not measured
         del model
-    command = shlex.join(["python", "-m", "playground.second_question", *sys.argv[1:]])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, {"command": command, **machine(device), "dtype": args.dtype, "repeats": args.repeats, "shapes": found})
     rows = [
         [name, way, f"{spread['median']:.0f}", f"{one['ratio_to_not_remembered'][way]:.3f}"]
         for name, one in found.items()
