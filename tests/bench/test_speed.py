@@ -24,7 +24,8 @@ def undrawn(monkeypatch):
 
 
 def run(workload, methods=METHODS, budgets=(16, 4), batches=(1, 2), **settings):
-    return speed(workload, variants(workload, methods, budgets, batches, 1), **({"repeats": 2, "new_tokens": 3} | settings))
+    settings = {"repeats": 2, "new_tokens": 3, **settings}
+    return speed(workload, variants(workload, methods, budgets, batches, 1), **settings)
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-next", "tiny-video"])

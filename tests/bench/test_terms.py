@@ -67,7 +67,7 @@ def test_launches_are_those_that_torch_dispatches(name, method, kept, around):
     """Blocks, layers and projector by formula, and so many more around the tower, which lie between the stages."""
     shape = get_shape(name)
     tower = "depth" if "depth" in shape.tower else "num_hidden_layers"
-    deep = replace(shape, tower=shape.tower | {tower: 9}, decoder=shape.decoder | {"num_hidden_layers": 12})
+    deep = replace(shape, tower={**shape.tower, tower: 9}, decoder={**shape.decoder, "num_hidden_layers": 12})
     found, told = counted(deep, method, kept), planned(deep, method, kept)
     early = told["encoder"] + told["projector"]
     assert early * 0.85 <= found["encoder"] <= early * 1.15 + around
