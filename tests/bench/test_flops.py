@@ -68,7 +68,9 @@ def test_attention_equals_what_torch_counts_of_its_kernels(workloads, name, meth
     with variant.entered(workload) as call:
         counter, output = counted_by_operator(lambda: first_token(workload.model, call(workload.process(2))))
     layers = output[CACHE].layers
-    done = work(workload.model.config, variant.job(workload, layers[0].keys.shape[2], layers[-1].keys.shape[2]))
+    job = variant.job(workload, layers[0].keys.shape[2], layers[-1].keys.shape[2])
+    assert job is not None
+    done = work(workload.model.config, job)
     kernels = [flops for kind, flops in counter.get_flop_counts()["Global"].items() if "attention" in str(kind)]
     assert 2 * sum(done.attention.values()) == sum(kernels)
     assert all(done.attention[stage] <= macs for stage, macs in done.macs.items())
