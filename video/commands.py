@@ -178,7 +178,7 @@ def answer_one(subject: Subject, settings: Settings, question: str, sheet: Path 
     found = ask(subject, settings, settings.question_file, question)
     times = ", ".join(map(time_of, found.frames.times))
     left, before = found.visual_tokens
-    print(f"{found.text}\n\nFrames: {len(found.frames.times)} at {times}\nVisual tokens: {left} of {before}")
+    print(f"{found.text}\n\nFrames: {len(found.frames.times)} at {times}\nVisual tokens: {left:.5g} of {before}")
     if sheet:
         save_sheet(found, sheet)
         print(f"Contact sheet: {sheet}")

@@ -32,13 +32,14 @@ class ClipAnswer:
     Attributes:
         text: the answer.
         frames: what was read of the file.
-        visual_tokens: how many visual tokens the language model saw, and how many there are without pruning.
+        visual_tokens: how many visual tokens the language model saw, under METHOD+fastv on average over its layers, and how
+            many there are without pruning.
         trace: what was kept of the frames; None if nothing was pruned.
     """
 
     text: str
     frames: Frames
-    visual_tokens: tuple[int, int]
+    visual_tokens: tuple[float, int]
     trace: ClipTrace | None
 
 

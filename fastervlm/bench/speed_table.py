@@ -172,9 +172,9 @@ class Speed:
 
 def _curve(name: str, rows: Sequence[SpeedRow], value: Callable[[SpeedRow], Spread], factor: float) -> Curve:
     spreads = [value(row) for row in rows]
-    low, high = zip(*(spread.quartiles for spread in spreads), strict=True)
-    scaled = ([factor * x for x in values] for values in ([spread.median for spread in spreads], low, high))
-    return Curve(name, [row.variant.kept for row in rows], *scaled)
+    ends = zip(*(spread.quartiles for spread in spreads), strict=True)
+    middle, low, high = ([factor * x for x in values] for values in ([spread.median for spread in spreads], *ends))
+    return Curve(name, [row.variant.kept for row in rows], middle, low, high)
 
 
 def _stages(row: SpeedRow) -> list[str]:

@@ -135,9 +135,9 @@ def memory_in_words(device: str) -> str:
 
 def _curve(method: str, rows: Sequence[Row], name: str, factor: float) -> Curve:
     spreads = [row.measured[name] for row in rows]
-    low, high = zip(*(spread.quartiles for spread in spreads), strict=True)
-    scaled = ([factor * value for value in values] for values in ([spread.median for spread in spreads], low, high))
-    return Curve(method, _tokens(rows), *scaled)
+    ends = zip(*(spread.quartiles for spread in spreads), strict=True)
+    middle, low, high = ([factor * value for value in values] for values in ([spread.median for spread in spreads], *ends))
+    return Curve(method, _tokens(rows), middle, low, high)
 
 
 def _tokens(rows: Sequence[Row]) -> list[int]:
