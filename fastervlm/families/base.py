@@ -65,6 +65,7 @@ class Family(abc.ABC):
         inputs: the arguments of a call that belong to pictures and clips; none of them reaches the stock model.
         budgets: the values of `budget` that mean something to it.
         parts: what a picture or clip consists of, where each part has a budget of its own.
+        newlines: newline tokens may end the rows of its pictures in crops, and `newline` says which stay.
         unpruned: the arguments of `fastervlm.prune` that, with `keep=1.0`, give the stock model's own visual tokens.
         of_paper: one of those that the reference implementation of FasterVLM prunes.
         shrinks: where the method "resize" shrinks its pictures: under `prune` before the "tower", or before the "processor",
@@ -86,6 +87,7 @@ class Family(abc.ABC):
     inputs: ClassVar[tuple[str, ...]]
     budgets: ClassVar[tuple[str, ...]]
     parts: ClassVar[Literal["crops", "frames"] | None] = None
+    newlines: ClassVar[bool] = False
     unpruned: ClassVar[Mapping[str, Any]] = {}
     of_paper: ClassVar[bool] = False
     shrinks: ClassVar[Literal["tower", "processor"] | None] = None

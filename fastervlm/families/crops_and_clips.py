@@ -20,6 +20,7 @@ class CropsAndClips(Family):
     kinds = ("image", "video")
     budgets = ("crop", "image", "frame", "clip")
     parts = "crops"
+    newlines = True
     shapes = ("anyres",)
     one_graph = False
 

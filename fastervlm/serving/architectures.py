@@ -22,6 +22,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llava_next": Architecture(
         "PrunedLlavaNextForConditionalGeneration", f"{_MODELS}.llava_next:PrunedLlavaNextForConditionalGeneration"
     ),
+    "internvl": Architecture(
+        "PrunedInternVLForConditionalGeneration", f"{_MODELS}.internvl:PrunedInternVLForConditionalGeneration"
+    ),
     "qwen2_5_vl": Architecture(
         "PrunedQwen25VLForConditionalGeneration", f"{_MODELS}.qwen2_5_vl:PrunedQwen25VLForConditionalGeneration"
     ),

@@ -109,7 +109,7 @@ class Served:
 
     def pruning(self, family: Family) -> Pruning:
         """As a family is given it."""
-        options = Options(newline=self.newline) if family.parts == "crops" else Options()  # type: ignore[arg-type]
+        options = Options(newline=self.newline) if family.newlines else Options()
         settings = family.settings(options)
         method = get_method(self.method or family.usual_method)
         wanted = traits(method).score

@@ -10,7 +10,9 @@ from encoders import UserError
 from fastervlm.embedded import named_model
 from fastervlm.families.registry import family_of_type
 from fastervlm.methods import METHODS
+from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import Traits, traits
+from fastervlm.serving.architectures import ARCHITECTURES
 from fastervlm.serving.options import Served
 from fastervlm.serving.vllm_server import command_of
 from tests.support.commands import run_command
@@ -42,6 +44,13 @@ def test_every_other_method_can_be_served():
     for name in served:
         assert Served(58, name).pruning(family_of_type("llava")).method is METHODS[name]
     assert served >= {"cls", "random", "grid", "vispruner", "visionzip", "divprune", "cdpruner", "dart", "coverage"}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_what_a_server_is_not_told_suits_each_family(kind):
+    pruning = Served(5).pruning(family_of_type(kind))
+    assert pruning.budget == TokenBudget(5)
+    assert getattr(pruning.settings, "newline", None) == ("all" if kind == "llava_next" else None)
 
 
 def test_methods_that_read_the_question_or_choose_a_count_are_refused(monkeypatch):

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import fastervlm
-from fastervlm.embedded import MODEL, NEXT_MODEL, QWEN_MODEL, embedded_benchmark
+from fastervlm.checkpoints.config import read_config
+from fastervlm.embedded import QWEN_MODEL, embedded_benchmark
 from fastervlm.serving.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,6 @@ ENGINE = {
     "dtype": "float32",
     "disable_log_stats": True,
 }
-TYPES = {MODEL: "llava", NEXT_MODEL: "llava_next", QWEN_MODEL: "qwen2_5_vl"}
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
@@ -58,13 +58,14 @@ def qwen_prompt(text):
     return f"<|im_start|>user\n{QWEN_IMAGE}{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def served(model, rounds, tmp, options=None, methods=None, env=None, **engine):
+def served(model, rounds, tmp, options=None, methods=None, env=None, adapter=None, **engine):
     """What vLLM says to rounds of requests: `rounds`, or `error`; `options` are the server's, None for vLLM's own class."""
     own = {}
     if options is not None:
-        own["hf_overrides"] = {"architectures": [ARCHITECTURES[TYPES[model]].name]}
+        own["hf_overrides"] = {"architectures": [ARCHITECTURES[read_config(str(model))["model_type"]].name]}
         own["mm_processor_kwargs"] = options
-    spec = {"engine": {**ENGINE, "model": str(model), **own, **engine}, "rounds": rounds, "tokens": TOKENS, "methods": methods}
+    spec = {"engine": {**ENGINE, "model": str(model), **own, **engine}, "rounds": rounds, "tokens": TOKENS}
+    spec |= {"methods": methods, "adapter": adapter}
     out = tmp / "answers.json"
     command = [sys.executable, "-m", "tests.support.vllm_worker", str(out)]
     settings = {"text": True, "cwd": ROOT, "capture_output": True, "timeout": LONGEST}
@@ -89,10 +90,10 @@ def _loaded(model, dtype):
     return fastervlm.load(model, dtype=dtype)
 
 
-@cache
-def _pruned(model, key, keep, dtype, settings, batch=16):
-    requests, (loaded, processor), found = json.loads(key), _loaded(model, dtype), []
-    with fastervlm.prune(loaded, keep, **dict(settings)), torch.no_grad():
+def greedy(loaded, processor, requests, keep, batch=16, **settings):
+    """The ids that a model of transformers gives to the requests under `fastervlm.prune`."""
+    found = []
+    with fastervlm.prune(loaded, keep, **settings), torch.no_grad():
         for first in range(0, len(requests), batch):
             some = requests[first : first + batch]
             pictures = [Image.open(file).convert("RGB") for each in some for file in each["images"]]
@@ -101,6 +102,11 @@ def _pruned(model, key, keep, dtype, settings, batch=16):
             ids = loaded.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
             found += ids[:, inputs["input_ids"].shape[1] :].tolist()
     return [_until(processor.tokenizer, ids) for ids in found]
+
+
+@cache
+def _pruned(model, key, keep, dtype, settings):
+    return greedy(*_loaded(model, dtype), json.loads(key), keep, **dict(settings))
 
 
 def pruned(model, requests, keep, dtype="float32", **settings):

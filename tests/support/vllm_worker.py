@@ -1,8 +1,8 @@
 """One engine of vLLM in a process of its own: what it is asked comes on standard input, what it says goes to a file.
 
 `python -m tests.support.vllm_worker OUT < spec.json`; the spec has `engine`, arguments of `vllm.LLM`, `rounds`, lists of
-requests, `tokens`, and perhaps `methods`, one for each round. Requests of a round run together. A request has a `prompt`, files
-of `images` or of their embeddings, and perhaps `options`.
+requests, `tokens`, and perhaps `methods`, one for each round, and an `adapter`, a folder. Requests of a round run together. A
+request has a `prompt`, files of `images` or of their embeddings, and perhaps `options`.
 """
 
 import json
@@ -42,10 +42,13 @@ def switch(engine, method):
     engine.llm_engine.reset_encoder_cache()
 
 
-def answered(engine, requests, sampling):
+def answered(engine, requests, sampling, adapter):
     """What came of each request, or why they were refused."""
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+    under = {"lora_request": LoRARequest("adapter", 1, adapter)} if adapter else {}
     try:
-        outputs = engine.generate([request(each) for each in requests], sampling, use_tqdm=False)
+        outputs = engine.generate([request(each) for each in requests], sampling, use_tqdm=False, **under)
     except ValueError as error:
         return [{"error": str(error)}]
     return [
@@ -71,7 +74,7 @@ def main():
     for requests, method in zip(spec["rounds"], spec["methods"] or [None] * len(spec["rounds"]), strict=True):
         if method:
             switch(engine, method)
-        found.append(answered(engine, requests, sampling))
+        found.append(answered(engine, requests, sampling, spec["adapter"]))
     return {"rounds": found}
 
 

@@ -30,6 +30,7 @@ class LlavaNext(Family):
     inputs = INPUTS
     budgets = ("crop", "image")
     parts = "crops"
+    newlines = True
     shapes = ("anyres",)
     one_graph = False
 

@@ -98,15 +98,15 @@ class PrunedModel:
             some = {name: [value[row] for row in rows] for name, value in shown.items()}
             pruning = Served(count, self.served.method, self.served.newline).pruning(self.family)
             encoded = self.family.encode(self.view, pruning, self.call(some))["image"]
-            found.update(zip(rows, self.given(encoded), strict=True))
+            found.update(zip(rows, self.given(encoded, some), strict=True))
         return [found[row] for row in range(len(keep))]
 
     def each(self, shown: Mapping[str, Any]) -> Mapping[str, Sequence[Tensor]]:
         """What belongs to each picture of a batch, by its name."""
         return shown
 
-    def given(self, encoded: Encoded) -> list[Tensor]:
-        """What vLLM is given for each picture."""
+    def given(self, encoded: Encoded, shown: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
+        """What vLLM is given for each of the pictures shown."""
         return encoded.features
 
     def call(self, shown: Mapping[str, list[Tensor]]) -> dict[str, Any]:

@@ -99,13 +99,17 @@ class PrunedProcessor:
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[PromptReplacement]:
-        token, served = self.placeholder, Served.of(hf_processor_mm_kwargs)
+        served = Served.of(hf_processor_mm_kwargs)
 
-        def replacement(item: int) -> list[int]:
+        def replacement(item: int) -> Any:
             images = mm_items["image"]
             if isinstance(images, ImageEmbeddingItems):
-                return [token] * images.get_feature_size(item)
+                return self.written(images.get_feature_size(item))
             size = images.get_image_size(item)
-            return [token] * self.info.num_kept((size.height, size.width), served)
+            return self.written(self.info.num_kept((size.height, size.width), served))
 
-        return [PromptReplacement(modality="image", target=[token], replacement=replacement)]
+        return [PromptReplacement(modality="image", target=[self.placeholder], replacement=replacement)]
+
+    def written(self, count: int) -> Any:
+        """What stands in a prompt for a picture of that many tokens."""
+        return [self.placeholder] * count

@@ -121,7 +121,7 @@ class PrunedQwen25VLForConditionalGeneration(PrunedModel, Qwen2_5_VLForCondition
         """The patches of all in one sequence."""
         return {"pixel_values": torch.cat(shown["pixel_values"]), "image_grid_thw": torch.stack(shown["image_grid_thw"])}
 
-    def given(self, encoded: Encoded) -> list[Tensor]:
+    def given(self, encoded: Encoded, shown: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
         """The tokens (T_i, D + 4), with the place of each in its picture behind it."""
         found = []
         for features, keep, trace in zip(encoded.features, encoded.keep, encoded.trace, strict=True):
