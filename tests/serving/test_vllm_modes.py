@@ -47,7 +47,7 @@ def test_ids_under_an_adapter_are_those_of_the_merged_model(tmp_path):
     (found,) = rounds_of(served(MODEL, [requests], tmp_path, {"visual_tokens": 58}, **engine))
     wanted = greedy(model, processor, requests, 58)
     assert [each["ids"] for each in found] == wanted
-    assert sum(one != other for one, other in zip(wanted, pruned(MODEL, requests, 58), strict=True)) > 20
+    assert sum(one != other for one, other in zip(wanted, pruned(MODEL, requests, 58), strict=True)) > 5
 
 
 @pytest.mark.parametrize("layout", CONFIGS)
