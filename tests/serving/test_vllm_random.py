@@ -16,7 +16,7 @@ ENGINES = {
 }
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", [pytest.param("chunked prefill", marks=pytest.mark.slow), "prefix caching"])
 def test_internvl_answers_as_under_prune(name, tmp_path):
     """Every K in one server, side by side in its batches; then prompts with two pictures; then the first ones again."""
     model = checkpoint("internvl", tmp_path / "model")
