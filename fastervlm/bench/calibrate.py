@@ -15,7 +15,7 @@ from fastervlm.bench.compiled import ALL, ENCODER, PLAIN, STEP_TIME
 from fastervlm.bench.device_spec import DeviceSpec
 from fastervlm.bench.devices import SPECS
 from fastervlm.bench.fit import Seen, fit
-from fastervlm.bench.flops import STAGES, Job
+from fastervlm.bench.flops import STAGES, Job, has_formula
 from fastervlm.bench.plan import OTHER_NAMES, ROUTES, Prediction, predict
 from fastervlm.bench.shapes import SHAPES, Shape
 from fastervlm.bench.table import TIME_TO_FIRST_TOKEN
@@ -79,10 +79,11 @@ def read_bench(path: Path) -> Measured:
 
 def _job(told: dict[str, Any], row: dict[str, Any]) -> Job | None:
     """What a call of the row does; None where nobody knows. Of choosing by features there is a formula but for the choice."""
-    if row["job"] or row["method"] not in ROUTES:
+    route = ROUTES.get(row["method"])
+    if row["job"] or route is None or "parts" not in told or not has_formula(SHAPES[told["shape"]].config, route):
         return row["job"] and Job(**row["job"])
     length = row["prompt_tokens"]
-    return Job(ROUTES[row["method"]], row["visual_token_num"], told["parts"], length, length, row["batch"])
+    return Job(route, row["visual_token_num"], told["parts"], length, length, row["batch"])
 
 
 def _row(told: dict[str, Any], row: dict[str, Any], job: Job) -> MeasuredRow:
@@ -132,16 +133,16 @@ def calibrate(device: DeviceSpec, bench: Measured, rows: Sequence[MeasuredRow] |
 
 
 def _factors(rows: Sequence[MeasuredRow]) -> dict[str, float]:
-    """By what compiling multiplied stages and steps, medians of the rows where that was measured; empty without any."""
+    """By what compiling multiplied stages and steps, medians of the rows where each was measured; empty without any."""
     found: dict[str, list[float]] = {"encoder": [], "prefill": [], STEP: []}
     for row in rows:
         if row.compiled is not None:
             first = row.compiled[TIME_TO_FIRST_TOKEN]
-            step = row.compiled.get(STEP_TIME, dict.fromkeys(first, 1.0))
             front = row.stages["encoder"] + row.stages["projector"]
             found["encoder"].append(1 - (first[PLAIN] - first[ENCODER]) / front)
             found["prefill"].append(1 - (first[ENCODER] - first[ALL]) / row.stages["prefill"])
-            found[STEP].append(step[ALL] / step[PLAIN])
+            if (step := row.compiled.get(STEP_TIME)) is not None:
+                found[STEP].append(step[ALL] / step[PLAIN])
     return {name: max(median(factors), 0.0) for name, factors in found.items() if factors}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from encoders.errors import UserError
 from fastervlm.bench.table import TIME_TO_FIRST_TOKEN
 from fastervlm.bench.variants import Variant
@@ -14,6 +16,7 @@ from fastervlm.selection.method import traits
 
 STEP_TIME = "step_s"
 PLAIN, ENCODER, ALL = "plain", "encoder", "all"
+MOST = 2000  # characters of a reason
 
 
 def compiled(workload: Workload, variant: Variant, repeats: int, new_tokens: int = 2, **options: Any) -> dict[str, Any]:
@@ -48,11 +51,14 @@ def compiled(workload: Workload, variant: Variant, repeats: int, new_tokens: int
 
 
 def compiled_or_why_not(*args: Any, **options: Any) -> dict[str, Any]:
-    """`compiled`, or the reason why that cannot be."""
+    """`compiled`, or the reason why that cannot be: what was measured uncompiled is not lost by it."""
     try:
         return compiled(*args, **options)
     except UserError as error:
         return {"refused": str(error)}
+    except Exception as error:  # no compiler, a graph that it does not take, no memory
+        torch.cuda.empty_cache()  # does nothing where there is none
+        return {"refused": f"{type(error).__name__}: {error}"[:MOST]}
 
 
 def _told(taken: dict[str, list[tuple[float, float]]], new_tokens: int) -> dict[str, Any]:

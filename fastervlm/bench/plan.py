@@ -55,12 +55,13 @@ class Prediction:
         return sum(self.parts[STEP].values())
 
     @property
-    def compiled(self) -> tuple[float, float] | None:
-        """Seconds to the first token and of a step, both compiled; None where nothing is known of that."""
+    def compiled(self) -> tuple[float, float | None] | None:
+        """Seconds to the first token and of a step, both compiled; None where nothing is known of that, or of steps."""
         if not self.factors:
             return None
         factors = {"projector": self.factors["encoder"], **self.factors}
-        return sum(factors[stage] * seconds for stage, seconds in self.stages.items()) + self.rest, factors[STEP] * self.step
+        first = sum(factors[stage] * seconds for stage, seconds in self.stages.items()) + self.rest
+        return first, factors[STEP] * self.step if STEP in factors else None
 
     @property
     def at_floor(self) -> bool:
@@ -150,13 +151,22 @@ class Plan:
         """The unpruned row of the same batch size."""
         return next(each for each in self.rows if each.job.route == "stock" and each.batch == row.batch)
 
-    def useless_below(self, batch: int) -> int:
-        """The most tokens of each picture, crop or frame at which the prefill is at its floor; 0 if it never is."""
+    def at_floor(self, batch: int) -> tuple[int, Prediction] | None:
+        """The most tokens of each picture, crop or frame at which the prefill is at its floor, and what is predicted there.
+
+        None if it never is.
+        """
         for kept in range(self.shape.num_visual_tokens, 0, -1):
             job = job_of(self.shape, self.shape.family.usual_method, kept, batch, self.text_tokens)
-            if predict(self.device, self.shape.config, job, self.dtype).at_floor:
-                return kept
-        return 0
+            predicted = predict(self.device, self.shape.config, job, self.dtype)
+            if predicted.at_floor:
+                return kept, predicted
+        return None
+
+    def useless_below(self, batch: int) -> int:
+        """That number of tokens; 0 if it never is."""
+        found = self.at_floor(batch)
+        return found[0] if found else 0
 
 
 def plan(

@@ -32,12 +32,12 @@ def _cells(row: PlanRow, base: PlanRow) -> list[str]:
     return [
         *(row.method, str(row.kept), str(row.batch), *map(_ms, times), f"{speedup:.2f}", _bound(*told.bound)),
         *(_ms(told.step), _bound(*told.step_bound)),
-        *(map(_ms, told.compiled) if told.compiled else ("–", "–")),
+        *map(_ms, told.compiled or (None, None)),
     ]
 
 
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.1f}"
+def _ms(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1e3 * seconds:.1f}"
 
 
 def _bound(part: str, share: float) -> str:
@@ -48,15 +48,16 @@ def advice(plan: Plan) -> list[str]:
     """For each batch size a sentence on where fewer tokens buy nothing, and what is left then."""
     told = []
     for batch in dict.fromkeys(row.batch for row in plan.rows):
-        kept = plan.useless_below(batch)
+        floor = plan.at_floor(batch)
         rows = [row for row in plan.rows if row.batch == batch]
         last = min(rows, key=lambda row: row.predicted.first_token).predicted
         share = 100 * last.stages["encoder"] / last.first_token
-        if kept:
-            cause = "reading the weights takes" if "weights" in last.parts["prefill"] else "launching its operators takes"
+        if floor:
+            kept, there = floor
+            cause = "reading the weights takes" if "weights" in there.parts["prefill"] else "launching its operators takes"
             text = (
                 f"Batch {batch}: fewer than {kept} tokens of each picture, crop or frame buy nothing, since the prefill then "
-                f"takes the {1e3 * last.floor:.1f} ms that {cause}"
+                f"takes the {1e3 * there.floor:.1f} ms that {cause}"
             )
         else:
             text = f"Batch {batch}: fewer tokens make the prefill shorter down to one, since it stays above its floor"

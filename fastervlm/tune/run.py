@@ -75,7 +75,8 @@ def _tokens(budgets: Sequence[int | float], total: int | None) -> dict[int | flo
     """Numbers to try, the most first, and the budgets they come from: counts, or where pictures are of many shapes as given."""
     if total is None and len({type(keep) for keep in budgets}) > 1:
         raise UserError("Pictures of this model are of many shapes; give counts alone or fractions alone.")
-    found = {TokenBudget(keep).resolve(total) if total else TokenBudget(keep).keep or keep: keep for keep in budgets}
+    counts_last = sorted(budgets, key=lambda keep: isinstance(keep, int))  # of a count and a fraction that agree, the count
+    found = {TokenBudget(keep).resolve(total) if total else TokenBudget(keep).keep or keep: keep for keep in counts_last}
     few = {count: found[count] for count in sorted(found, reverse=True) if total is None or count < total}
     if not few:
         raise UserError(f"All budgets keep all {total} visual tokens; give smaller ones.")

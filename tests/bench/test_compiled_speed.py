@@ -55,6 +55,15 @@ def test_what_cannot_be_compiled_is_told(workloads, name, method, reason):
     assert reason in compiled_or_why_not(workloads[name], variant(method), 1)["refused"]
 
 
+def test_a_compiler_that_fails_loses_nothing_else(workloads):
+    def broken(graph, _):
+        raise RuntimeError("no compiler here")
+
+    told = compiled_or_why_not(workloads["tiny"], variant("cls"), 1, backend=broken)
+    assert "no compiler here" in told["refused"]
+    assert "forward" not in vars(workloads["tiny"].model.model.language_model)
+
+
 def test_a_benchmark_tells_of_compiled_rows(workloads, monkeypatch, tmp_path):
     monkeypatch.setattr(room, "compiled_or_why_not", lambda *args: compiled_or_why_not(*args, backend="eager"))
     result = speed(workloads["tiny"], variants(workloads["tiny"], ["cls"], [4], [1]), repeats=1, new_tokens=2, compiling=True)

@@ -1,30 +1,18 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from encoders import UserError
-from fastervlm.bench.calibrate import calibrate, check, read_bench
 from fastervlm.bench.cpu import measured_cpu
-from fastervlm.bench.device_spec import DeviceSpec
 from fastervlm.bench.devices import SPECS, get_spec
-from fastervlm.bench.fit import fit
 from fastervlm.bench.plan import job_of, plan, predict
-from fastervlm.bench.plan_table import advice, check_table, plan_table, worst
+from fastervlm.bench.plan_table import advice, plan_table
 from fastervlm.bench.shapes import SHAPES, get_shape
-from fastervlm.bench.terms import Term
 from fastervlm.commands.plan import plan as command
 from fastervlm.reporting.provenance import machine
-
-PRODUCTS = ("encoder", "projector", "prefill", "attention", "maps", "causal")
-ALL = dict.fromkeys((*PRODUCTS, "weights", "memory", "launches"), 1.0)
-SHAPE = get_shape("llava-1.5-7b")
-
-
-def spec(tflops, gbytes, starts=1e12, kind="cuda", **efficiency):
-    """A made-up device, of TFLOP/s, GB/s and launches/s."""
-    return DeviceSpec("made-up", kind, {"float16": tflops * 1e12}, gbytes * 1e9, starts, ALL | efficiency)
+from tests.support.benches import ALL, SHAPE, bench_of, spec
 
 
 def test_times_by_hand_where_all_compute():
@@ -125,6 +113,16 @@ def test_fewer_tokens_buy_nothing_at_the_floor():
     assert advice(result)[1].startswith("Batch 64: fewer tokens make the prefill shorter down to one")
 
 
+def test_what_the_prefill_waits_for_is_told_of_the_floor_itself():
+    """On an L4 it is the weights, also where no row that is shown has so few tokens."""
+    (told,) = advice(plan(SHAPE, SPECS["l4"], "float16", ["cls"], [500], [1]))
+    most = plan(SHAPE, SPECS["l4"], "float16", ["cls"], [500], [1]).useless_below(1)
+    weights = predict(SPECS["l4"], SHAPE.config, job_of(SHAPE, "cls", most, 1), "float16").parts["prefill"]["weights"]
+    assert 0 < most < 500
+    assert f"fewer than {most} tokens" in told
+    assert f"takes the {1e3 * weights:.1f} ms that reading the weights takes" in told
+
+
 def test_rows_are_the_unpruned_model_and_each_method_below_all():
     result = plan(SHAPE, SPECS["l4"], "float16", ["none", "cls", "fastv", "eager-maps"], [576, 58], [1, 8])
     names = [(row.method, row.kept, row.batch) for row in result.rows]
@@ -141,147 +139,6 @@ def test_rows_are_the_unpruned_model_and_each_method_below_all():
     assert quick["cls"] < quick["fastv"] < quick["none"]
 
 
-def bench_of(maker, path, batches=(1, 8), decode=True, **changes):
-    """The file of a benchmark on a device that does as the roofline says."""
-    rows = []
-    for method, kept in (("none", 576), ("cls", 288), ("cls", 58), ("cls", 1), ("fastv", 58), ("eager-maps", 58)):
-        for batch in batches:
-            job = job_of(SHAPE, method, kept, batch)
-            told = predict(maker, SHAPE.config, job, "float16")
-            stages = {"image_processing": 0.25 * batch, "selection": 0.5, "splice": 1.5, **told.stages}
-            row = {
-                "method": method,
-                "batch": batch,
-                "job": asdict(job),
-                "time_to_first_token_s": {"median": sum(stages.values())},
-                "stages_s": {name: {"median": seconds} for name, seconds in stages.items()},
-            }
-            if decode:
-                row["decode_tokens_per_s"] = {"median": batch / told.step}
-            rows.append(row)
-    rows.append({"method": "visionzip", "job": None})
-    told = {"shape": "llava-1.5-7b", "dtype": "float16", "text_tokens": 64, "device": "cuda (Made-up)", "rows": rows}
-    path.write_text(json.dumps(told | changes))
-    return path
-
-
-@pytest.mark.parametrize("kind", ["cuda", "cpu"])
-@pytest.mark.parametrize("decode", [True, False])
-@pytest.mark.parametrize(("flops", "memory", "launches"), [(300, 2000, 1e6), (900, 500, 1e4), (20, 3000, 3e3)])
-def test_known_shares_are_found_again(tmp_path, flops, memory, launches, decode, kind):
-    """Whatever is guessed at first, rows are predicted as measured, by the other rows too; shares that rows tell come out."""
-    true = {"encoder": 0.5, "attention": 0.4, "maps": 0.1, "projector": 0.75, "prefill": 0.6, "causal": 0.4}
-    true |= {"weights": 0.6, "memory": 0.7, "launches": 0.8}
-    bench = read_bench(bench_of(spec(flops, memory, launches, kind, **true), tmp_path / "b.json", decode=decode, device=kind))
-    guess = spec(flops, memory, launches, kind, **dict.fromkeys(PRODUCTS, 0.3), weights=0.9, memory=0.9)
-    found = calibrate(guess, bench)
-    assert (found.image_s, found.overhead_s) == pytest.approx((0.25, 2.0))
-    for row in bench.rows:
-        told = predict(found, SHAPE.config, row.job, "float16")
-        assert told.first_token == pytest.approx(row.first_token, rel=0.02)
-        assert told.step == pytest.approx(row.step or told.step, rel=0.02)
-    for each in check(guess, bench):
-        assert abs(each.error) < 0.05
-    if (flops, kind) == (20, "cpu"):  # products dominate there
-        assert found.efficiency["prefill"] == pytest.approx(0.6, rel=0.02)
-    elif decode and kind == "cuda" and flops == 300:
-        assert found.efficiency["memory"] == pytest.approx(0.7, rel=0.02)
-
-
-@pytest.mark.parametrize("device", [spec(1, 40, 1e5, "cpu"), spec(3, 20, 2e4, "cpu", causal=0.2, weights=0.4)])
-def test_rows_of_one_length_are_predicted_from_others(tmp_path, device):
-    """Fitted to five lengths of a prompt, the constants hold for lengths and batches that were not measured."""
-    bench = read_bench(bench_of(device, tmp_path / "b.json", batches=[1], device="cpu"))
-    guess = spec(2, 30, 5e4, "cpu", **dict.fromkeys(PRODUCTS, 0.6))
-    found = calibrate(guess, bench)
-    for method, kept, batch in (("cls", 144, 1), ("fastv", 144, 2), ("cls", 29, 4), ("eager-maps", 288, 1)):
-        job = job_of(SHAPE, method, kept, batch)
-        told, true = (predict(each, SHAPE.config, job, "float16") for each in (found, device))
-        assert sum(told.stages.values()) == pytest.approx(sum(true.stages.values()), rel=0.03)
-        assert told.step == pytest.approx(true.step, rel=0.05)
-
-
-def test_each_row_is_predicted_by_the_others(tmp_path):
-    """A row that is out of line does not excuse itself, and hardly moves the others."""
-    path = bench_of(spec(300, 2000), tmp_path / "b.json", batches=[1])
-    told = json.loads(path.read_text())
-    told["rows"][2]["stages_s"]["encoder"]["median"] *= 10
-    told["rows"][2]["time_to_first_token_s"]["median"] *= 2
-    path.write_text(json.dumps(told))
-    bench = read_bench(path)
-    checks = check(spec(300, 2000), bench)
-    assert checks[2].error == pytest.approx(-0.5, abs=1e-3)
-    assert all(abs(each.error) < 0.01 for each in checks[:2] + checks[3:])
-    headers, rows = check_table(checks)
-    assert rows[2][7] == "-50.0%"
-    assert {len(row) for row in rows} == {len(headers)}
-    assert "50.0% calibrated" in worst(checks)
-
-
-def test_of_two_rows_each_is_predicted_by_the_other(tmp_path):
-    path = bench_of(spec(300, 2000), tmp_path / "b.json", batches=[1])
-    told = json.loads(path.read_text())
-    told["rows"] = told["rows"][:2]
-    first, second = (row["stages_s"]["encoder"] for row in told["rows"])
-    first["median"] *= 2
-    told["rows"][0]["time_to_first_token_s"]["median"] += first["median"] / 2
-    path.write_text(json.dumps(told))
-    bench = read_bench(path)
-    checks = check(spec(300, 2000), bench)
-    right = predict(spec(300, 2000), SHAPE.config, bench.rows[0].job, "float16").first_token + 2.25
-    assert checks[0].after.first_token == pytest.approx(right)
-    assert checks[1].after.first_token == pytest.approx(bench.rows[1].first_token + second["median"], rel=1e-3)
-
-
-def test_a_cut_language_model_is_predicted_with_its_layers(tmp_path):
-    short = SHAPE.with_layers(2)
-    job = job_of(short, "none", 576, 1)
-    path = bench_of(spec(300, 2000), tmp_path / "b.json", batches=[1], llm_layers=2)
-    bench = read_bench(path)
-    assert bench.shape.config.text_config.num_hidden_layers == 2
-    after = check(spec(300, 2000), bench)[0].before
-    assert after.stages == predict(spec(300, 2000), short.config, job, "float16").stages
-
-
-def test_rows_whose_choice_has_no_formula_are_learned_from_too(tmp_path):
-    """Towers without [CLS] are pruned by coverage, whose job no benchmark tells."""
-    path = bench_of(spec(300, 2000), tmp_path / "b.json", batches=[2])
-    told = json.loads(path.read_text())
-    told["parts"] = 1
-    row = told["rows"][1] | {"method": "coverage", "visual_token_num": 288, "prompt_tokens": 352, "job": None}
-    path.write_text(json.dumps(told | {"rows": [row, row | {"method": "vispruner"}]}))
-    (found,) = read_bench(path).rows
-    assert (found.method, found.job) == ("coverage", job_of(SHAPE, "coverage", 288, 2))
-
-
-def test_calibration_needs_a_device_of_the_same_kind(tmp_path):
-    bench = read_bench(bench_of(spec(1, 1), tmp_path / "b.json", device="cpu"))
-    with pytest.raises(UserError, match="ran on cpu, which is not like a100"):
-        calibrate(SPECS["a100"], bench)
-    other = read_bench(bench_of(spec(1, 1), tmp_path / "b.json", device="cuda (NVIDIA H100 80GB HBM3)"))
-    with pytest.raises(UserError, match=r"ran on cuda .NVIDIA H100 80GB HBM3., which is not like a100"):
-        calibrate(SPECS["a100"], other)
-    calibrate(SPECS["h100"], other)
-    here, elsewhere = (
-        read_bench(bench_of(spec(1, 1), tmp_path / "b.json", device="cpu", processor=name, threads=torch.get_num_threads()))
-        for name in (machine(torch.device("cpu"))["processor"], "abacus")
-    )
-    cpu = replace(spec(1, 1), kind="cpu")
-    calibrate(cpu, here)
-    with pytest.raises(UserError, match=r"ran on another machine than this .processor abacus."):
-        calibrate(cpu, elsewhere)
-
-
-@pytest.mark.parametrize("change", [{"encoder": {"median": 0}}, {"splice": None}, {"prefill": {"median": "x"}}])
-def test_a_file_with_holes_is_refused(tmp_path, change):
-    path = bench_of(spec(300, 2000), tmp_path / "b.json")
-    told = json.loads(path.read_text())
-    told["rows"][1]["stages_s"].update(change)
-    path.write_text(json.dumps(told))
-    with pytest.raises(UserError, match="holds no benchmark of a shape"):
-        read_bench(path)
-
-
 def test_rates_of_this_machine_are_plausible():
     device = measured_cpu(torch.float32, seconds=0.02, tower=64, width=128, side=4)
     assert device.kind == "cpu"
@@ -290,24 +147,6 @@ def test_rates_of_this_machine_are_plausible():
     assert device.efficiency.keys() == ALL.keys()
     assert 1e-4 < min(device.efficiency.values()) <= max(device.efficiency.values()) < 100
     assert 1e2 < device.launches_per_s < 1e8
-
-
-def test_what_was_measured_of_blocks_is_how_long_blocks_take():
-    """Each measured thing is predicted by the shares fitted to all of them."""
-    true = DeviceSpec("made-up", "cpu", {"float32": 1e11}, 1e10, 1e5, ALL | {"encoder": 0.7, "attention": 0.2, "weights": 0.4})
-    seen = []
-    for rows in (1, 64, 640):
-        for products, attention in (("encoder", "attention"), ("encoder", "maps"), ("prefill", "causal")):
-            amounts = {products: 2e7 * rows, attention: 1e4 * rows**2, "weights": 4e7, "launches": 36}
-            terms = [Term("", "", share, amount) for share, amount in amounts.items()]
-            seen.append((terms, sum(seconds for _, seconds in true.seconds(terms, "float32"))))
-    start = replace(true, efficiency=dict.fromkeys(ALL, 0.5))
-    found = fit(start, "float32", seen)
-    for terms, seconds in seen:
-        assert sum(each for _, each in found.seconds(terms, "float32")) == pytest.approx(seconds, rel=0.01)
-    assert found.efficiency["weights"] == pytest.approx(0.4, rel=0.05)
-    assert found.efficiency["encoder"] == pytest.approx(0.7, rel=0.05)
-    assert found.efficiency["memory"] == 0.5  # nothing tells
 
 
 def test_published_figures_have_sensible_proportions():
@@ -404,37 +243,3 @@ def test_command_plans_for_this_machine(capsys, monkeypatch):
     monkeypatch.setattr("fastervlm.bench.cpu.measured_cpu", lambda dtype: quick)
     command("llava-1.5-1b", "cpu-measured")
     assert "Batch 1: " in capsys.readouterr().out
-
-
-def test_compiled_rows_are_learned_and_predicted_by_the_others(tmp_path):
-    """A device on which compiling takes the encoder to 0.8, the prefill to 0.9 and a step to 0.5 of their times."""
-    path = bench_of(spec(2, 30, 1e5, "cpu"), tmp_path / "b.json", batches=[1], device="cpu")
-    told = json.loads(path.read_text())
-    for row in told["rows"]:
-        if row["method"] == "cls":
-            stages = {name: spread["median"] for name, spread in row["stages_s"].items()}
-            plain = sum(stages.values())
-            encoder = plain - 0.2 * (stages["encoder"] + stages["projector"])
-            first = {"plain": plain, "encoder": encoder, "all": encoder - 0.1 * stages["prefill"]}
-            step = {"plain": 1 / row["decode_tokens_per_s"]["median"], "encoder": 1.0}
-            step["all"] = step["plain"] / 2
-            kinds = {"time_to_first_token_s": first, "step_s": step}
-            row["compiled"] = {kind: {way: {"median": x} for way, x in ways.items()} for kind, ways in kinds.items()}
-        else:
-            row["compiled"] = {"refused": "no"}
-    path.write_text(json.dumps(told))
-    bench = read_bench(path)
-    device = calibrate(spec(2, 30, 1e5, "cpu"), bench)
-    assert device.compiled == pytest.approx({"encoder": 0.8, "prefill": 0.9, "step": 0.5})
-    checks = check(spec(2, 30, 1e5, "cpu"), bench)
-    errors = {each.row.method: each.compiled_error for each in checks}
-    assert errors == {"cls": pytest.approx(0, abs=1e-3), "none": None, "fastv": None, "eager-maps": None}
-    told = predict(device, SHAPE.config, bench.rows[1].job, "float16")
-    measured = (bench.rows[1].compiled or {})["time_to_first_token_s"]["all"]
-    assert told.compiled == pytest.approx((measured, told.step / 2), rel=1e-3)
-    headers, rows = check_table(checks)
-    assert {len(row) for row in rows} == {len(headers)}
-    assert "% compiled" in worst(checks)
-    headers, rows = plan_table(plan(SHAPE, device, "float16", ["cls", "fastv"], [58], [1]))
-    assert {len(row) for row in rows} == {len(headers)}
-    assert [row[-1] == "–" for row in rows] == [True, False, True]
