@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -198,26 +197,17 @@ def test_commands_of_other_packages_are_added(run, monkeypatch):
     assert run("group", "two")[:2] == (0, "hello from above\n")
 
 
-def start(*arguments):
-    command = [sys.executable, "-m", "fastervlm.cli", *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_run_goes_on_where_it_stopped(run, model, tmp_path, number):
-    bench = write_benchmark(tmp_path / "long", count=600)
+    bench = write_benchmark(tmp_path / "long", count=40)
     arguments = ["eval", "textvqa", *options(model, bench, batch_size=1, visual_token_num=4, annotation_file=None)]
     journal, answers = tmp_path / "out" / "a.jsonl.partial", tmp_path / "out" / "a.jsonl"
-    process = start(*arguments)
-    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 3):
-        time.sleep(0.01)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    command = [sys.executable, "-m", "tests.support.stop_at_write", int(number), 5, "fastervlm.cli", *arguments]
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False, env=settings)
+    err = process.stderr
     assert not answers.exists()
-    done = journal.read_bytes().count(b"\n") - 1
-    assert 0 < done < 600
+    assert 0 < journal.read_bytes().count(b"\n") - 1 < 40, err
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert err.splitlines()[-1] == "fastervlm: stopped; the same command goes on where this one stopped."
@@ -226,7 +216,7 @@ def test_stopped_run_goes_on_where_it_stopped(run, model, tmp_path, number):
 
     assert run(*arguments[:-2], "--batch-size", 64, "--visual-token-num", 4)[0] == 0
     asked = [json.loads(line)["question_id"] for line in answers.read_text().splitlines()]
-    assert asked == [f"p{i // 2}" for i in range(600)]
+    assert asked == [f"p{i // 2}" for i in range(40)]
     assert not journal.exists()
 
 

@@ -1,11 +1,9 @@
 """`fastervlm video-qa` and `python -m video video-qa`."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -148,15 +146,10 @@ def test_the_score_wants_both_halves_of_an_endpoint(command, tmp_path):
 def test_killed_in_mid_run_each_question_is_answered_once(command, model, bench, tmp_path):
     out = tmp_path / "n.jsonl"
     run = ["--model", str(model), *options(bench, out, visual_token_num=3, batch_size=1)]
-    process = subprocess.Popen([sys.executable, "-m", "video", "video-qa", *run], cwd=ROOT, stderr=subprocess.DEVNULL)
+    stopping = ["tests.support.stop_at_write", str(int(signal.SIGKILL)), "3", "video", "video-qa", *run]
+    process = subprocess.run([sys.executable, "-m", *stopping], cwd=ROOT, stderr=subprocess.DEVNULL, check=False)
     journal = tmp_path / "n.jsonl.partial"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= 3:
-            break
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.returncode == -signal.SIGKILL
     assert journal.exists()
     assert not out.exists()
     answered = journal.read_bytes().count(b"\n") - 1
