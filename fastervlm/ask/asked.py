@@ -58,7 +58,8 @@ class Reply:
 
     Attributes:
         text: the answer.
-        visual_tokens: how many the language model saw; where it is pruned inside, behind the layer that prunes.
+        visual_tokens: how many the language model saw; where it is pruned inside, behind the layer that prunes, and
+            under METHOD+fastv the mean over its layers.
         first_token: seconds from the prepared inputs to the first token.
         method: what chose the tokens; None without pruning.
         trace: what was kept, as the handle told it; empty without pruning.

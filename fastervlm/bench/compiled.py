@@ -32,8 +32,9 @@ def compiled(workload: Workload, variant: Variant, repeats: int, new_tokens: int
     Raises:
         UserError: this model, or this method, cannot be compiled.
     """
-    if variant.pruner is None or traits(variant.pruner).in_llm:
-        raise UserError(f"{variant.method} does not prune in front of the language model, so it cannot be compiled.")
+    told = None if variant.pruner is None else traits(variant.pruner)
+    if told is None or told.in_llm or told.on_top:
+        raise UserError(f"{variant.method} does not prune in front of the language model alone, so it cannot be compiled.")
     with variant.pruned(workload) as handle:
         host = handle.host
         plain = host.encode

@@ -88,8 +88,8 @@ MethodName = Annotated[
     str | None,
     typer.Option(
         "--method",
-        help=f"How tokens are chosen: {listed(METHODS)}; or METHOD:SCORE with what scores patches, such as cls:received. The "
-        "default of the kind of model if left out.",
+        help=f"How tokens are chosen: {listed(METHODS)}; METHOD+fastv, with FastV on top; or METHOD:SCORE with what scores "
+        "patches, such as cls:received. The default of the kind of model if left out.",
         autocompletion=completer(METHODS),
     ),
 ]
@@ -97,8 +97,8 @@ MethodNames = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        help=f"Methods, separated by commas, each a METHOD or METHOD:SCORE: {listed(METHODS)}. The default of the kind of "
-        "model, random and grid if left out.",
+        help=f"Methods, separated by commas, each a METHOD, METHOD+fastv (FastV on top) or METHOD:SCORE: {listed(METHODS)}. "
+        "The default of the kind of model, random and grid if left out.",
         autocompletion=list_completer(METHODS),
     ),
 ]

@@ -45,7 +45,8 @@ def image_embeds(model: Any, processor: Any, picture: Image.Image, keep: int | f
     if family.model_type not in _TYPES:
         raise UserError(f"vLLM takes no ready embeddings for a {family.class_name}; the types are {', '.join(_TYPES)}.")
     method = settings.get("method")
-    if method is not None and traits(get_method(method)).in_llm:
+    told = None if method is None else traits(get_method(method))
+    if told is not None and (told.in_llm or told.on_top):
         raise UserError(
             f"method={method!r} prunes inside the language model, in front of which embeddings stand; choose another."
         )

@@ -77,9 +77,10 @@ def test_mistakes_are_one_sentence(monkeypatch, capsys, tmp_path, image, out, se
     assert not (tmp_path / out).exists()
 
 
-def test_a_method_inside_the_language_model_is_refused():
+@pytest.mark.parametrize("method", ["fastv", "cls+fastv"])
+def test_a_method_inside_the_language_model_is_refused(method):
     with pytest.raises(UserError, match="prunes inside the language model"):
-        image_embeds(tiny.llava(), tiny.processor(), tiny.picture(1), 5, method="fastv")
+        image_embeds(tiny.llava(), tiny.processor(), tiny.picture(1), 5, method=method)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):
