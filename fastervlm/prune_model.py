@@ -28,7 +28,7 @@ from fastervlm.generation.versions import needs_transformers
 from fastervlm.generation.whole_prompt import get_logits_processor, get_stopping_criteria
 from fastervlm.handle import Handle
 from fastervlm.inllm import InLLM
-from fastervlm.inllm.handle import InLLMHandle
+from fastervlm.inllm.handle import InLLMHandle, check_pruned_inside
 from fastervlm.methods import Method
 from fastervlm.methods.lookup import get_method
 from fastervlm.methods.projected import Projected
@@ -78,8 +78,9 @@ def prune(
             (0.1), a `TokenBudget`, or an adaptive budget: `Mass(0.9)` and `Outliers()` keep as many as each one's attention
             asks for, `Total(290)` is shared by all of a picture or clip, `AtMost(256)` bounds a picture of any size. Methods
             inside the language model: a count or fraction of all.
-        method: which ones: a name in `fastervlm.methods.METHODS` or a method. None is the default of the kind of model: "cls",
-            or "coverage" where the tower has no [CLS] token or its attention is known to mislead; `handle.method` says which.
+        method: which ones: a name in `fastervlm.methods.METHODS`, METHOD+fastv such as "vscan+fastv" (FastV on top, `keep` is
+            the mean over layers), or a method. None is the default of the kind of model: "cls", or "coverage" where the tower
+            has no [CLS] token or its attention is known to mislead; `handle.method` says which.
         score: what scores the patches where a method or budget goes by scores: "cls", "pool", "received" or "norm"; see `wrap`.
             Without it a method has the one that defines it, such as "received" of "hiprune", or else "cls".
         anyres: how pictures cut into crops are laid out: "native" is the model's own way, where padding never competes; "paper"
@@ -105,13 +106,13 @@ def prune(
     """
     tokens, options = Budget.of(keep), Options(positions, budget, anyres, newline, keep_cls, images)
     check_choice("features", features, ("tower", "projected"))
-    if method is not None and traits(get_method(method)).in_llm:
-        return _inside(model, tokens, cast(InLLM, get_method(method)), options, encoder_keep, features, remember)
-    if method is not None and traits(get_method(method)).on_top:
-        return _on_both_sides(
-            model, tokens, cast(WithFastV, get_method(method)), score, options, encoder_keep, features, remember
-        )
-    return _in_front(model, tokens, method, score, options, encoder_keep, features, remember)
+    method = get_method(family_of(model).default_method(model) if method is None else method)
+    rest = options, encoder_keep, features, remember
+    if traits(method).in_llm:
+        return _inside(model, tokens, cast(InLLM, method), *rest)
+    if traits(method).on_top:
+        return _on_both_sides(model, tokens, cast(WithFastV, method), score, *rest)
+    return _in_front(model, tokens, method, score, *rest)
 
 
 def _refuse_memory(remember: object) -> None:
@@ -142,22 +143,26 @@ def _inside(
 
 def _on_both_sides(model: nn.Module, tokens: Budget, method: WithFastV, *others: Any) -> PruneHandle:
     """Prune in front of the language model and inside it; one handle undoes both."""
-    family = family_of(model)
-    stages = method.stages(tokens, family.num_visual_tokens(model.config), len(family.decoder(model).layers))
+    family = check_pruned_inside(model)
+    total, layers = family.num_visual_tokens(model.config), len(family.decoder(model).layers)
+    stages = method.stages(tokens, cast(int, total), layers)
     handle = _in_front(model, stages.reach, method.first, *others)
     try:
         handle.inside = InLLMHandle(model, stages.share, stages.inside)
     except BaseException:
         handle.remove()
         raise
-    handle.budget, handle.method, handle.host.one_budget = tokens, method, True
+    handle.budget, handle.method = tokens, method
+    handle.host.of_one_budget = frozenset(
+        kind for kind in family.kinds if family.num_visual_tokens(model.config, kind) == total
+    )
     return handle
 
 
 def _in_front(
     model: nn.Module,
     tokens: Budget,
-    method: str | Method | None,
+    method: Method,
     score: Score | None,
     options: Options,
     encoder_keep: EncoderSchedule | None,
@@ -168,7 +173,7 @@ def _in_front(
     family = family_of(model)
     needs_transformers("5.18", "take the kept tokens of a picture", "install a later one")
     if features == "projected":
-        method = Projected(get_method(family.default_method(model) if method is None else method), family.projector(model))
+        method = Projected(method, family.projector(model))
     if HOST in model.__dict__:
         raise UserError("This model is pruned already; call handle.remove() before pruning it anew.")
     pruning = _checked(model, family, tokens, method, score, options, encoder_keep)
@@ -179,19 +184,18 @@ def _checked(
     model: nn.Module,
     family: Family,
     tokens: Budget,
-    method: str | Method | None,
+    method: Method,
     score: Score | None,
     options: Options,
     encoder_keep: EncoderSchedule | None,
 ) -> Pruning:
     """The settings with the family's defaults where none are given, refused if they do not fit the model."""
-    chosen = get_method(family.default_method(model) if method is None else method)
-    wanted = score or traits(chosen).score
+    wanted = score or traits(method).score
     told = wanted or ("cls" if family.has_cls(model) else "received")
     guessed = wanted is None and told == "received"
     scores: dict[str, Any] = {"score": told, "guessed": guessed, "choices": family.scores}
-    pruning = Pruning(tokens, chosen, family.settings(options), options.positions, encoder_keep, **scores)
-    if traits(chosen).resizes:
+    pruning = Pruning(tokens, method, family.settings(options), options.positions, encoder_keep, **scores)
+    if traits(method).resizes:
         check_shrinking(family, tokens)
     if guessed:
         options.refuse_shares(family.scores)
@@ -204,7 +208,9 @@ class PruneHandle(Handle):
 
     Attributes:
         host: the mounted model, its family, and what turns the pixels of a call into kept and projected tokens.
-        pruning: all settings in force; `budget` and `method` are two of them.
+        pruning: all settings in front of the language model; `budget` and `method` are two of them.
+        budget, method: those that `prune` was given. Under METHOD+fastv `pruning` has what that comes to in front of the
+            language model, and `inside` is the handle of FastV.
     """
 
     def __init__(self, model: nn.Module, family: Family, pruning: Pruning, memory: Memory | None = None) -> None:

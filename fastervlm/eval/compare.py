@@ -18,7 +18,7 @@ from fastervlm.eval.settings import Settings, chosen
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.table import ALL, BASES, BLIND, Cell, Comparison, column_name
 from fastervlm.eval.together import Found, evaluate_together
-from fastervlm.methods.lookup import get_method
+from fastervlm.methods.lookup import draws, get_method
 from fastervlm.selection.budget import AtMost, Budget, TokenBudget
 from fastervlm.selection.method import Method, traits
 
@@ -171,7 +171,7 @@ def _columns(methods: Iterable[str], layers: Sequence[int], seeds: int) -> Itera
         if name in layered:
             for layer in dict.fromkeys(layers):
                 yield _Column(name, {f"{name}-layer{layer}": {"method": get_method(name, layer=layer)}}, layer)
-        elif hasattr(told["method"], "seed"):
+        elif draws(told["method"]):
             yield _Column(name, {f"{folder}-seed{seed}": chosen(name, seed) for seed in range(seeds)})
         else:
             yield _Column(name, {folder: told})

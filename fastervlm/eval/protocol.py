@@ -13,7 +13,8 @@ from fastervlm.eval.media import media_sha256
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question
-from fastervlm.methods import METHODS
+from fastervlm.methods import METHODS, Method
+from fastervlm.methods.lookup import ON_TOP, first_of, get_method
 from fastervlm.reporting.provenance import device_name, program
 from fastervlm.selection.budget import Budget
 
@@ -43,7 +44,13 @@ def method_settings(settings: Settings) -> dict[str, Any] | None:
     """
     if settings.keep is None:
         return None
-    method = settings.pruner
+    found = _own_settings(settings.pruner)
+    return found and {**found, **({} if settings.score is None else {"score": settings.score})}
+
+
+def _own_settings(whole: Method | None) -> dict[str, Any] | None:
+    """The registered name of a method and what was set otherwise, as `get_method` takes them."""
+    method = whole and first_of(whole)
     alike = [name for name, known in METHODS.items() if type(known) is type(method)]
     if not alike or not is_dataclass(method):
         return None
@@ -51,7 +58,11 @@ def method_settings(settings: Settings) -> dict[str, Any] | None:
     usual = METHODS[name]
     changed = {each.name: getattr(method, each.name) for each in fields(method)}
     other = {key: value for key, value in changed.items() if getattr(usual, key) != value}
-    return {"name": name, "settings": other, **({} if settings.score is None else {"score": settings.score})}
+    if whole is not method:
+        name = f"{name}+{ON_TOP}"
+        if get_method(name, **other) != whole:
+            return None
+    return {"name": name, "settings": other}
 
 
 def results(questions: list[Question], journal: Journal) -> dict[str, Any]:

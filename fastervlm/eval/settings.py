@@ -17,7 +17,7 @@ from fastervlm.eval.preparation import Batch
 from fastervlm.eval.prompts import CONV_MODES, conversation
 from fastervlm.eval.subject import Subject
 from fastervlm.eval.task import Question, Task
-from fastervlm.methods.lookup import get_method, name_of
+from fastervlm.methods.lookup import draws, get_method, name_of
 from fastervlm.pictures import Exif
 from fastervlm.reporting.files import hash_files
 from fastervlm.selection.budget import Budget
@@ -128,6 +128,11 @@ class Settings:
         """Whether the model is pruned inside its language model."""
         return self.keep is not None and self.pruner is not None and traits(self.pruner).in_llm
 
+    @property
+    def on_top(self) -> bool:
+        """Whether the model is pruned in front of its language model and inside it."""
+        return self.keep is not None and self.pruner is not None and traits(self.pruner).on_top
+
     def shrinks(self, subject: Subject) -> bool:
         """Whether pictures are shrunk before the processor, so that the model itself is not pruned."""
         resizes = self.keep is not None and self.pruner is not None and traits(self.pruner).resizes
@@ -146,7 +151,8 @@ class Settings:
         """What the method chooses patches by, as `fastervlm.prune` calls it; None if by no score of the tower."""
         if self.keep is None or self.pruner is None or self.in_llm:
             return None
-        return self.score or (None if traits(self.pruner).score_free else "cls")
+        told = traits(self.pruner)
+        return self.score or told.score or (None if told.score_free else "cls")
 
     def aspect_ratio(self, subject: Subject) -> str:
         """How pictures are brought to the shape the model reads: as asked for, or as its kind of model was trained."""
@@ -160,7 +166,7 @@ class Settings:
 def seeded(name: str, seed: int) -> Method:
     """The method of that name, with the seed if it draws at random."""
     method = get_method(name)
-    return get_method(name, seed=seed) if hasattr(method, "seed") else method
+    return get_method(name, seed=seed) if draws(method) else method
 
 
 def chosen(text: str | None, seed: int = 0) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from encoders import UserError
-from fastervlm.families.base import Encoded, Family
+from fastervlm.families.base import PIXELS, Encoded, Family
 from fastervlm.families.pruning import Pruning
 from fastervlm.generation.language import Language
 from fastervlm.generation.memory import Memory
@@ -47,7 +47,8 @@ class Host(Mounted):
         memory: of the last pictures, where they are remembered.
         told: what its user was warned of already.
         trace: what the last call with pictures kept, a trace for each of them in the order of the prompts.
-        one_budget: the budget is shared with what prunes inside the language model, so that no call brings one of its own.
+        of_one_budget: the kinds, "image" or "video", that a budget shared with what prunes inside the language model is right
+            for; a call then brings neither another kind nor a budget of its own. None where the budget is not shared.
         lengths: for each trace, how many placeholders the unpruned prompt has for it.
     """
 
@@ -57,7 +58,7 @@ class Host(Mounted):
     own: dict[str, Any]
     encode: Callable[[Any, Pruning, Mapping[str, Any]], dict[str, Encoded]]
     language: Language | None = None
-    one_budget: bool = False
+    of_one_budget: frozenset[str] | None = None
     memory: Memory | None = None
     trace: list[Any] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -66,15 +67,27 @@ class Host(Mounted):
     def pruning_of(self, call: dict[str, Any]) -> Pruning:
         """How one call is pruned: it may bring a budget of its own as `keep`, which is taken out of it."""
         keep = call.pop("keep", None)
+        self._refuse_other_kinds(call)
         if keep is None:
             return self.pruning
-        if self.one_budget:
+        if self.of_one_budget is not None:
             raise UserError(
                 "A call cannot bring a budget of its own under METHOD+fastv; prune the model anew, with that budget."
             )
         pruning = replace(self.pruning, budget=Budget.of(keep))
         self.family.check(self.model, pruning)
         return pruning
+
+    def _refuse_other_kinds(self, call: dict[str, Any]) -> None:
+        """Refuse clips whose frames have another number of tokens than the pictures that a shared budget was counted for."""
+        if self.of_one_budget is None:
+            return
+        for kind, names in PIXELS.items():
+            if kind not in self.of_one_budget and any(call.get(name) is not None for name in names):
+                raise UserError(
+                    f"METHOD+fastv counts K for pictures, and a frame of a clip has another number of tokens in a "
+                    f"{self.family.class_name}; prune for clips with the method alone."
+                )
 
     def shown(self, pruning: Pruning, call: Mapping[str, Any]) -> dict[str, Encoded]:
         """All that a call shows, encoded, or remembered from a call before."""

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
 from encoders import UserError, UserTypeError
+from fastervlm.families.base import Family
 from fastervlm.families.registry import family_of
 from fastervlm.generation.host import Mounted
 from fastervlm.generation.inputs import INSIDE, visual
@@ -36,6 +37,7 @@ class InLLMHandle(Handle):
         budget: the token budget in force, over all visual tokens of a prompt.
         method: the method in force.
         trace: one `TokenTrace` for each prompt of the last call that read prompts; beams and several answers count as prompts.
+        together: `trace` of each handle that pruned inside the model in that call, this one included.
     """
 
     def __init__(self, model: nn.Module, budget: Budget, method: InLLM) -> None:
@@ -44,11 +46,14 @@ class InLLMHandle(Handle):
                 f"{budget} cannot be counted inside the language model, which has no [CLS] attention and no single "
                 "pictures; give a count or a fraction."
             )
-        _check(model, method)
+        layers = len(check_pruned_inside(model).decoder(model).layers)
+        if method.layer >= layers:
+            raise UserError(f"{method!r} needs more layers than the {layers} there are; choose a smaller layer.")
         self.model: Any = model
         self.budget = budget
         self.method = method
         self.trace: list[TokenTrace] = []
+        self.together: list[list[TokenTrace]] = []
         hooks = model.__dict__.get(INSIDE)
         if hooks is None:
             hooks = model.__dict__[INSIDE] = _Hooks(model)
@@ -75,11 +80,10 @@ class InLLMHandle(Handle):
         """For each prompt of the last call, how many visual tokens a layer of the language model saw on average.
 
         `num_tokens` of the trace counts those from `method.layer` on, as papers mostly do. The mean counts the layers before,
-        and all else that prunes inside this model now.
+        and all else that pruned inside the model in that call.
         """
-        handles = self.model.__dict__[INSIDE].handles.values() if self.active else [self]
-        traces, layers = [handle.trace for handle in handles], len(decoder_of(self.model).layers)
-        return [mean_tokens(each, layers) for each in zip(*traces, strict=True)]
+        layers = len(decoder_of(self.model).layers)
+        return [mean_tokens(each, layers) for each in zip(*self.together, strict=True)]
 
     def remove(self) -> None:
         """Undo this pruning exactly; a second call does nothing."""
@@ -225,7 +229,13 @@ def _slides(config: Any) -> bool:
     return "sliding_attention" in kinds if kinds is not None else getattr(config, "sliding_window", None) is not None
 
 
-def _check(model: Any, method: InLLM) -> None:
+def check_pruned_inside(model: Any) -> Family:
+    """The kind of a model, refused if methods inside the language model are not known to be right with it.
+
+    Raises:
+        UserError: they are not.
+        UserTypeError: the model or its language model is of a kind that is not supported.
+    """
     family = family_of(model, "pruned inside its language model")
     if not family.pruned_inside:
         raise UserError(
@@ -237,5 +247,4 @@ def _check(model: Any, method: InLLM) -> None:
         raise UserTypeError(
             f"A {type(decoder).__name__} cannot be pruned inside; supported language models are {', '.join(DECODERS)}."
         )
-    if method.layer >= len(decoder.layers):
-        raise UserError(f"{method!r} needs more layers than the {len(decoder.layers)} there are; choose a smaller layer.")
+    return family

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fastervlm.generation.kv_cache import cache_in
-from fastervlm.handle import Handle
 from fastervlm.inllm.attention_row import attention_row
 from fastervlm.inllm.cache import Memory, held, hold, let_grow
 from fastervlm.inllm.columns import Columns, causal_mask, take, take_mask
@@ -35,7 +34,7 @@ class Run:
         flash: whether masks are those of flash attention, (R, L) over keys.
     """
 
-    def __init__(self, handles: Mapping[int, Handle], prompt: Prompt | None, *, flash: bool) -> None:
+    def __init__(self, handles: Mapping[int, Any], prompt: Prompt | None, *, flash: bool) -> None:
         self.handles = handles
         self.prompt = prompt
         self.flash = flash
@@ -137,6 +136,9 @@ class Run:
         """The language model's output with states (R, T, D) as long as the prompt, zero where a token was dropped."""
         if self.prompt is None:
             return output
+        together = [handle.trace for handle in self.handles.values()]
+        for handle in self.handles.values():
+            handle.together = together
         layers = max(self._columns, default=0)
         output.last_hidden_state = self._whole(output.last_hidden_state, layers)
         states = output.get("hidden_states")

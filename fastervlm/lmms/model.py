@@ -69,7 +69,7 @@ class PrunedModel(lmms, abc.ABC):
         A loss and no likelihood, because of several choices lmms-eval takes the one with the least, as its own models expect.
         A bare pair lmms-eval 0.7 would turn into text; as the `text` of a `GenerationResult` it gets through.
         """
-        if self.settings.in_llm:
+        if self.settings.in_llm or self.settings.on_top:
             raise UserError(
                 f"{self.settings.method_name} chooses by the end of the prompt, which a continuation moves; "
                 "for tasks of likelihoods use a method that prunes in front of the language model."

@@ -8,7 +8,6 @@ from typing import Any
 from encoders import UserError
 from fastervlm.methods import METHODS, ClipRelevance, Method
 from fastervlm.methods.with_fastv import WithFastV
-from fastervlm.selection.method import traits
 
 ON_TOP = "fastv"
 
@@ -25,6 +24,16 @@ def name_of(method: Method) -> str | None:
         first = name_of(method.first)
         return f"{first}+{ON_TOP}" if first and method == WithFastV(method.first) else None
     return next((name for name, known in METHODS.items() if known == method), None)
+
+
+def first_of(method: Method) -> Method:
+    """The method that chooses first: the one in front of the language model under METHOD+fastv, else the method itself."""
+    return method.first if isinstance(method, WithFastV) else method
+
+
+def draws(method: Method) -> bool:
+    """Whether it draws at random, by a `seed`."""
+    return hasattr(first_of(method), "seed")
 
 
 def get_method(method: str | Method, **settings: Any) -> Method:
@@ -45,12 +54,9 @@ def get_method(method: str | Method, **settings: Any) -> Method:
         return method
     name, _, inside = method.partition("+")
     if inside == ON_TOP and name in METHODS:
-        first = get_method(name, **settings)
-        if traits(first).in_llm or traits(first).resizes:
-            raise UserError(f"+{ON_TOP} is for a method that chooses in front of the language model, which {name} does not.")
-        return WithFastV(first)
+        return WithFastV(get_method(name, **settings))
     if method not in METHODS:
-        raise UserError(f"There is no method named {method!r}; choose one of {', '.join(METHODS)}.")
+        raise UserError(f"There is no method named {method!r}; choose one of {', '.join(METHODS)}, or METHOD+{ON_TOP}.")
     try:
         return replace(METHODS[method], **settings) if settings else METHODS[method]  # type: ignore[type-var]
     except TypeError as error:

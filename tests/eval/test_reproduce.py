@@ -15,6 +15,7 @@ from fastervlm.eval.settings import identity_of
 from fastervlm.eval.subject import Subject
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.methods import FastV, RandomTokens
+from fastervlm.methods.with_fastv import WithFastV
 from fastervlm.reporting.files import hash_files
 from tests.support import tiny
 
@@ -59,6 +60,7 @@ RUNS = [
     {"keep": 0.3},
     {"method": RandomTokens(1)},
     {"method": FastV(layer=1)},
+    {"method": WithFastV(RandomTokens(1))},
     {"limit": 3},
     {"conv_mode": "vicuna_v1"},
     {"image_aspect_ratio": "square"},

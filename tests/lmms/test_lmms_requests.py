@@ -1,5 +1,7 @@
 """Models for lmms-eval answer as the model does that is asked by hand, whatever else is in the batch; or say why not."""
 
+import re
+
 import pytest
 import torch
 from PIL import ImageOps
@@ -255,8 +257,9 @@ def test_other_tasks_are_refused(folder):
         losses(lm, [doc("What?", target=" ")])
     with pytest.raises(UserError, match="without a document"):
         lm.loglikelihood(requests(lm, [doc("")], lambda _: ("", "A"))[:1])
-    with pytest.raises(UserError, match="simignore chooses by the end of the prompt"):
-        losses(Llava(pretrained=str(folder), keep=5, method="simignore"), RAGGED)
+    for method in ("simignore", "cls+fastv"):
+        with pytest.raises(UserError, match=re.escape(method) + " chooses by the end of the prompt"):
+            losses(Llava(pretrained=str(folder), keep=5, method=method), RAGGED)
 
 
 @pytest.mark.parametrize(
