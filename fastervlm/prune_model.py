@@ -106,13 +106,19 @@ def prune(
     """
     tokens, options = Budget.of(keep), Options(positions, budget, anyres, newline, keep_cls, images)
     check_choice("features", features, ("tower", "projected"))
-    method = get_method(family_of(model).default_method(model) if method is None else method)
-    rest = options, encoder_keep, features, remember
+    chosen = get_method(family_of(model).default_method(model) if method is None else method)
+    return _where_it_acts(model, tokens, chosen, score, options, encoder_keep, features, remember)
+
+
+def _where_it_acts(
+    model: nn.Module, tokens: Budget, method: Method, score: Score | None, *others: Any
+) -> PruneHandle | InLLMHandle:
+    """Prune in front of the language model, inside it, or on both sides."""
     if traits(method).in_llm:
-        return _inside(model, tokens, cast(InLLM, method), *rest)
+        return _inside(model, tokens, cast(InLLM, method), *others)
     if traits(method).on_top:
-        return _on_both_sides(model, tokens, cast(WithFastV, method), score, *rest)
-    return _in_front(model, tokens, method, score, *rest)
+        return _on_both_sides(model, tokens, cast(WithFastV, method), score, *others)
+    return _in_front(model, tokens, method, score, *others)
 
 
 def _refuse_memory(remember: object) -> None:
@@ -208,9 +214,10 @@ class PruneHandle(Handle):
 
     Attributes:
         host: the mounted model, its family, and what turns the pixels of a call into kept and projected tokens.
-        pruning: all settings in front of the language model; `budget` and `method` are two of them.
-        budget, method: those that `prune` was given. Under METHOD+fastv `pruning` has what that comes to in front of the
-            language model, and `inside` is the handle of FastV.
+        pruning: all settings in front of the language model.
+        budget, method: those of `pruning`; under METHOD+fastv K and the whole method, of which `pruning` has the part in front
+            of the language model.
+        inside: under METHOD+fastv the handle of FastV.
     """
 
     def __init__(self, model: nn.Module, family: Family, pruning: Pruning, memory: Memory | None = None) -> None:

@@ -182,6 +182,7 @@ def test_a_seed_is_that_of_the_method_in_front(subject, settings, tmp_path):
     [
         ("cls+fastv", {"name": "cls+fastv", "settings": {}}, "cls"),
         ("coverage+fastv", {"name": "coverage+fastv", "settings": {}}, None),
+        ("hiprune", {"name": "hiprune", "settings": {}}, "received"),
         ("hiprune+fastv", {"name": "hiprune+fastv", "settings": {}}, "received"),
         (WithFastV(RandomTokens(3)), {"name": "random+fastv", "settings": {"seed": 3}}, None),
         (WithFastV(fastervlm.VScan(), at=0.25), None, "cls"),
