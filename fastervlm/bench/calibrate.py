@@ -208,11 +208,16 @@ class Check:
         return self.after.step / self.row.step - 1 if self.row.step else 0.0
 
     @property
-    def compiled_error(self) -> float | None:
-        """Relative error of the calibrated time to the first token of the compiled model; None where that is not known."""
+    def compiled(self) -> tuple[float, float] | None:
+        """Measured and calibrated seconds to the first token of the compiled model; None where one is not known."""
         if self.row.compiled is None or self.after.compiled is None:
             return None
-        return self.after.compiled[0] / self.row.compiled[TIME_TO_FIRST_TOKEN][ALL] - 1
+        return self.row.compiled[TIME_TO_FIRST_TOKEN][ALL], self.after.compiled[0]
+
+    @property
+    def compiled_error(self) -> float | None:
+        """Relative error of that calibrated time."""
+        return self.compiled and self.compiled[1] / self.compiled[0] - 1
 
 
 def check(device: DeviceSpec, bench: Measured) -> list[Check]:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastervlm.bench.calibrate import Check
-from fastervlm.bench.compiled import ALL
 from fastervlm.bench.plan import Plan, PlanRow
 from fastervlm.bench.speed_table import Table
-from fastervlm.bench.table import TIME_TO_FIRST_TOKEN
 from fastervlm.reporting.files import write_json, write_text
 from fastervlm.reporting.tables import markdown_table
 
@@ -69,18 +67,15 @@ def check_table(checks: Sequence[Check]) -> Table:
     """Header and rows of measured and predicted times in milliseconds, to the first token and of each token behind it."""
     headers = ["method", "tokens", "batch", "measured (ms)", "as specified", "error", "calibrated", "error"]
     headers += ["a token (ms)", "calibrated", "error"] * all(each.row.step is not None for each in checks)
-    compiled = any(each.compiled_error is not None for each in checks)
+    compiled = any(each.compiled for each in checks)
     headers += ["compiled (ms)", "calibrated", "error"] * compiled
     return headers, [(_checks(check) + _compiled(check) * compiled)[: len(headers)] for check in checks]
 
 
 def _compiled(check: Check) -> list[str]:
-    if check.compiled_error is None:
+    if check.compiled is None:
         return ["–"] * 3
-    measured, predicted = check.row.compiled, check.after.compiled
-    assert measured is not None
-    assert predicted is not None
-    return [_ms(measured[TIME_TO_FIRST_TOKEN][ALL]), _ms(predicted[0]), f"{check.compiled_error:+.1%}"]
+    return [*map(_ms, check.compiled), f"{check.compiled_error:+.1%}"]
 
 
 def _checks(check: Check) -> list[str]:

@@ -69,8 +69,13 @@ class Variant:
                 yield dict
 
     def pruned(self, workload: Workload) -> Any:
-        """The handle of the pruned model."""
-        assert self.pruner is not None
+        """The handle of the pruned model.
+
+        Raises:
+            UserError: no method of `fastervlm.prune` is measured here.
+        """
+        if self.pruner is None:
+            raise UserError(f"{self.method} is no method of fastervlm.prune.")
         keep = self.kept * workload.parts if traits(self.pruner).in_llm else self.kept
         if workload.family.num_visual_tokens(workload.model.config, workload.kind) is None:
             keep = self.kept / workload.num_visual_tokens  # the same share of each tile

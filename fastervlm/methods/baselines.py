@@ -20,6 +20,7 @@ class RandomTokens:
 
     The draw is a hash of the seed, the picture's own pixels and the patch: a picture keeps the same patches alone, in any
     batch, on any device and in any thread, and other pictures or seeds get other draws.
+    Pixels that were prepared with other rounding, as another kind of CPU may do it, are another picture.
     """
 
     traits: ClassVar[Traits] = Traits(ordered=True, work="pruned", score_free=True)

@@ -13,6 +13,7 @@ from fastervlm.eval.compare import compare
 from fastervlm.eval.runner import evaluate
 from fastervlm.eval.subject import Subject
 from fastervlm.selection.grids import coarser
+from tests.support.asked_by_hand import shown
 from tests.support.tiny_families import save
 
 KEEP = 6
@@ -29,12 +30,7 @@ def by_hand(subject, bench):
     model, processor = subject.loaded
     images = processor.image_processor
     side = images.patch_size * images.merge_size
-    for line in bench["question_file"].read_text().splitlines():
-        question = json.loads(line)
-        content = [{"type": "image"}, {"type": "text", "text": question["text"]}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        with Image.open(bench["image_folder"] / question["image"]) as opened:
-            picture = opened.convert("RGB")
+    for prompt, picture in shown(subject, bench):
         sizes = images.size["shortest_edge"], images.size["longest_edge"]
         high, wide = smart_resize(picture.height, picture.width, side, *sizes)
         rows, columns = coarser((high // side, wide // side), KEEP)

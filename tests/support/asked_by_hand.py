@@ -11,15 +11,20 @@ def texts(chosen):
     return [json.loads(line)["text"] for line in Path(chosen.answers_file).read_text().splitlines()]
 
 
-def asked_by_hand(subject, bench, new=3):
-    """What the model writes to each question of the benchmark, alone, by its own chat template."""
-    model, processor = subject.loaded
+def shown(subject, bench):
+    """The prompt of each question of the benchmark, by the model's own chat template, and its picture."""
     for line in bench["question_file"].read_text().splitlines():
         question = json.loads(line)
         content = [{"type": "image"}, {"type": "text", "text": question["text"]}]
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        prompt = subject.loaded[1].apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         with Image.open(bench["image_folder"] / question["image"]) as opened:
-            picture = opened.convert("RGB")
+            yield prompt, opened.convert("RGB")
+
+
+def asked_by_hand(subject, bench, new=3):
+    """What the model writes to each question of the benchmark, alone."""
+    model, processor = subject.loaded
+    for prompt, picture in shown(subject, bench):
         if subject.family.shapes[0] == "pad":
             side = max(picture.size)
             square = Image.new("RGB", (side, side), tuple(int(255 * x) for x in processor.image_processor.image_mean))
