@@ -3,7 +3,7 @@
 The tower is trained from nothing, as the tiny LLaVA's; its patches also tell their row and column, and of a shape whether
 it is the only one. The projector first learns to say of a patch what the tiny LLaVA's projector says of it, and to add a
 vector that tells the place. So the language model can begin as the tiny LLaVA's, which knows how to look things up; it
-learns to count, to compare places and to read from there on, on questions of all kinds of need in equal parts.
+learns to count, to compare places and to read from there on, on questions of all kinds of need.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from playground.video_task import STRENGTH, coordinates
 VOCABULARY = 768
 _FACTS = tuple(dict.fromkeys((*FACTS, *((board, word) for board in BOARDS for word in needs.WORDS))))
 _PLACE = {fact: i for i, fact in enumerate(_FACTS)}
-_NAMES = tuple(NEEDS)
+# The needs in turn; what is learned slowly comes more often to the language model.
+_SEEN = tuple(NEEDS)
+_ASKED = (*NEEDS, "where", "count", "where", "count", "where")
+_FEW = 4  # questions of a picture, so that kinds with many of them do not crowd out the others
 
 
 class NeedsTowerTask(TowerTask):
@@ -66,10 +69,12 @@ def only_ones(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return shapes, (thing[:, :, None] == thing[:, None, :]).sum(dim=2) == 1
 
 
-def drawn(rng: np.random.Generator, size: int, grid: int) -> tuple[list[Scene], list[list[Question]]]:
-    """Scenes of all needs in turn, from a random one on, and their questions."""
-    first = int(rng.integers(len(_NAMES)))
-    pairs = [needs.draw(rng, _NAMES[(first + i) % len(_NAMES)], grid) for i in range(size)]
+def drawn(
+    rng: np.random.Generator, size: int, grid: int, turns: tuple[str, ...] = _SEEN
+) -> tuple[list[Scene], list[list[Question]]]:
+    """Scenes of the needs of `turns`, from a random one on, and their questions."""
+    first = int(rng.integers(len(turns)))
+    pairs = [needs.draw(rng, turns[(first + i) % len(turns)], grid) for i in range(size)]
     return [scene for scene, _ in pairs], [asked for _, asked in pairs]
 
 
@@ -80,11 +85,11 @@ def tower_batch(seed: tuple[int, ...], size: int, grid: int) -> dict[str, Tensor
 
 
 class NeedsQuestions(Questions):
-    """Questions of all needs."""
+    """Questions of all needs, of counts and places more than of others."""
 
     def draw(self, rng: np.random.Generator, size: int, grid: int) -> tuple[list[Scene], list[list[Question]]]:
         """Fresh scenes, and of each its questions."""
-        return drawn(rng, size, grid)
+        return drawn(rng, size, grid, _ASKED)
 
 
 class NeedsTask(LanguageTask):
@@ -175,11 +180,13 @@ def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float 
     data = NeedsQuestions(tokenizer)
 
     def small(step: int) -> dict[str, Tensor]:
-        return data.batch((seed, 13, step), 32, GRID // 3, 1.0, 12, " ASSISTANT:")
+        return data.batch((seed, 13, step), 56, GRID // 3, 1.0, _FEW, " ASSISTANT:")
 
     return [
-        Phase("language, small windows", int(1000 * scale), 1e-3, small),
-        Phase("language, windows", int(250 * scale), 1e-3, lambda step: data.batch((seed, 14, step), 24, GRID // 2, 0.6)),
-        Phase("language, whole pictures", int(400 * scale), 1e-3, lambda step: data.batch((seed, 15, step), 16, GRID, 0.3)),
-        Phase("language, last cycle", int(400 * scale), 7e-4, lambda step: data.batch((seed, 16, step), 16, GRID, 0.3)),
+        Phase("language, small windows", int(3000 * scale), 1e-3, small),
+        Phase("language, windows", int(250 * scale), 1e-3, lambda step: data.batch((seed, 14, step), 40, GRID // 2, 0.6, _FEW)),
+        Phase(
+            "language, whole pictures", int(400 * scale), 1e-3, lambda step: data.batch((seed, 15, step), 20, GRID, 0.3, _FEW)
+        ),
+        Phase("language, last cycle", int(400 * scale), 7e-4, lambda step: data.batch((seed, 16, step), 20, GRID, 0.3, _FEW)),
     ]
