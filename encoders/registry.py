@@ -89,6 +89,7 @@ _PARTS: dict[str, str] = {
     "open_clip.CoCa": "visual",
     "open_clip.TimmModel": "trunk",
     "vllm.CLIPVisionModel": "vision_model",
+    "vllm.SiglipVisionModel": "vision_model",
 }
 _CONVOLUTIONS = "it is made of convolutions and has neither patch tokens nor a [CLS] token to score them by"
 _WINDOWS = "its attention sees windows only and it has no [CLS] token to score patches by"

@@ -25,7 +25,8 @@ def serve(
         str | None, typer.Option(help="A pruning method that needs no question, such as cls or visionzip; the model's own.")
     ] = None,
     newline: Annotated[
-        Literal["all", "none"], typer.Option(help="Newline tokens that stay of a picture cut into crops (LLaVA-NeXT).")
+        Literal["all", "none"],
+        typer.Option(help="Newline tokens that stay of a picture cut into crops (LLaVA-NeXT, LLaVA-OneVision)."),
     ] = "all",
     engine: Annotated[
         Literal["vllm", "transformers"] | None, typer.Option(help="Who runs the model; vLLM where it is installed.")

@@ -47,7 +47,7 @@ class LlavaOnevision(CropsAndClips):
         about_pictures, about_clips = questions_of(call)
         encoded = {}
         if call.get("pixel_values") is not None:
-            encoded["image"] = _encode_pictures(model, pruning, call, about_pictures)
+            encoded["image"] = _encode_pictures(model, pruning, call, self.cuts(model, pruning, call), about_pictures)
         if call.get("pixel_values_videos") is not None:
             videos = check_clips(call["pixel_values_videos"])
             patches = remembered(scored(model, pruning, call, videos.flatten(0, 1)))
@@ -59,6 +59,23 @@ class LlavaOnevision(CropsAndClips):
             tokens, newline = blend.tokens(patches), newline_of(model.model)
             encoded["video"] = encode_frames(pruning, tokens, videos.shape[1], project, about_clips, newline, "whole")
         return encoded
+
+    def cuts(self, model: Any, pruning: Pruning, call: Mapping[str, Any]) -> list[CropLayout]:
+        """How each picture of the call is cut; beside others of its prompt it is not."""
+        ratio, own = call.get("vision_aspect_ratio"), model.config.vision_aspect_ratio
+        if ratio is not None and ratio != own:
+            raise UserError(f"vision_aspect_ratio={ratio!r} is not that of the model, {own!r}; set it in the config instead.")
+        cuts = cuts_of(model, pruning.settings, call)
+        numbers: Sequence[int] | Tensor | None = call.get("batch_num_images")
+        if numbers is None:
+            return cuts
+        alone = [int(number) == 1 for number in numbers for _ in range(int(number))]
+        if len(alone) != len(cuts):
+            raise UserError(
+                f"batch_num_images counts {len(alone)} pictures where image_sizes has {len(cuts)}; pass both from one call of "
+                "the processor."
+            )
+        return [cut if own else CropLayout.single(cut.size, cut.crop, cut.side) for cut, own in zip(cuts, alone, strict=True)]
 
     def outputs(self, features: list[Tensor], kind: str) -> Any:
         """Pictures as a list; clips as one tensor, see `in_groups`."""
@@ -108,9 +125,10 @@ class LlavaOnevision(CropsAndClips):
         return processor
 
 
-def _encode_pictures(model: Any, pruning: Pruning, call: Mapping[str, Any], questions: Sequence[str] | None) -> Encoded:
-    """All pictures of the call: those whose map is resized one by one, the others together."""
-    cuts = _cuts(model, pruning, call)
+def _encode_pictures(
+    model: Any, pruning: Pruning, call: Mapping[str, Any], cuts: list[CropLayout], questions: Sequence[str] | None
+) -> Encoded:
+    """All pictures of the call, cut so: those whose map is resized one by one, the others together."""
     sizes = [resized_to(each, model.config.vision_aspect_ratio) for each in cuts]
     crops = crops_of(call["pixel_values"], cuts).split([each.crops for each in cuts])
     plain = [i for i, size in enumerate(sizes) if size is None]
@@ -134,21 +152,3 @@ def _tokens_of_frames(model: Any, blend: Blend, patches: ScoredPatches, choice: 
     if choice.everything:
         return model.model.apply_pooling(projector(patches.features())).flatten(0, 1)
     return blend.project(patches, choice, projector)
-
-
-def _cuts(model: Any, pruning: Pruning, call: Mapping[str, Any]) -> list[CropLayout]:
-    """How each picture of the call is cut; beside others of its prompt it is not."""
-    ratio, own = call.get("vision_aspect_ratio"), model.config.vision_aspect_ratio
-    if ratio is not None and ratio != own:
-        raise UserError(f"vision_aspect_ratio={ratio!r} is not that of the model, {own!r}; set it in the config instead.")
-    cuts = cuts_of(model, pruning.settings, call)
-    numbers: Sequence[int] | Tensor | None = call.get("batch_num_images")
-    if numbers is not None:
-        alone = [int(number) == 1 for number in numbers for _ in range(int(number))]
-        if len(alone) != len(cuts):
-            raise UserError(
-                f"batch_num_images counts {len(alone)} pictures where image_sizes has {len(cuts)}; pass both from one call of "
-                "the processor."
-            )
-        cuts = [cut if own else CropLayout.single(cut.size, cut.crop, cut.side) for cut, own in zip(cuts, alone, strict=True)]
-    return cuts

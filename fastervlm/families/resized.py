@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.families.pruning import Pruning
 from fastervlm.selection.blends import Blend, remembered
 from fastervlm.selection.budget import AtMost, TokenBudget, cut_down
-from fastervlm.selection.choice import Choice, asked, choose, window_of
+from fastervlm.selection.choice import Choice, Window, asked, choose, window_of
 from fastervlm.selection.trace import ImageTrace, Trace
+
+_SHRINK = 1.1  # what a map is shrunk by at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,55 @@ def resized_to(cut: CropLayout, ratio: str) -> Size | None:
         raise UserError(f"vision_aspect_ratio={ratio!r} is not supported; LLaVA-OneVision's are like 'anyres_max_9'.")
     top, bottom, left, right = cut.window
     shrink = math.sqrt((bottom - top) * (right - left) / (int(most) * cut.side**2))
-    return (int((bottom - top) // shrink), int((right - left) // shrink)) if cut.cut and shrink > 1.1 else None
+    return (int((bottom - top) // shrink), int((right - left) // shrink)) if cut.cut and shrink > _SHRINK else None
+
+
+def _share(keep: int, patches: int, size: Size) -> int:
+    """How many tokens of a resized map stay where a crop keeps so many of its patches."""
+    return max(1, math.floor(keep / patches * math.prod(size) + 0.5))
+
+
+def num_kept(cut: CropLayout, ratio: str, keep: int, newline: Literal["all", "none"]) -> int:
+    """How many tokens stand for a picture whose crops keep so many patches each, at most all; see `CropLayout.count`."""
+    size = resized_to(cut, ratio)
+    if size is None:
+        return cut.count(keep, newline)
+    return keep + _share(keep, cut.side**2, size) + (size[0] if newline == "all" else 0)
+
+
+def most_kept(config: Any, keep: int, newline: Literal["all", "none"]) -> int:
+    """A number that `num_kept` never exceeds, whatever the size of the picture, and some pictures come close to."""
+    crop, patch = config.vision_config.image_size, config.vision_config.patch_size
+    side, crops = crop // patch, int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+    canvases = {(high // crop, wide // crop) for high, wide in config.image_grid_pinpoints}
+    found = []
+    for rows, columns in canvases:
+        for window in _largest(rows, columns, crops, side, canvases):
+            size = rows * crop, columns * crop
+            found.append(CropLayout(size, size, crop, side, window, newlines=True).count(keep, newline))
+        if rows * columns > _SHRINK**2 * crops:
+            longest = int(rows * side / _SHRINK) if newline == "all" else 0
+            found.append(keep + _share(keep, side**2, (crops * side, side)) + longest)
+    return max(found)
+
+
+def _largest(rows: int, columns: int, crops: int, side: int, canvases: set[Size]) -> list[Window]:
+    """The largest windows, perhaps by a row or column too large, of pictures on a canvas whose map is not resized.
+
+    Sizes of canvases are in crops. A picture on this canvas fills its width, and more of its height than a lower canvas of this
+    width has, onto which it would be put otherwise; or the other way round.
+    """
+    area = _SHRINK**2 * crops * side**2
+    found = []
+    for turned in (False, True):
+        high, wide = (columns, rows) if turned else (rows, columns)
+        lower = max((each[turned] for each in canvases if each[not turned] == wide and each[turned] < high), default=0)
+        height = min(int(area / (wide * side)) + 1, high * side)
+        if height >= lower * side:
+            first = (high * side - height) // 2
+            part, whole = (first, first + height), (0, wide * side)
+            found.append((*whole, *part) if turned else (*part, *whole))
+    return found
 
 
 def encode_resized(
@@ -83,7 +133,7 @@ def encode_resized(
     patches = remembered(asked(patches, questions, [len(patches.scores)]))
     total, blend = patches.scores.shape[1], Blend.bilinear(_shape(cut), size)
     count = budget.resolve(total)
-    of_map = max(1, math.floor(count / total * math.prod(size) + 0.5))
+    of_map = _share(count, total, size)
     if bound is not None:
         count, of_map = cut_down([count, of_map], bound.tokens)
     overview, rest = window_of(patches, [0], (0, patches.grid[0], 0, patches.grid[1]))[0], _map(patches, cut)

@@ -22,6 +22,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llava_next": Architecture(
         "PrunedLlavaNextForConditionalGeneration", f"{_MODELS}.llava_next:PrunedLlavaNextForConditionalGeneration"
     ),
+    "llava_onevision": Architecture(
+        "PrunedLlavaOnevisionForConditionalGeneration",
+        f"{_MODELS}.llava_onevision:PrunedLlavaOnevisionForConditionalGeneration",
+    ),
     "internvl": Architecture(
         "PrunedInternVLForConditionalGeneration", f"{_MODELS}.internvl:PrunedInternVLForConditionalGeneration"
     ),

@@ -50,7 +50,7 @@ def test_every_other_method_can_be_served():
 def test_what_a_server_is_not_told_suits_each_family(kind):
     pruning = Served(5).pruning(family_of_type(kind))
     assert pruning.budget == TokenBudget(5)
-    assert getattr(pruning.settings, "newline", None) == ("all" if kind == "llava_next" else None)
+    assert getattr(pruning.settings, "newline", None) == ("all" if kind in ("llava_next", "llava_onevision") else None)
 
 
 def test_methods_that_read_the_question_or_choose_a_count_are_refused(monkeypatch):

@@ -5,34 +5,44 @@ from itertools import pairwise
 import pytest
 
 from tests.support.vllm_engine import mixed, pruned, rounds_of, served
-from tests.support.vllm_random import checkpoint, questions
+from tests.support.vllm_random import SPECIAL, checkpoint, questions
 
 pytestmark = pytest.mark.vllm
 
-COUNTS = (1, 5, 16)  # of 16 tokens of a tile
+# Of 16 tokens of a tile, and of 64 of a crop.
+COUNTS = {"internvl": (1, 5, 16), "llava_onevision": (1, 9, 64)}
+SETTINGS = {"internvl": {}, "llava_onevision": {"newline": "all"}}
 ENGINES = {
     "chunked prefill": {"max_num_batched_tokens": 80, "enable_prefix_caching": False},
     "prefix caching": {"enable_prefix_caching": True},
+    "tensor parallel": {"tensor_parallel_size": 2},
 }
+QUICK = "prefix caching"
 
 
-@pytest.mark.parametrize("name", [pytest.param("chunked prefill", marks=pytest.mark.slow), "prefix caching"])
-def test_internvl_answers_as_under_prune(name, tmp_path):
-    """Every K in one server, side by side in its batches; then prompts with two pictures; then the first ones again."""
-    model = checkpoint("internvl", tmp_path / "model")
-    one = questions("internvl", tmp_path / "pictures", 24)
-    image = "<IMG_CONTEXT>"
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in ENGINES])
+@pytest.mark.parametrize("kind", COUNTS)
+def test_ids_are_those_of_prune(kind, name, tmp_path):
+    """Every K in one server, side by side in its batches; then prompts with two pictures; then the first ones again.
+
+    At last a clip, which is refused.
+    """
+    model, counts, settings = checkpoint(kind, tmp_path / "model"), COUNTS[kind], SETTINGS[kind]
+    one, image = questions(kind, tmp_path / "pictures", 24), SPECIAL[kind][0]
     two = [
         {"prompt": each["prompt"].replace(image, f"{image} and {image}"), "images": each["images"] + other["images"]}
         for each, other in pairwise(one)
     ]
     asks, limits = [one, two, one[:8]], {"limit_mm_per_prompt": {"image": 2}, "max_model_len": 1024}
-    rounds = [mixed(each, COUNTS) for each in asks]
-    found = rounds_of(served(model, rounds, tmp_path, {"visual_tokens": 1.0}, **{**limits, **ENGINES[name]}))
+    clip = {"prompt": one[0]["prompt"].replace(image, SPECIAL[kind][1]), "images": [], "clip": [4, 64, 64, 3]}
+    rounds, options = [*(mixed(each, counts) for each in asks), [clip]], {"visual_tokens": 1.0, **settings}
+    unbound = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # two workers on a machine with one NUMA node
+    *found, (refused,) = rounds_of(served(model, rounds, tmp_path, options, env=unbound, **{**limits, **ENGINES[name]}))
     for got, requests in zip(found, asks, strict=True):
-        for place, keep in enumerate(COUNTS):
-            wanted = pruned(model, requests, keep)
+        for place, keep in enumerate(counts):
+            wanted = pruned(model, requests, keep, **settings)
             assert len({tuple(ids) for ids in wanted}) > len(requests) // 2
-            assert [each["ids"] for each in got[place :: len(COUNTS)]] == wanted, keep
+            assert [each["ids"] for each in got[place :: len(counts)]] == wanted, keep
     cached = sum(each["cached"] > 0 for each in found[2])
     assert (cached == 24) == (name != "chunked prefill")
+    assert refused["error"] == "At most 0 video(s) may be provided in one prompt."

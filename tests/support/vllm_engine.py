@@ -96,7 +96,7 @@ def greedy(loaded, processor, requests, keep, batch=16, **settings):
     with fastervlm.prune(loaded, keep, **settings), torch.no_grad():
         for first in range(0, len(requests), batch):
             some = requests[first : first + batch]
-            pictures = [Image.open(file).convert("RGB") for each in some for file in each["images"]]
+            pictures = [[Image.open(file).convert("RGB") for file in each["images"]] for each in some if each["images"]]
             texts = [each["prompt"] for each in some]
             inputs = processor(images=pictures or None, text=texts, padding=True, return_tensors="pt").to(loaded.dtype)
             ids = loaded.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)

@@ -10,8 +10,12 @@ from tests.support import family_cases as cases
 from tests.support import tiny_families as made
 
 SIDE = 64  # pixels of a tile or crop
-# Width and height; beside a tile or crop of the whole, the second and third have parts.
-SHAPES = ((64, 64), (128, 64), (64, 192), (100, 90))
+# Width and height; beside a tile or crop of the whole, the second and third have parts. Of the last picture of LLaVA-OneVision
+# there are so many crops that their map is resized.
+SHAPES = {
+    "internvl": ((64, 64), (128, 64), (64, 192), (100, 90)),
+    "llava_onevision": ((64, 64), (128, 64), (64, 192), (250, 256)),
+}
 SPECIAL = {"internvl": made.INTERN, "llava_onevision": made.LLAVA}
 
 
@@ -27,6 +31,8 @@ def checkpoint(kind: str, folder: Path, **vision: object) -> Path:
     model = cases.random(lambda: family.model_class(config)(config), 1)
     with torch.no_grad():  # a random model would answer with placeholders
         model.lm_head.weight[[cases.IMAGE_ID, cases.VIDEO_ID, cases.START_ID, cases.STOP_ID]] = 0
+        for name, weight in model.model.language_model.layers.named_parameters():
+            weight *= 2 if "proj" in name else 1  # so that what is read decides what is answered
     model.save_pretrained(folder)
     family.processor(config, made.tokenizer(*names)).save_pretrained(folder)
     return folder
@@ -35,9 +41,9 @@ def checkpoint(kind: str, folder: Path, **vision: object) -> Path:
 def questions(kind: str, folder: Path, count: int) -> list[dict]:
     """Questions about a picture each, of which there are four shapes."""
     folder.mkdir(exist_ok=True)
-    image, found = SPECIAL[kind][0], []
+    image, shapes, found = SPECIAL[kind][0], SHAPES[kind], []
     for number in range(count):
-        width, height = SHAPES[number % len(SHAPES)]
+        width, height = shapes[number % len(shapes)]
         generator = torch.Generator().manual_seed(number)
         pixels = torch.randint(256, (height // 4 + 1, width // 4 + 1, 3), dtype=torch.uint8, generator=generator)
         file = folder / f"{number}.png"

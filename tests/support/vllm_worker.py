@@ -2,7 +2,7 @@
 
 `python -m tests.support.vllm_worker OUT < spec.json`; the spec has `engine`, arguments of `vllm.LLM`, `rounds`, lists of
 requests, `tokens`, and perhaps `methods`, one for each round, and an `adapter`, a folder. Requests of a round run together. A
-request has a `prompt`, files of `images` or of their embeddings, and perhaps `options`.
+request has a `prompt`, files of `images` or of their embeddings, and perhaps `options`, or the shape of a black `clip`.
 """
 
 import json
@@ -10,6 +10,8 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
@@ -26,6 +28,8 @@ def shown_by(file):
 def request(told):
     pictures = [shown_by(file) for file in told["images"]]
     shown = {"multi_modal_data": {"image": pictures}} if pictures else {}
+    if "clip" in told:
+        shown = {"multi_modal_data": {"video": np.zeros(told["clip"], np.uint8)}}
     options = {"mm_processor_kwargs": told["options"]} if told.get("options") else {}
     return {"prompt": told["prompt"], **shown, **options}
 

@@ -16,6 +16,10 @@ from vllm.multimodal.processing import InputProcessingContext, PromptReplacement
 
 from fastervlm.serving.options import NAMES, VISUAL_TOKENS, Served
 
+# Among the options of a request, by which vLLM's caches tell its pictures from others: it shows several.
+BESIDE_OTHERS = "beside_others"
+_OURS = (*NAMES, BESIDE_OTHERS)
+
 
 class PrunedContext(InputProcessingContext):
     """A context that keeps our options from the processor of transformers, which knows nothing of them."""
@@ -25,7 +29,7 @@ class PrunedContext(InputProcessingContext):
         merged = getattr(
             InputProcessingContext.get_merged_mm_kwargs, "__wrapped__", InputProcessingContext.get_merged_mm_kwargs
         )
-        return {name: value for name, value in merged(self, kwargs, **scopes).items() if name not in NAMES}
+        return {name: value for name, value in merged(self, kwargs, **scopes).items() if name not in _OURS}
 
 
 class PrunedInfo:
@@ -74,9 +78,14 @@ class PrunedProcessor:
         Raises:
             UserError: the request asks for what this server does not give; vLLM answers it with status 400.
         """
-        told = dict(inputs.hf_processor_mm_kwargs)
-        served = self.info.served.asked(told, self.info.patches_shown(inputs.mm_data_items))
-        return super().apply(replace(inputs, hf_processor_mm_kwargs={**told, **served.told}), timing_ctx)  # type: ignore[misc]
+        told, items = dict(inputs.hf_processor_mm_kwargs), inputs.mm_data_items
+        served = self.info.served.asked(told, self.info.patches_shown(items))
+        told |= {**served.told, **self.circumstances(items)}
+        return super().apply(replace(inputs, hf_processor_mm_kwargs=told), timing_ctx)  # type: ignore[misc]
+
+    def circumstances(self, items: Any) -> dict[str, Any]:
+        """What else of a request decides which tokens stand for its pictures, to be put among its options."""
+        return {}
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, Any]) -> BatchFeature:
         out = super()._call_hf_processor(hf_data, hf_kwargs)  # type: ignore[misc]
@@ -99,16 +108,18 @@ class PrunedProcessor:
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[PromptReplacement]:
-        served = Served.of(hf_processor_mm_kwargs)
-
         def replacement(item: int) -> Any:
             images = mm_items["image"]
             if isinstance(images, ImageEmbeddingItems):
                 return self.written(images.get_feature_size(item))
             size = images.get_image_size(item)
-            return self.written(self.info.num_kept((size.height, size.width), served))
+            return self.written(self.num_kept((size.height, size.width), hf_processor_mm_kwargs))
 
         return [PromptReplacement(modality="image", target=[self.placeholder], replacement=replacement)]
+
+    def num_kept(self, size: tuple[int, int], told: Mapping[str, Any]) -> int:
+        """How many tokens stand for a picture of that (height, width) under a request's options."""
+        return self.info.num_kept(size, Served.of(told))
 
     def written(self, count: int) -> Any:
         """What stands in a prompt for a picture of that many tokens."""
