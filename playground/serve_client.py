@@ -22,7 +22,7 @@ class Reply:
 
     Attributes:
         name: the server's own name of it.
-        first_token_s: seconds from sending it until the first token came.
+        first_token_s: seconds from sending it until the first token came, or until it was cut off without one.
         tokens: of the answer.
         prompt: tokens of the prompt.
         ended: why the answer ended; None where it was cut off.
@@ -91,7 +91,7 @@ async def _ask(client: Any, body: dict[str, Any]) -> Reply:
         first = time.perf_counter() - start if first is None else first
         name, usage = chunk.id, chunk.usage or usage
         ended = chunk.choices[0].finish_reason or ended if chunk.choices else ended
-    assert first is not None
+    first = time.perf_counter() - start if first is None else first
     return Reply(name, first, usage.completion_tokens if usage else 0, usage.prompt_tokens if usage else 0, ended)
 
 
