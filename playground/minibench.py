@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[Path, int, Sequence[tuple[int, int]], int]] = {
     "next": (NEXT_BENCHMARK, 200, [(high * _HALF, wide * _HALF) for high, wide in CROPPED_SHAPES], 20_251),
     "needs": (NEEDS_BENCHMARK, 735, [(GRID, GRID)], 20_253),
 }
+_Asked = tuple[Scene, str, list[tuple[str, str, str]]]
 _ASKED = ("number", "sign", "colour", "shape", "exists")
 
 
@@ -56,8 +57,7 @@ def write(out: Path, pictures: int, kind: str = "llava") -> int:
     asked, annotations = [], []
     for number in range(pictures):
         rng = np.random.default_rng((seed, number))
-        scene, rows = _needed(rng, number) if kind == "needs" else _drawn(rng, number, shapes)
-        name = f"{rng.integers(1 << 62):016x}"
+        scene, name, rows = _needed(rng, number) if kind == "needs" else _drawn(rng, number, shapes)
         Image.fromarray(scene.image).save(out / IMAGES / f"{name}.png")
         for category, question, answer in rows:
             text = f"{question}\n{INSTRUCTION}"
@@ -69,18 +69,20 @@ def write(out: Path, pictures: int, kind: str = "llava") -> int:
     return len(asked)
 
 
-def _needed(rng: np.random.Generator, number: int) -> tuple[Scene, list[tuple[str, str, str]]]:
-    """Picture `number` and two questions: the needs in turn."""
+def _needed(rng: np.random.Generator, number: int) -> _Asked:
+    """Picture `number`, its name and two questions: the needs in turn."""
     scene, asked = needs.draw(rng, list(needs.NEEDS)[number % len(needs.NEEDS)])
-    return scene, asked[:2]
+    return scene, _name(rng), asked[:2]
 
 
-def _drawn(
-    rng: np.random.Generator, number: int, shapes: Sequence[tuple[int, int]]
-) -> tuple[Scene, list[tuple[str, str, str]]]:
-    """Picture `number` and three questions."""
-    scene = draw(rng, shapes[number % len(shapes)])
-    return scene, _choose(number, questions(rng, scene))
+def _drawn(rng: np.random.Generator, number: int, shapes: Sequence[tuple[int, int]]) -> _Asked:
+    """Picture `number`, its name and three questions; drawn in another order they would be others."""
+    scene, name = draw(rng, shapes[number % len(shapes)]), _name(rng)
+    return scene, name, _choose(number, questions(rng, scene))
+
+
+def _name(rng: np.random.Generator) -> str:
+    return f"{rng.integers(1 << 62):016x}"
 
 
 def _choose(number: int, asked: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:

@@ -1,5 +1,6 @@
 """The drawn world: labels say what is drawn, every question has one answer, the seed decides everything."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -66,3 +67,17 @@ def test_minibench_has_the_layout_of_textvqa(tmp_path) -> None:
     again = tmp_path / "again"
     minibench.write(again, pictures=16)
     assert (again / minibench.QUESTIONS).read_bytes() == (tmp_path / minibench.QUESTIONS).read_bytes()
+
+
+QUESTIONS = {
+    "llava": "d269909dc661445bc939bff694bb007caf37af61713ef4315db12481f5bce90c",
+    "next": "1b5acf76b1db41eb8df52732e641a6c7863c66b57aa70fc141b87b6d7fca46f8",
+    "needs": "7436fd147742c9a6452341aa9cdf793b292428246f5ec2fcdbbb9e58ea3e351d",
+}
+
+
+@pytest.mark.parametrize("kind", minibench.KINDS)
+def test_the_questions_are_those_that_results_were_measured_with(kind, tmp_path) -> None:
+    """The seed draws pictures, names and questions in turn: in another order they are others, and no number holds."""
+    minibench.write(tmp_path, 8, kind)
+    assert hashlib.sha256((tmp_path / minibench.QUESTIONS).read_bytes()).hexdigest() == QUESTIONS[kind]
