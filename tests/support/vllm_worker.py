@@ -48,12 +48,13 @@ def switch(engine, method):
 
 def answered(engine, requests, sampling, adapter):
     """What came of each request, or why they were refused."""
+    from vllm.exceptions import VLLMValidationError  # pyright: ignore[reportMissingImports]
     from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
     under = {"lora_request": LoRARequest("adapter", 1, adapter)} if adapter else {}
     try:
         outputs = engine.generate([request(each) for each in requests], sampling, use_tqdm=False, **under)
-    except ValueError as error:
+    except (ValueError, VLLMValidationError) as error:
         return [{"error": str(error)}]
     return [
         {
