@@ -107,13 +107,14 @@ class Served:
                 "the server with more."
             )
 
-    def pruning(self, family: Family) -> Pruning:
-        """As a family is given it."""
+    def pruning(self, family: Family, model: Any = None) -> Pruning:
+        """As a family is given it; where `model` is left out its tower is of the usual kind."""
         options = Options(newline=self.newline) if family.newlines else Options()
         settings = family.settings(options)
-        method = get_method(self.method or family.usual_method)
+        cls = "cls" in family.scores and (model is None or family.has_cls(model))
+        method = get_method(self.method or ("coverage" if family.usual_method == "cls" and not cls else family.usual_method))
         wanted = traits(method).score
-        told: Score = wanted or ("cls" if "cls" in family.scores else "received")
+        told: Score = wanted or ("cls" if cls else "received")
         guessed = wanted is None and told == "received"
         scores: dict[str, Any] = {"score": told, "guessed": guessed, "choices": family.scores}
         return Pruning(TokenBudget(self.visual_tokens), method, settings, **scores)

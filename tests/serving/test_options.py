@@ -3,18 +3,21 @@
 import json
 import sys
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
+import fastervlm
 from encoders import UserError
 from fastervlm.embedded import named_model
-from fastervlm.families.registry import family_of_type
+from fastervlm.families.registry import family_of, family_of_type
 from fastervlm.methods import METHODS
 from fastervlm.selection.budget import TokenBudget
 from fastervlm.selection.method import Traits, traits
 from fastervlm.serving.architectures import ARCHITECTURES
 from fastervlm.serving.options import Served
 from fastervlm.serving.vllm_server import command_of
+from tests.support import family_cases
 from tests.support.commands import run_command
 from tests.support.tiny import save_llava
 
@@ -51,6 +54,17 @@ def test_what_a_server_is_not_told_suits_each_family(kind):
     pruning = Served(5).pruning(family_of_type(kind))
     assert pruning.budget == TokenBudget(5)
     assert getattr(pruning.settings, "newline", None) == ("all" if kind in ("llava_next", "llava_onevision") else None)
+
+
+@pytest.mark.parametrize("kind", ["llava with siglip", "vipllava", "onevision pictures", "internvl"])
+def test_the_tower_decides_what_is_meant_where_no_method_is_named(kind):
+    """As for `prune`."""
+    model = family_cases.CASES[kind].make()
+    served = Served(5).pruning(family_of(model), model)
+    handle: Any = fastervlm.prune(model, 5)
+    meant = handle.pruning
+    assert served.method == meant.method
+    assert (served.score, served.guessed, served.choices) == (meant.score, meant.guessed, meant.choices)
 
 
 def test_methods_that_read_the_question_or_choose_a_count_are_refused(monkeypatch):

@@ -10,8 +10,8 @@ from tests.support.vllm_random import SPECIAL, checkpoint, questions
 pytestmark = pytest.mark.vllm
 
 # Of 16 tokens of a tile, and of 64 of a crop.
-COUNTS = {"internvl": (1, 5, 16), "llava_onevision": (1, 9, 64)}
-SETTINGS = {"internvl": {}, "llava_onevision": {"newline": "all"}}
+COUNTS = {"internvl": (1, 5, 16), "llava_onevision": (1, 9, 64), "llava with siglip": (1, 9, 64)}
+SETTINGS = {"llava_onevision": {"newline": "all"}}
 ENGINES = {
     "chunked prefill": {"max_num_batched_tokens": 80, "enable_prefix_caching": False},
     "prefix caching": {"enable_prefix_caching": True},
@@ -27,7 +27,7 @@ def test_ids_are_those_of_prune(kind, name, tmp_path):
 
     At last a clip, which is refused.
     """
-    model, counts, settings = checkpoint(kind, tmp_path / "model"), COUNTS[kind], SETTINGS[kind]
+    model, counts, settings = checkpoint(kind, tmp_path / "model"), COUNTS[kind], SETTINGS.get(kind, {})
     one, image = questions(kind, tmp_path / "pictures", 24), SPECIAL[kind][0]
     two = [
         {"prompt": each["prompt"].replace(image, f"{image} and {image}"), "images": each["images"] + other["images"]}

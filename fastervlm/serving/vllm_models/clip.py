@@ -1,4 +1,4 @@
-"""CLIP towers as vLLM makes them for LLaVA: cut off behind the feature layer, their heads split over the ranks of a server.
+"""CLIP and SigLIP towers as vLLM makes them for LLaVA: cut off behind the feature layer, heads split over the ranks.
 
 Only vLLM's own modules are called, so that quantised and tensor-parallel towers work. All ranks score and choose alike: what
 depends on all heads is gathered from them.
@@ -66,8 +66,28 @@ class VllmClipEncoder(TowerEncoder):
         return VllmClipBlock(self.blocks[block], hidden, self.prefix)
 
 
+class VllmSiglipEncoder(VllmClipEncoder):
+    """A `SiglipVisionTransformer` of `vllm.model_executor.models.siglip`, which vLLM loads without its pooling head."""
+
+    @property
+    def prefix(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Those of every tower alone."""
+        return ()
+
+    def _embed(self, pixel_values: Tensor, interpolate: bool) -> tuple[Tensor, Any]:
+        return self.tower.embeddings(pixel_values), None
+
+    def _run(self, block: nn.Module, hidden: Tensor, extra: Any) -> Tensor:
+        return block(hidden)[0]
+
+
 class VllmClipBlock(FeatureBlock):
-    """A `CLIPEncoderLayer` of vLLM: one fused projection gives the queries, keys and values of this rank's heads."""
+    """A `CLIPEncoderLayer` or `SiglipEncoderLayer` of vLLM: one projection gives what this rank's heads attend by."""
 
     dropout = 0.0
 

@@ -15,16 +15,17 @@ from encoders.registry import add_adapter
 from fastervlm.families.base import Encoded, Family
 from fastervlm.families.registry import family_of_type
 from fastervlm.serving.options import VISUAL_TOKENS, Served
-from fastervlm.serving.vllm_models.clip import VllmClipEncoder
+from fastervlm.serving.vllm_models.clip import VllmClipEncoder, VllmSiglipEncoder
 
 add_adapter("vllm.CLIPVisionTransformer", VllmClipEncoder)
+add_adapter("vllm.SiglipVisionTransformer", VllmSiglipEncoder)
 
 # Checkpoints written by transformers 5 lack the level `vision_model`, which vLLM expects.
 TRANSFORMERS_5 = WeightsMapper(
     orig_to_new_prefix={
         f"{level}vision_tower.{part}": f"vision_tower.vision_model.{part}"
         for level in ("", "model.")
-        for part in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+        for part in ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head.")
     }
 )
 
@@ -47,7 +48,7 @@ class PrunedModel:
         self.served = Served.of(vllm_config.model_config.multimodal_config.mm_processor_kwargs or {})
         self.family = self.load_family()
         self.encoder_budget: int = vllm_config.scheduler_config.max_num_encoder_input_tokens
-        self.family.check(self.view, self.served.pruning(self.family))
+        self.family.check(self.view, self.served.pruning(self.family, self.view))
 
     def load_family(self) -> Family:
         """How such a model encodes pictures in transformers."""
@@ -96,7 +97,7 @@ class PrunedModel:
         for count in dict.fromkeys(keep):
             rows = [row for row, each in enumerate(keep) if each == count]
             some = {name: [value[row] for row in rows] for name, value in shown.items()}
-            pruning = Served(count, self.served.method, self.served.newline).pruning(self.family)
+            pruning = Served(count, self.served.method, self.served.newline).pruning(self.family, self.view)
             encoded = self.family.encode(self.view, pruning, self.call(some))["image"]
             found.update(zip(rows, self.given(encoded, some), strict=True))
         return [found[row] for row in range(len(keep))]

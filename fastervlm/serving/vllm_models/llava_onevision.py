@@ -27,11 +27,8 @@ from fastervlm.families.llava_onevision import LlavaOnevision
 from fastervlm.families.pruning import Pruning
 from fastervlm.families.resized import most_kept, num_kept
 from fastervlm.serving.options import VISUAL_TOKENS, Served
-from fastervlm.serving.vllm_models import siglip
 from fastervlm.serving.vllm_models.embedding import TRANSFORMERS_5, PrunedModel
 from fastervlm.serving.vllm_models.processing import BESIDE_OTHERS, PrunedInfo, PrunedProcessor
-
-__all__ = ["PrunedLlavaOnevisionForConditionalGeneration", "siglip"]  # which tells `encoders` of vLLM's tower
 
 
 class VllmLlavaOnevision(LlavaOnevision):
