@@ -17,11 +17,15 @@ ENGINES = {
     "prefix caching": {"enable_prefix_caching": True},
     "tensor parallel": {"tensor_parallel_size": 2},
 }
-QUICK = "prefix caching"
+# Two of them are quick enough for every run of the tests.
+EACH = [(kind, name) for kind in COUNTS for name in ENGINES]
+QUICK = (("internvl", "prefix caching"), ("llava_onevision", "prefix caching"))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in ENGINES])
-@pytest.mark.parametrize("kind", COUNTS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [pytest.param(*each, marks=() if each in QUICK else pytest.mark.slow, id=f"{each[0]}-{each[1]}") for each in EACH],
+)
 def test_ids_are_those_of_prune(kind, name, tmp_path):
     """Every K in one server, side by side in its batches; then prompts with two pictures; then the first ones again.
 
