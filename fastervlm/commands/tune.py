@@ -23,7 +23,6 @@ from fastervlm.commands.common import (
     ExifTurn,
     Limit,
     MaxNewTokens,
-    MethodNames,
     Newline,
     OptionalAnnotationFile,
     OptionalImageFolder,
@@ -35,12 +34,14 @@ from fastervlm.commands.common import (
     pictures_of,
     resumable,
 )
+from fastervlm.commands.names import METHODS, list_completer, listed
 from fastervlm.commands.numbers import DECIMAL, budgets_of, whole
 
 if TYPE_CHECKING:
     from fastervlm.eval.task import Task
     from fastervlm.tune.report import Tuned
 
+TRIED = tuple(name for name in METHODS if name not in ("random", "fastv", "simignore"))  # tune refuses the others
 
 AtMost = Annotated[float | None, typer.Option(help="How much may be lost, in points of accuracy, such as 1.0.", **DECIMAL)]
 Confidence = Annotated[float, typer.Option(help="How sure that has to be.", **DECIMAL)]
@@ -55,6 +56,14 @@ OutDir = Annotated[
     Path | None, typer.Option(help="Where answers, table and plot go; tune/MODEL beside the questions if left out.")
 ]
 Budgets = Annotated[str, typer.Option(help="Numbers of tokens to try, counts or fractions, separated by commas.")]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Methods to try, separated by commas, each a METHOD or METHOD:SCORE: {listed(TRIED)}. The default of the kind of "
+        "model if left out.",
+        autocompletion=list_completer(TRIED),
+    ),
+]
 Seed = Annotated[int, typer.Option(help="By which pictures are drawn for the search and for the trial.", **whole(0))]
 PlanShape = Annotated[
     str | None,
@@ -79,7 +88,7 @@ def tune(
     out_dir: OutDir = None,
     task: TaskOption = OWN_TASK,
     visual_token_num: Budgets = "0.5,0.25,0.1,0.05,0.02",
-    methods: MethodNames = None,
+    methods: Methods = None,
     seed: Seed = 0,
     plan_shape: PlanShape = None,
     plan_device: PlanDevice = None,
@@ -150,7 +159,10 @@ def _tell(tuned: Tuned, folder: Path) -> None:
 
     print_table(*tuned.table(), keys=2)
     print("\n".join(tuned.lines()))
-    print(f"Table, numbers and plot: {folder}/tune.md, tune.json, tune.png")
+    drawn = tuned.found.points
+    print(
+        f"Table{', numbers and plot' if drawn else ' and numbers'}: {folder}/tune.md, tune.json{', tune.png' if drawn else ''}"
+    )
     if tuned.failed:
         print(
             f"fastervlm: {tuned.failed} questions failed and are left out; the next search tries them again.", file=sys.stderr

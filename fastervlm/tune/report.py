@@ -16,7 +16,7 @@ from fastervlm.serving.options import Served
 from fastervlm.tune.plan import Planned
 from fastervlm.tune.plot import tune_panels
 from fastervlm.tune.promise import pictures_needed
-from fastervlm.tune.search import Found, Point, Promise
+from fastervlm.tune.search import KEEPS, Found, Point, Promise
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -88,7 +88,9 @@ class Tuned:
         measured = f"It loses {100 * best.loss:+.2f} points on {best.questions} questions"
         if self.promise.at_most is None:
             bound = f"; with {self._percent} confidence less than {100 * best.bound:.2f}"
-            return f"{measured}{bound}. The first token takes {_ms(best.seconds)} ms."
+            whole = self.found.whole_seconds
+            also = f" All tokens are fast enough too: {_ms(whole)} ms." if whole <= (self.promise.ttft or 0) else ""
+            return f"{measured}{bound}. The first token takes {_ms(best.seconds)} ms.{also}"
         return (
             f"{measured} that no choice was made by, and less than the {100 * self.promise.at_most:g} points allowed with "
             f"{self._percent} confidence: of a hundred such searches at most {100 * (1 - self.promise.confidence):.2g} "
@@ -100,10 +102,13 @@ class Tuned:
         return f"{100 * self.promise.confidence:g} %"
 
     def _nothing(self) -> list[str]:
-        promise = self.promise
-        if promise.at_most is None or not self.found.points:
-            return ["Nothing that was tried keeps the promise; try more tokens, or allow more."]
-        first, few = self.found.points[0], ""
+        promise, points = self.promise, self.found.points
+        if promise.at_most is None or (points and points[0].verdict == KEEPS):
+            return ["Nothing that was tried is fast enough; try fewer tokens or a smaller --batch-size, or allow more time."]
+        if not points:
+            other = "more" if promise.ttft is None else "other numbers of"
+            return [f"Nothing that was tried keeps the promise; try {other} tokens, or allow more."]
+        first, few = points[0], ""
         needed = pictures_needed(promise.at_most, promise.confidence)
         if self.found.tried < needed:
             few = f" It takes about {needed} pictures or more to show it, and there were {self.found.tried}."
@@ -115,12 +120,14 @@ class Tuned:
         ]
 
     def write(self, folder: Path) -> None:
-        """Write tune.md, tune.json and tune.png."""
+        """Write tune.md, tune.json and, if there is something to draw, tune.png; an older plot does not stay."""
         write_text(folder / "tune.md", "\n".join([markdown_table(*self.table()), *self.lines(), ""]))
         told = {"promise": asdict(self.promise), "found": asdict(self.found), "planned": self._planned()}
         write_json(folder / "tune.json", {**self.about, **told})
         if self.found.points:
             draw_panels(tune_panels(self.found, self.promise, self.planned, self._percent), folder / "tune.png")
+        else:
+            (folder / "tune.png").unlink(missing_ok=True)
 
     def _planned(self) -> dict[str, Any] | None:
         if self.planned is None:

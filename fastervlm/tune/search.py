@@ -25,6 +25,7 @@ FEWEST = 16  # pictures of the first round
 SEARCHED = 1 / 3  # of the pictures, at most
 CHUNK = 32  # pictures of the trial between two looks
 _WORSE = 1.645  # standard errors
+KEEPS = "keeps the promise"  # a verdict
 
 
 class Answers(Protocol):
@@ -195,7 +196,7 @@ class Search:
             for each in open_ones if most is not None else ():
                 losses = self.losses(each, groups[:asked])
                 if most is not None and losses.shows_below(most, confidence):
-                    shown[each] = "keeps the promise"
+                    shown[each] = KEEPS
                 elif asked >= 2 * CHUNK and self._loses(each, groups[:asked]):
                     shown.update(dict.fromkeys((c for c in survivors[survivors.index(each) :] if c not in shown), "loses more"))
                     break
@@ -218,7 +219,7 @@ class Search:
         else:
             passed = []
             for point in points:
-                if point.verdict != "keeps the promise":
+                if point.verdict != KEEPS:
                     break
                 passed.append(point)
         passed = [point for point in passed if not self._is_slow(point.seconds)]
