@@ -41,7 +41,7 @@ def block_of(name: int | float, blocks: int, deepest: int) -> int:
         return max(1, min(deepest, int(name * blocks + 0.5)))
     if isinstance(name, float) or not 1 <= name <= deepest:
         raise UserError(
-            f"also={name} names no block in front of the features; they are taken from block {deepest} of {blocks}, so give 1 "
-            f"to {deepest}, or a share of the blocks between 0 and 1."
+            f"There is no block {name} in front of the features, which are taken from block {deepest} of {blocks}; give 1 to "
+            f"{deepest}, or a share of the blocks between 0 and 1."
         )
     return name

@@ -164,7 +164,7 @@ class ByKind:
         return (
             "By kind: † differs from all tokens"
             f"{base}, by the exact test of McNemar (or the paired bootstrap where a question is not just right or wrong) "
-            "at 5 %, corrected for all kinds, methods and budgets together by Holm's method.\n"
+            "at 5 %, each mark corrected for all kinds, methods and budgets together by Holm's method.\n"
         )
 
     def _cell(self, kind: str, where: Where) -> str:

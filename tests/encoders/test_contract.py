@@ -65,11 +65,11 @@ def test_scores_of_further_blocks_are_rows_of_their_full_attention(case, block):
 @pytest.mark.parametrize(
     ("block", "kind", "sentence"),
     [
-        (0, UserError, "also=0 names no block in front of the features; they are taken from block "),
-        (-1, UserError, "also=-1 names no block"),
-        (DEPTH, UserError, f"also={DEPTH} names no block"),
-        (1.0, UserError, "also=1.0 names no block"),
-        (0.0, UserError, "also=0.0 names no block"),
+        (0, UserError, "There is no block 0 in front of the features, which are taken from block "),
+        (-1, UserError, "There is no block -1 in front"),
+        (DEPTH, UserError, f"There is no block {DEPTH} in front"),
+        (1.0, UserError, r"There is no block 1\.0 in front"),
+        (0.0, UserError, r"There is no block 0\.0 in front"),
         (True, UserTypeError, "also=True names no block; give a number from 1, or a share"),
         ("6", UserTypeError, "also='6' names no block"),
     ],
