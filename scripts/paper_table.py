@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, nargs="+", required=True)
+    parser.add_argument("--without", nargs="*", default=[], metavar="VERSION/TASK/TOKENS")
     parser.add_argument("--answers", nargs="+", required=True, metavar="VERSION/TASK=FOLDER")
     arguments = parser.parse_args()
     ours: Ours = {}
@@ -53,7 +54,7 @@ def main() -> None:
         version, _, task = where.partition("/")
         for tokens in arguments.tokens:
             protocol = Path(folder) / f"n_{tokens}.protocol.json"
-            if protocol.is_file():
+            if protocol.is_file() and f"{where}/{tokens}" not in arguments.without:
                 ours[version, task, tokens] = cell(task, json.loads(protocol.read_text()))
     write(arguments.out, ours)
     print("\n".join(lines(ours)))

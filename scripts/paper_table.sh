@@ -34,6 +34,7 @@ folder_of() { # the benchmark's usual name
 }
 
 FAILED=()
+REFUSED=() # an answers file that may lie there is that of another run
 ANSWERS=()
 answer() { # VERSION MODEL-FOLDER-OR-EMPTY TINY MIDDLE
     local version="$1" ckpt="$2" tiny="$3" middle="$4" task token data
@@ -45,7 +46,7 @@ answer() { # VERSION MODEL-FOLDER-OR-EMPTY TINY MIDDLE
             echo "== $version $task, $token tokens"
             # An empty DATA is none: the tiny data are drawn.
             CKPT="$ckpt" DATA="${ckpt:+$data}" METHOD="$METHOD" ANYRES=paper bash "$ROOT/scripts/$version/eval/$task.sh" "$token" \
-                || FAILED+=("$version/$task at $token")
+                || { (($? == 1)) || REFUSED+=("$version/$task/$token"); FAILED+=("$version/$task at $token"); }
         done
     done
 }
@@ -53,7 +54,8 @@ answer() { # VERSION MODEL-FOLDER-OR-EMPTY TINY MIDDLE
 CKPT_15="${CKPT:-}"
 if [[ -n "$CKPT_15" || -z "${CKPT_NEXT:-}" ]]; then answer v1_5 "$CKPT_15" tiny-llava ""; fi
 if [[ -n "${CKPT_NEXT:-}" || -z "$CKPT_15" ]]; then answer v1_6 "${CKPT_NEXT:-}" tiny-llava-next -next; fi
-"$PYTHON" "$ROOT/scripts/paper_table.py" --out "$OUT" --tokens $TOKENS --answers "${ANSWERS[@]}"
+"$PYTHON" "$ROOT/scripts/paper_table.py" --out "$OUT" --tokens $TOKENS \
+    --without ${REFUSED[@]+"${REFUSED[@]}"} --answers "${ANSWERS[@]}"
 if ((${#FAILED[@]})); then
     printf 'paper_table.sh: %s did not end well; what it said stands above, and the same command tries it again.\n' "${FAILED[@]}" >&2
     exit 1

@@ -63,6 +63,24 @@ def test_an_unknown_benchmark_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("code", "shown"), [(0, True), (1, True), (2, False)], ids=["whole", "pictures failed", "refused"])
+def test_a_run_that_was_refused_shows_no_number_of_another(tmp_path, code, shown):
+    """Where the answers of another run lie, with another prompt."""
+    answers = tmp_path / "gqa" / "answers" / "mine" / "cls"
+    answers.mkdir(parents=True)
+    (answers / "n_58.protocol.json").write_text(json.dumps(own(61.0)))
+    (tmp_path / "mine").mkdir()
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$2" = fastervlm.cli ] && exit {code}\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    told = {"PYTHON": str(python), "CKPT": str(tmp_path / "mine"), "DATA_ROOT": str(tmp_path)}
+    done = run(tmp_path, TASKS="gqa", TOKENS="58", **told)
+    assert done.returncode == min(code, 1), done.stderr
+    assert ("v1_5/gqa at 58 did not end well" in done.stderr) == bool(code)
+    cells = json.loads((tmp_path / "out" / "paper_table.json").read_text())["cells"]
+    assert [cell["score"] for cell in cells] == [61.0] * shown
+
+
 @pytest.mark.slow
 def test_all_ten_benchmarks_on_tiny_data(tmp_path):
     """Twice: the second time nothing is asked again."""
