@@ -119,18 +119,19 @@ def model_and_data(model: str | None, **files: Path | None) -> tuple[str, dict[s
         model: as given.
         files: any of `question_file`, `image_folder`, `annotation_file`, as given.
     """
-    from fastervlm.embedded import BENCHMARKS, embedded_benchmark, embedded_model
+    from fastervlm.embedded import BENCHMARKS, embedded_benchmark, embedded_model, named_model
 
     given = {name: path for name, path in files.items() if path is not None}
     if model is not None and len(given) == len(files):
         return model, settings_of(given)
-    tiny = embedded_model() if model is None else Path(model).resolve()
+    tiny = embedded_model() if model is None else Path(named_model(model)).resolve()
     if given or tiny not in BENCHMARKS:
         *options, last = (f"--{name.replace('_', '-')}" for name in ("model", *files))
         raise UserError(f"Give {', '.join(options)} and {last} together, or none of them for the tiny model.")
     names = ("question_file", "image_folder", "annotation_file")
     found: dict[str, Path] = dict(zip(names, embedded_benchmark(tiny), strict=True))
-    return str(tiny), settings_of({name: found[name] for name in files})
+    known = str(tiny) if model is None or Path(model).resolve() == tiny else model  # a server knows it by the name given
+    return known, settings_of({name: found[name] for name in files})
 
 
 def model_and_files(

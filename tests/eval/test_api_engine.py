@@ -178,10 +178,12 @@ def test_what_no_server_can_be_asked_is_told_before_it_is(monkeypatch, capsys, b
     assert sentence in errors
 
 
-def test_a_server_is_asked_for_a_model_by_the_name_as_typed(monkeypatch, capsys, bench, tmp_path):
-    """tiny-llava is a name there as well, and no folder of this machine."""
-    told = [part for name, path in bench.items() for part in (f"--{name.replace('_', '-')}", path)]
-    with serving(lambda *_: "x", [{"id": "tiny-llava"}]) as server:
+@pytest.mark.parametrize("own", [True, False])
+def test_a_server_is_asked_for_a_model_by_the_name_as_typed(monkeypatch, capsys, bench, tmp_path, own):
+    """tiny-llava is a name there as well, and no folder of this machine; without files its mini benchmark is asked."""
+    told = [part for name, path in bench.items() for part in (f"--{name.replace('_', '-')}", path)] if own else ["--limit", "2"]
+    with serving(lambda _, __, body: body["model"], [{"id": "tiny-llava"}]) as server:
         command = ["eval", "textvqa", "--api-base", server.base, "--answers-file", tmp_path / "a.jsonl", *told]
         code, _, errors = run_command(monkeypatch, capsys, *command, "--model", "tiny-llava")
     assert code == 0, errors
+    assert set(texts(tmp_path / "a.jsonl")) == {"tiny-llava"}
