@@ -1,7 +1,7 @@
 """The tiny LLaVA of needs: a tower and a language model for the crowded scenes of `playground.needs`.
 
-The tower is trained from nothing, as the tiny LLaVA's; its patches also tell their row and column, and of a shape whether
-it is the only one. The projector first learns to say of a patch what the tiny LLaVA's projector says of it, and to add a
+The tower is trained from nothing, as the tiny LLaVA's; its patches also tell their place, and of a shape whether it is the
+only one. The projector first learns to say of a patch what the tiny LLaVA's projector says of it, and to add a
 vector that tells the place. So the language model can begin as the tiny LLaVA's, which knows how to look things up; it
 learns to count, to compare places and to read from there on, on questions of all kinds of need.
 """
@@ -29,23 +29,30 @@ _FACTS = tuple(dict.fromkeys((*FACTS, *((board, word) for board in BOARDS for wo
 _PLACE = {fact: i for i, fact in enumerate(_FACTS)}
 # The needs in turn; what is learned slowly comes more often to the language model.
 _SEEN = tuple(NEEDS)
-_ASKED = (*NEEDS, "where", "count", "where", "count", "where")
+_ASKED = (*NEEDS, "count", "where", "count", "where", "count")
 _FEW = 4  # questions of a picture, so that kinds with many of them do not crowd out the others
 
 
 class NeedsTowerTask(TowerTask):
-    """The tower of the tiny LLaVA with three heads more: each patch tells its row and column, a shape if it is the only one."""
+    """The tower of the tiny LLaVA with two heads more: each patch tells its place, a shape whether it is the only one.
+
+    Places are told by `coordinates`, which a projector can read: which row it is, one of 24, could be named without that.
+    """
+
+    grid: Tensor
 
     def __init__(self) -> None:
         super().__init__(len(_FACTS))
-        self.row, self.column, self.alone = nn.Linear(WIDTH, GRID), nn.Linear(WIDTH, GRID), nn.Linear(WIDTH, 1)
+        self.register_buffer("grid", coordinates(GRID))
+        self.place, self.alone = nn.Linear(WIDTH, self.grid.shape[1]), nn.Linear(WIDTH, 1)
 
     def dense(self, patches: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
-        """The dense loss of the tiny LLaVA, the cross-entropy of rows and columns, and that of being the only one."""
+        """The dense loss of the tiny LLaVA, the squared error of places, and the cross-entropy of being the only one."""
         loss, accuracy = super().dense(patches, batch)
         rows, columns = places(batch["offset"], batch["kind"].shape[-1])
-        for head, target in ((self.row, rows), (self.column, columns)):
-            loss = loss + F.cross_entropy(head(patches).float().transpose(1, 2), target.expand(len(patches), -1)) / 2
+        error = (self.place(patches).float() - self.grid[rows * GRID + columns]).square().mean(dim=2)
+        objects = batch["identity"].flatten(1) >= 0
+        loss = loss + 2 * error[objects].mean() + 2 * error[~objects].mean()
         shapes, only = only_ones(batch)
         said = self.alone(patches)[..., 0].float()
         wrong = F.binary_cross_entropy_with_logits(said, only.float(), reduction="none")
@@ -172,7 +179,7 @@ def tower_phases(seed: int, scale: float = 1.0) -> list[Phase]:
 
 def projector_phases(seed: int, scale: float = 1.0) -> list[Phase]:
     """Windows, of which any scene will do."""
-    return [Phase("projector", int(200 * scale), 4e-3, lambda step: tower_batch((seed, 17, step), 32, GRID // 2))]
+    return [Phase("projector", int(400 * scale), 4e-3, lambda step: tower_batch((seed, 17, step), 32, GRID // 2))]
 
 
 def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float = 1.0) -> list[Phase]:
@@ -182,11 +189,12 @@ def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float 
     def small(step: int) -> dict[str, Tensor]:
         return data.batch((seed, 13, step), 56, GRID // 3, 1.0, _FEW, " ASSISTANT:")
 
+    def whole(step: int) -> dict[str, Tensor]:
+        return data.batch((seed, 15, step), 20, GRID, 0.5, _FEW)
+
     return [
-        Phase("language, small windows", int(3000 * scale), 1e-3, small),
+        Phase("language, small windows", int(2500 * scale), 1e-3, small),
         Phase("language, windows", int(250 * scale), 1e-3, lambda step: data.batch((seed, 14, step), 40, GRID // 2, 0.6, _FEW)),
-        Phase(
-            "language, whole pictures", int(400 * scale), 1e-3, lambda step: data.batch((seed, 15, step), 20, GRID, 0.3, _FEW)
-        ),
-        Phase("language, last cycle", int(400 * scale), 7e-4, lambda step: data.batch((seed, 16, step), 20, GRID, 0.3, _FEW)),
+        Phase("language, whole pictures", int(700 * scale), 1e-3, whole),
+        Phase("language, last cycle", int(500 * scale), 7e-4, lambda step: whole(10_000 + step)),
     ]

@@ -10,9 +10,19 @@ from transformers import CLIPVisionModel
 import fastervlm
 from playground import minibench
 from playground.needs import MOST, NEEDS, WORDS, draw
-from playground.needs_task import NeedsTask, ProjectorTask, build_tokenizer, only_ones, shown, tower_batch
+from playground.needs_task import (
+    NeedsTask,
+    NeedsTowerTask,
+    ProjectorTask,
+    build_tokenizer,
+    only_ones,
+    places,
+    shown,
+    tower_batch,
+)
 from playground.scenes import COLOUR_NAMES, GRID, IDENTITIES, KINDS, LETTER_NAMES, PATCH_COLOURS, PATTERNS, SHAPE_NAMES, Scene
-from playground.tower import vision_config
+from playground.tower import WIDTH, vision_config
+from playground.video_task import coordinates
 from tests.support.scene_labels import check_labels
 
 Places = dict[tuple[str, str], list[tuple[int, int]]]
@@ -118,6 +128,21 @@ def test_the_only_one_of_its_like_is_told():
         assert only[i].tolist() == [thing is not None and counts[thing] == 1 for thing in things]
     assert (shapes & ~only).any()
     assert only.any()
+
+
+@torch.no_grad()
+def test_the_tower_is_told_places(monkeypatch):
+    """Twice the squared error, of patches of objects and of the others alike."""
+    task, batch = NeedsTowerTask(), tower_batch((4,), size=4, grid=12)
+    patches, objects = torch.randn(4, 144, WIDTH), batch["identity"].flatten(1) >= 0
+    rows, columns = places(batch["offset"], 12)
+    right = coordinates(GRID)[rows * GRID + columns].expand(4, -1, -1)
+    wrong = right + torch.where(objects, 0.5, 0.3)[..., None]
+    losses = []
+    for said in (right, wrong):
+        monkeypatch.setattr(task.place, "forward", lambda _, said=said: said)
+        losses.append(task.dense(patches, batch)[0].item())
+    assert losses[1] - losses[0] == pytest.approx(2 * (0.5**2 + 0.3**2), rel=1e-3)
 
 
 @pytest.fixture(scope="module")
