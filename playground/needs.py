@@ -128,10 +128,10 @@ def odd(rng: np.random.Generator, grid: int) -> tuple[Scene, list[Question]]:
 
 
 def count(rng: np.random.Generator, grid: int) -> tuple[Scene, list[Question]]:
-    """Up to MOST of each of three things, among others."""
+    """Up to MOST of each of four things, among boxes."""
     room = Room(rng, grid)
     asked: list[Question] = []
-    for thing in things(rng, 3):
+    for thing in things(rng, 4):
         number = int(rng.integers(1, MOST + 1))
         for _ in range(number):
             room.shape(thing)

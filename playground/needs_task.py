@@ -193,7 +193,7 @@ def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float 
         return data.batch((seed, 15, step), 20, GRID, 0.5, _FEW)
 
     return [
-        Phase("language, small windows", int(2500 * scale), 1e-3, small),
+        Phase("language, small windows", int(3000 * scale), 1e-3, small),
         Phase("language, windows", int(250 * scale), 1e-3, lambda step: data.batch((seed, 14, step), 40, GRID // 2, 0.6, _FEW)),
         Phase("language, whole pictures", int(700 * scale), 1e-3, whole),
         Phase("language, last cycle", int(500 * scale), 7e-4, lambda step: whole(10_000 + step)),

@@ -72,7 +72,7 @@ def test_minibench_has_the_layout_of_textvqa(tmp_path) -> None:
 QUESTIONS = {
     "llava": "d269909dc661445bc939bff694bb007caf37af61713ef4315db12481f5bce90c",
     "next": "1b5acf76b1db41eb8df52732e641a6c7863c66b57aa70fc141b87b6d7fca46f8",
-    "needs": "7436fd147742c9a6452341aa9cdf793b292428246f5ec2fcdbbb9e58ea3e351d",
+    "needs": "80ede91f03f849dee397853a793b1112dd13277d103ae38a21abb72f961694a1",
 }
 
 
