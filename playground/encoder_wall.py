@@ -46,6 +46,7 @@ SCHEDULES: dict[str, dict[int, float | str]] = {
     "none": {},
     "K behind two thirds": {2: "K"},
     "a half enters": {0: 0.5},
+    "a half enters, K behind two thirds": {0: 0.5, 2: "K"},
     "a quarter enters": {0: 0.25},
     "a quarter enters, K behind two thirds": {0: 0.25, 2: "K"},
     "a tenth enters": {0: 0.1},
