@@ -36,7 +36,7 @@ _FEW = 4  # questions of a picture, so that kinds with many of them do not crowd
 class NeedsTowerTask(TowerTask):
     """The tower of the tiny LLaVA with two heads more: each patch tells its place, a shape whether it is the only one.
 
-    Places are told by `coordinates`, which a projector can read: which row it is, one of 24, could be named without that.
+    Places are told as `coordinates`, which a projector can read. A head that only names the row does not make sure of that.
     """
 
     grid: Tensor

@@ -1,5 +1,6 @@
 """Clips and the recipe of the tiny Video-LLaVA: labels, questions, files, and what is trained on."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,9 @@ def test_without_pyav_the_extra_is_named(tmp_path, monkeypatch, capsys):
         videobench.main()
     assert "pip install 'fastervlm[video]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_questions_are_those_that_results_were_measured_with():
+    """As of the pictures' benchmarks: drawn in another order they would be others."""
+    asked = json.dumps([videobench.make(number)[1] for number in range(8)])
+    assert hashlib.sha256(asked.encode()).hexdigest() == "af3a1cede97868d3eb3d19f8d97ffa5468740a190aa3bfdd2026e643aced71d4"
