@@ -43,20 +43,26 @@ class Coverage:
         total = patches.scores.shape[1]
         if k >= total:
             return KeptTokens.top(patches.scores, k)
-        exact = torch.double if total <= _LARGE else torch.float
-        shares = torch.empty(total, total, dtype=exact, device=patches.features().device)  # one for all pictures
-        chosen = [covering(_fill(shares, features, self.temperature), k) for features in patches.features()]
+        shares = empty_shares(total, patches.features())  # one for all pictures
+        chosen = [covering(fill(shares, features, self.temperature), k) for features in patches.features()]
         return KeptTokens(torch.stack(chosen).sort(dim=1).values, total)
 
 
-def _fill(shares: Tensor, features: Tensor, temperature: float) -> Tensor:
+def empty_shares(rows: int, features: Tensor) -> Tensor:
+    """Room for shares (rows, N) of features (B, N, C): float64, or, of more than `_LARGE` patches, float32."""
+    count = features.shape[1]
+    return torch.empty(rows, count, dtype=torch.double if count <= _LARGE else torch.float, device=features.device)
+
+
+def fill(shares: Tensor, features: Tensor, temperature: float, whole: float | None = None) -> Tensor:
     """Write into shares (N, N) how far each row's patch is covered by each column's: softmax of cosine / temperature.
 
-    In whole steps, so that sums of them are exact in float64 and what is equal but for rounding is a tie. Float64, or, of more
-    than `_LARGE` patches, float32, where shares have 24 bits; no other matrix of that size is made.
+    In whole steps, so that sums of them are exact in float64 and what is equal but for rounding is a tie; in float32 shares
+    have 24 bits. `whole` is the sum of a row in steps. No other matrix of that size is made.
     """
     count = len(features)
     steps = 2.0 ** min(40, 52 - count.bit_length())
+    whole = steps if whole is None else whole
     for start, similar in cosine_rows(features):
         end = start + len(similar)
         shares[start:end, start:] = similar.sub_(1).div_(temperature).exp_().mul_(steps).round_()
@@ -67,5 +73,5 @@ def _fill(shares: Tensor, features: Tensor, temperature: float) -> Tensor:
         bare = total == 0
         rows.masked_fill_(bare, 1)
         total.masked_fill_(bare, count)
-        rows.copy_((rows.double() if rows.dtype != torch.double else rows).mul_(steps / total).round_())
+        rows.copy_((rows.double() if rows.dtype != torch.double else rows).mul_(whole / total).round_())
     return shares

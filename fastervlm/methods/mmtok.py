@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from encoders import ScoredPatches, UserError, UserTypeError
-from fastervlm.methods.coverage import Coverage
+from fastervlm.methods.coverage import Coverage, empty_shares, fill
 from fastervlm.methods.covering import covering
 from fastervlm.methods.share import check_positive
-from fastervlm.methods.similarity import cosines
 from fastervlm.selection.kept import KeptTokens
 from fastervlm.selection.method import Traits
 
@@ -62,11 +61,19 @@ class MMTok:
         if k >= total:
             return KeptTokens.top(patches.scores, k)
         given = checked(self.words(patches), patches)
+        room = empty_shares(max(map(len, given)) + total, patches.features())  # one for all pictures
         chosen = []
-        for words, similar in zip(given, cosines(patches.features()), strict=True):
-            by_words = _shares(words.to(similar), self.word_temperature, total / max(1, len(words)))
-            chosen.append(covering(torch.cat((by_words, _shares(similar, self.temperature, self.weight))), k))
+        for words, features in zip(given, patches.features(), strict=True):
+            shares = room[: len(words) + total]
+            shares[: len(words)] = self._of_words(words.to(features.device))
+            fill(shares[len(words) :], features, self.temperature, self.weight * _STEPS)
+            chosen.append(covering(shares, k))
         return KeptTokens(torch.stack(chosen).sort(dim=1).values, total)
+
+    def _of_words(self, similar: Tensor) -> Tensor:
+        """How far each patch covers each word, given their cosines (W, N): a softmax over each row, in whole steps."""
+        count, total = similar.shape
+        return (similar.double() / self.word_temperature).softmax(dim=1).mul_(total / max(1, count) * _STEPS).round_()
 
 
 def checked(words: object, patches: ScoredPatches) -> list[Tensor]:
@@ -79,8 +86,3 @@ def checked(words: object, patches: ScoredPatches) -> list[Tensor]:
     if not all(bool(x.isfinite().all()) for x in given):
         raise UserError("words holds numbers that are infinite or undefined; give finite ones.")
     return [x.detach() for x in given]
-
-
-def _shares(similar: Tensor, temperature: float, weight: float) -> Tensor:
-    """`weight` times the softmax of similar (R, N) / temperature over each row, in whole steps; float64."""
-    return (similar.double() / temperature).softmax(dim=1).mul_(weight * _STEPS).round_()
