@@ -21,6 +21,7 @@ from fastervlm.selection.method import traits
 ALL = "all tokens"
 BLIND = "blind"
 TIME = "mean_time_to_first_token_s"
+_UNASKED = ("cdpruner", "mmtok")  # which read a question only where they are told how
 BASES = ("cls", "random")  # what every other method is compared with, question by question
 
 Table = tuple[list[str], list[list[str]]]
@@ -242,11 +243,13 @@ class Comparison:
         )
         others = "resize and pool use at most so many tokens; visual tokens: their mean over questions. "
         others = others if self._has_other_counts and not (self.has_crops or self.of_any_shape) else ""
+        unasked = [name for name in self.methods if name.partition("+")[0] in _UNASKED]
+        reads = f"{' and '.join(unasked)} by name alone {'reads' if len(unasked) == 1 else 'read'} no question. " if unasked else ""
         device, dtype = (self.whole.protocols[0][key] for key in ("device", "dtype"))
         return (
             f"{self.whole.score.metric} of {self.model} in percent, with half the width of its 95 % bootstrap interval, on "
             f"{self._asked}; a method with a seed is the mean of its runs, and blind sees flat grey. "
-            f"{crops if self.has_crops else shapes if self.of_any_shape else others}"
+            f"{crops if self.has_crops else shapes if self.of_any_shape else others}{reads}"
             f"TTFT: time to the first token of a batch of {self.batch_size} with its pictures "
             f"ready; it and samples/s on {device} in {dtype}.\n"
         )

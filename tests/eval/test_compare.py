@@ -158,3 +158,17 @@ def test_comparison_needs_annotations(shared, tmp_path):
 
 def test_markdown_table():
     assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (["cls"], ""),
+        (["mmtok"], "mmtok by name alone reads no question. "),
+        (["cls", "cdpruner", "mmtok"], "cdpruner and mmtok by name alone read no question. "),
+    ],
+)
+def test_the_table_says_which_methods_could_read_the_question_and_do_not(subject, shared, tmp_path, methods, said):
+    compare(subject, shared, budgets=[4], methods=methods, out_dir=tmp_path)
+    note = (tmp_path / "compare.md").read_text()
+    assert f"flat grey. {said}TTFT" in note
