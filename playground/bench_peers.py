@@ -104,7 +104,7 @@ def sides_of(case: Case, folder: Path, given: argparse.Namespace, dtype: str) ->
     }
     python = given.fastv_python if case.peer == "fastv" else given.python
     found = {"peer": Side(python, path.get(case.peer, [clone]), [case.peer, str(folder), dtype, json.dumps(case.more)])}
-    for name in ["ours"] if case.method == "fastv" or given.uncompiled else ["ours", "compiled"]:
+    for name in ["ours"] if given.uncompiled else ["ours", "compiled"]:
         told = json.dumps({"method": case.method, "compiled": name == "compiled"})
         root = Path(__file__).parent.parent
         found[name] = Side(sys.executable, [root], ["ours", str(folder), dtype, told])
