@@ -60,6 +60,5 @@ def _on_host(shares: np.ndarray, k: int, weight: np.ndarray | None) -> np.ndarra
 
 def _lost(part: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """(N,): what columns of some rows (R, N) add less, where these were covered as far as low (R,) and are as far as high."""
-    np.maximum(part, low[:, None], out=part)
-    np.minimum(part, high[:, None], out=part)
+    np.clip(part, low[:, None], high[:, None], out=part)
     return part.sum(axis=0, dtype=np.float64) - low.sum(dtype=np.float64)
