@@ -34,12 +34,12 @@ NEXT_MODEL = MODELS / "tiny-llava-next"
 VIDEO_MODEL = MODELS / "tiny-video-llava"
 QWEN_MODEL = MODELS / "tiny-qwen2.5-vl"
 NEEDS_MODEL = MODELS / "tiny-llava-needs"
-NAMES = tuple(folder.name for folder in (MODEL, NEXT_MODEL, VIDEO_MODEL, QWEN_MODEL))
+NAMES = tuple(folder.name for folder in (MODEL, NEXT_MODEL, VIDEO_MODEL, QWEN_MODEL, NEEDS_MODEL))
 BENCHMARK = DATA / "textvqa-mini"
 NEXT_BENCHMARK = BENCHMARK.with_name("textvqa-next-mini")
 VIDEO_BENCHMARK = BENCHMARK.with_name("video-mini")
 NEEDS_BENCHMARK = BENCHMARK.with_name("needs-mini")
-BENCHMARKS = {MODEL: BENCHMARK, NEXT_MODEL: NEXT_BENCHMARK, QWEN_MODEL: BENCHMARK}
+BENCHMARKS = {MODEL: BENCHMARK, NEXT_MODEL: NEXT_BENCHMARK, QWEN_MODEL: BENCHMARK, NEEDS_MODEL: NEEDS_BENCHMARK}
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"
 VIDEO_QUESTIONS, VIDEO_ANSWERS, VIDEOS = "test_q.json", "test_a.json", "videos"
 
@@ -67,8 +67,7 @@ def named_model(name: str) -> str:
 def embedded_benchmark(model: Path = MODEL) -> tuple[Path, Path, Path]:
     """Question file, image folder and annotation file of the mini benchmark of a tiny model, drawn at first use."""
     folder = BENCHMARKS[model]
-    kind = "next" if model == NEXT_MODEL else "llava"
-    _make(folder / QUESTIONS, "playground.minibench", kind)
+    _make(folder / QUESTIONS, "playground.minibench", {NEXT_MODEL: "next", NEEDS_MODEL: "needs"}.get(model, "llava"))
     return folder / QUESTIONS, folder / IMAGES, folder / ANNOTATIONS
 
 

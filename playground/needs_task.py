@@ -29,7 +29,7 @@ _FACTS = tuple(dict.fromkeys((*FACTS, *((board, word) for board in BOARDS for wo
 _PLACE = {fact: i for i, fact in enumerate(_FACTS)}
 # The needs in turn; what is learned slowly comes more often to the language model.
 _SEEN = tuple(NEEDS)
-_ASKED = (*NEEDS, "count", "where", "count", "where", "count")
+_ASKED = (*NEEDS, *("count", "where") * 3, "count")
 _FEW = 4  # questions of a picture, so that kinds with many of them do not crowd out the others
 
 
@@ -195,6 +195,6 @@ def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float 
     return [
         Phase("language, small windows", int(3000 * scale), 1e-3, small),
         Phase("language, windows", int(250 * scale), 1e-3, lambda step: data.batch((seed, 14, step), 40, GRID // 2, 0.6, _FEW)),
-        Phase("language, whole pictures", int(700 * scale), 1e-3, whole),
-        Phase("language, last cycle", int(500 * scale), 7e-4, lambda step: whole(10_000 + step)),
+        Phase("language, whole pictures", int(900 * scale), 1e-3, whole),
+        Phase("language, last cycle", int(600 * scale), 7e-4, lambda step: whole(10_000 + step)),
     ]

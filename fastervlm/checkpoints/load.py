@@ -37,7 +37,7 @@ def load(
 
     Args:
         name_or_path: a folder, a name on the Hugging Face hub such as "llava-hf/llava-1.5-7b-hf", or a tiny model that ships:
-            "tiny-llava", "tiny-llava-next", "tiny-video-llava" (and, in a checkout, "tiny-qwen2.5-vl").
+            "tiny-llava", "tiny-llava-next", "tiny-video-llava" (and, in a checkout, "tiny-qwen2.5-vl" and "tiny-llava-needs").
         dtype: "float32", "float16", "bfloat16" or a torch dtype; float16 on a GPU and float32 elsewhere by default.
         device: a torch device; the first GPU if there is one, else the CPU.
         anyres: how the processor cuts pictures into crops; no matter for models with one crop.

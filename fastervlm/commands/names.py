@@ -18,7 +18,7 @@ SHAPES = (
     *("tiny", "tiny-next", "tiny-video", "tiny-onevision", "tiny-internvl", "tiny-qwen2.5"),
 )
 SHIPPED = ("tiny-llava", "tiny-llava-next", "tiny-video-llava")  # in the wheel too
-TINY = (*SHIPPED, "tiny-qwen2.5-vl")
+TINY = (*SHIPPED, "tiny-qwen2.5-vl", "tiny-llava-needs")
 # By the model_type of their config.
 KINDS = {
     "llava": "LLaVA",
