@@ -13,6 +13,7 @@ from fastervlm.reporting.files import whole
 # Curves beyond the palette repeat it with other lines.
 LINES = ("-", "--", ":", "-.")
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#56B4E9", "v"), ("#E69F00", "P"))
+INSIDE = 9  # curves whose legend has room in the plot
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,15 @@ def _draw(panel: Panel, axes: Any) -> None:
         axes.set_ylim(bottom=0)
     axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(alpha=0.3)
-    axes.legend()
+    _draw_legend(len(panel.curves), axes)
+
+
+def _draw_legend(curves: int, axes: Any) -> None:
+    """Inside the plot while it hides little, else beside it."""
+    if curves <= INSIDE:
+        axes.legend()
+    else:
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
 
 
 def _draw_levels(panel: Panel, axes: Any) -> None:
