@@ -244,7 +244,8 @@ class Comparison:
         others = "resize and pool use at most so many tokens; visual tokens: their mean over questions. "
         others = others if self._has_other_counts and not (self.has_crops or self.of_any_shape) else ""
         unasked = [name for name in self.methods if name.partition("+")[0] in _UNASKED]
-        reads = f"{' and '.join(unasked)} by name alone {'reads' if len(unasked) == 1 else 'read'} no question. " if unasked else ""
+        verb = "reads" if len(unasked) == 1 else "read"
+        reads = f"{' and '.join(unasked)} by name alone {verb} no question. " if unasked else ""
         device, dtype = (self.whole.protocols[0][key] for key in ("device", "dtype"))
         return (
             f"{self.whole.score.metric} of {self.model} in percent, with half the width of its 95 % bootstrap interval, on "
