@@ -140,7 +140,8 @@ class Ours:
             if more["compiled"]:
                 self.handle.compile(language_model=True)
         elif more["compiled"]:  # the encoder alone: all its tokens stay until FastV chooses
-            self.prune(self.model, 1.0).compile()
+            encoder: Any = self.prune(self.model, 1.0)
+            encoder.compile()
 
     def keep(self, kept: int) -> None:
         """Set how many tokens stay, by call where the method can."""
