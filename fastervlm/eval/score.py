@@ -7,8 +7,9 @@ itself for an accuracy, an F1 or a sum of accuracies for others. Resampling the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Hashable, Sequence
+from collections.abc import Callable, Collection, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from encoders.errors import UserError
 
 RESAMPLES = 2000
+_KEPT = 4096  # rows; the draws of more are not kept
 
 # From mean rows (..., d) to the score (...).
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -246,8 +248,21 @@ def _mean(rows: np.ndarray) -> np.ndarray:
 
 def _resampled(rows: np.ndarray) -> np.ndarray:
     """Means (RESAMPLES, d) of rows (n, d) drawn with replacement, always the same for the same rows."""
+    count = len(rows)
+    sums = _kept_draws(count) @ rows if count <= _KEPT else np.stack([draw @ rows for draw in _draws(count)])
+    return sums / count
+
+
+def _draws(count: int) -> Iterator[np.ndarray]:
+    """How often each of `count` rows is drawn, for each resample."""
     rng = np.random.default_rng(0)
-    return np.stack([rows[rng.integers(0, len(rows), len(rows))].mean(axis=0) for _ in range(RESAMPLES)])
+    return (np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(RESAMPLES))
+
+
+@lru_cache(maxsize=8)
+def _kept_draws(count: int) -> np.ndarray:
+    """All of them (RESAMPLES, count): a comparison resamples the same questions a thousand times."""
+    return np.stack([draw.astype(np.uint16) for draw in _draws(count)])
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
