@@ -99,6 +99,15 @@ class NeedsQuestions(Questions):
         return drawn(rng, size, grid, _ASKED)
 
 
+class NeighbourQuestions(Questions):
+    """What stands next to what, and nothing else: one thing is looked up by way of another, which is slow to learn among others."""
+
+    def draw(self, rng: np.random.Generator, size: int, grid: int) -> tuple[list[Scene], list[list[Question]]]:
+        """Fresh scenes of pairs, and of each its questions."""
+        scenes, asked = drawn(rng, size, grid, ("where",))
+        return scenes, [[row for row in about if " next to " in row[1]] for about in asked]
+
+
 class NeedsTask(LanguageTask):
     """`LanguageTask` begun from the language model of the trained tiny LLaVA; words that both know keep their embeddings.
 
@@ -183,8 +192,11 @@ def projector_phases(seed: int, scale: float = 1.0) -> list[Phase]:
 
 
 def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float = 1.0) -> list[Phase]:
-    """As the tiny LLaVA's: small windows and bare questions, then the whole prompt, then whole pictures."""
-    data = NeedsQuestions(tokenizer)
+    """Neighbours alone, then as the tiny LLaVA's: small windows and bare questions, the whole prompt, whole pictures."""
+    data, near = NeedsQuestions(tokenizer), NeighbourQuestions(tokenizer)
+
+    def pairs(step: int) -> dict[str, Tensor]:
+        return near.batch((seed, 16, step), 32, GRID // 3, 1.0, 12, " ASSISTANT:")
 
     def small(step: int) -> dict[str, Tensor]:
         return data.batch((seed, 13, step), 56, GRID // 3, 1.0, _FEW, " ASSISTANT:")
@@ -193,8 +205,9 @@ def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float 
         return data.batch((seed, 15, step), 20, GRID, 0.5, _FEW)
 
     return [
-        Phase("language, small windows", int(3000 * scale), 1e-3, small),
+        Phase("language, neighbours", int(500 * scale), 1e-3, pairs),
+        Phase("language, small windows", int(2400 * scale), 1e-3, small),
         Phase("language, windows", int(250 * scale), 1e-3, lambda step: data.batch((seed, 14, step), 40, GRID // 2, 0.6, _FEW)),
-        Phase("language, whole pictures", int(900 * scale), 1e-3, whole),
-        Phase("language, last cycle", int(600 * scale), 7e-4, lambda step: whole(10_000 + step)),
+        Phase("language, whole pictures", int(800 * scale), 1e-3, whole),
+        Phase("language, last cycle", int(480 * scale), 7e-4, lambda step: whole(10_000 + step)),
     ]
