@@ -91,7 +91,8 @@ def _list(found: Sequence[Flip]) -> str:
 
 
 def _asked(question: Question) -> str:
-    return question.text.strip().split("\n")[0]
+    """The question without the place of its picture, on one line."""
+    return " ".join(question.text.replace("<image>", " ").split())
 
 
 def _pictures(subject: Subject, case: Case, found: Sequence[Sequence[Flip]]) -> list[str]:

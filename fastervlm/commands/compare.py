@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,6 +120,8 @@ def show(comparison: Comparison, folder: Path) -> None:
         print_table(*table, title=name, keys=2)
     if comparison.by_kind is not None:
         print(comparison.by_kind.note.rstrip())
+    for doubt in comparison.doubts:
+        print(f"Warning: {doubt}", file=sys.stderr)
     if first := comparison.whole.score.first:
         print(f"Of the first {first} questions only (--limit)")
     print(f"Table, numbers and plot: {folder}/compare.md, compare.json, compare.png")

@@ -23,6 +23,10 @@ from fastervlm.selection.budget import AtMost, Budget, TokenBudget
 from fastervlm.selection.method import Method, traits
 
 _BESIDE = ("random", "grid")
+_FAILED = (
+    "A run answered no question, or other ones than the next, because pictures failed; the *.protocol.json files beside the "
+    "answers name them, mend them and run again."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,7 @@ def compare(
     names = [column_name(column.method, column.layer) for column in columns]
     ends = [runs.cell(_Column(name, {}), unpruned, each) for name, each in ((ALL, whole), (BLIND, floor)) if each]
     by_kind = runs.by_kind([*zip(cells, pruned_runs.values(), strict=True), (ends[0], whole)], names)
-    comparison = Comparison(subject.name, settings.batch_size, names, ends[0], cells, ends[1] if blind else None, by_kind)
+    comparison = Comparison(subject.name, names, ends[0], cells, ends[1] if blind else None, by_kind)
     comparison.write(out_dir)
     return comparison
 
@@ -121,7 +125,10 @@ class _Runs:
     def tokens_of(self, runs: Sequence[Settings]) -> int:
         """Visual tokens of the mean question, unpruned."""
         self.answer(runs)
-        return round(fmean(self.found[run.answers_file][0]["mean_visual_tokens_unpruned"] for run in runs))
+        means = [self.found[run.answers_file][0]["mean_visual_tokens_unpruned"] for run in runs]
+        if None in means:
+            raise UserError(_FAILED)
+        return round(fmean(means))
 
     def cell(self, column: _Column, count: int, runs: Sequence[Settings]) -> Cell:
         """The cell of runs that are answered."""
@@ -148,17 +155,27 @@ def _counts(budgets: Sequence[int | float | AtMost], total: int | None, mean: in
     Where pictures have as many tokens as their shape asks for (no `total`), a budget is itself the name, and a fraction is
     counted of the mean.
     """
-    resolved = {keep: _resolved(keep, mean if total is None else total) for keep in budgets}
     if total is not None:
-        return {count: count for count in sorted(set(resolved.values()) - {total}, reverse=True)}
-    found = {keep: keep if isinstance(keep, int) else count for keep, count in resolved.items()}
+        return {count: count for count in sorted({_resolved(keep, total) for keep in budgets} - {total}, reverse=True)}
+    less = [keep for keep in budgets if not (isinstance(keep, float) and keep == 1)]
+    found = {keep: _named(keep, mean) for keep in less}
     if len(set(found.values())) < len(found):
         raise UserError(f"Two of the budgets are as many tokens of the mean question, of {mean}; leave one out.")
+    for keep, count in found.items():
+        if count == mean:
+            raise UserError(f"{keep} is what the mean question has without pruning, {mean} tokens; give another number for it.")
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
 def _resolved(keep: int | float | AtMost, total: int) -> int:
     return keep.resolve(total) if isinstance(keep, AtMost) else TokenBudget(keep).resolve(total)
+
+
+def _named(keep: int | float | AtMost, mean: int) -> int:
+    """The number by which the table calls a budget: that which it names, and of a fraction what the mean question keeps."""
+    if isinstance(keep, AtMost) and keep.budget == TokenBudget(1.0):
+        return keep.tokens
+    return keep if isinstance(keep, int) else _resolved(keep, mean)
 
 
 def _columns(methods: Iterable[str], layers: Sequence[int], seeds: int) -> Iterator[_Column]:
@@ -204,8 +221,5 @@ def _mean(scores: Sequence[Score | None]) -> Score:
     """The mean over the runs of a cell."""
     found = [score for score in scores if score is not None]
     if len(found) < len(scores) or len({(score.samples, score.keys) for score in found}) > 1:
-        raise UserError(
-            "A run answered no question, or other ones than the next, because pictures failed; the *.protocol.json files "
-            "beside the answers name them, mend them and run again."
-        )
+        raise UserError(_FAILED)
     return mean_of(found)

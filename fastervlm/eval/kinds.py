@@ -12,7 +12,7 @@ import numpy as np
 
 from encoders.errors import UserError
 from fastervlm.eval.answers import blank_answers, read_answers
-from fastervlm.eval.score import Difference, Score, difference, mean_of, percent, share_questions
+from fastervlm.eval.score import Difference, Score, difference, mean_of, paired, percent, share_questions
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.task import Question
 
@@ -52,22 +52,28 @@ def scores_by_kind(
 
 
 def p_value(score: Score, other: Score) -> float:
-    """Two-sided p of the difference over the same questions.
+    """Two-sided p of the difference over the questions that both answered.
 
     Where questions are right or wrong it is McNemar's exact test, the binomial one of those that only one of the two has right.
     Else it is the normal one, by the standard error of the paired bootstrap, and no less than a test by flipped signs can
-    give on as few questions.
+    give, to which only the questions count that earned something else.
     """
-    if score.statistic is other.statistic is percent and score.keys == other.keys and score.rows.shape == other.rows.shape:
-        change = (score.rows - other.rows)[:, 0]
+    rows, others = paired(score, other)
+    if score.statistic is other.statistic is percent and rows.shape == others.shape:
+        change = (rows - others)[:, 0]
         if np.isin(change, (-1.0, 0.0, 1.0)).all():
             return _binomial(int((change > 0).sum()), int((change < 0).sum()))
     found = difference(score, other)
     error = (found.high - found.low) / (2 * 1.96)
-    least = min(1.0, 2.0 ** (1 - found.samples))
+    differ = ~np.isclose(_mean_of_runs(rows, score.runs), _mean_of_runs(others, other.runs)).all(axis=1)
+    least = min(1.0, 2.0 ** (1 - int(differ.sum())))
     if error == 0:
         return 1.0 if found.value == 0 else least
     return max(least, math.erfc(abs(found.value) / error / math.sqrt(2)))
+
+
+def _mean_of_runs(rows: np.ndarray, runs: int) -> np.ndarray:
+    return rows.reshape(len(rows), runs, -1).mean(axis=1)
 
 
 def _binomial(more: int, fewer: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def percent(mean: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A score over questions with its 95 % bootstrap confidence interval from `low` to `high`.
+    """A score over questions with its 95 % bootstrap confidence interval from `low` to `high`, computed when first asked for.
 
     `rows` (n, d) are what the questions (or groups of them) earned, named by `keys` where two runs are to be compared, and
     `value` is the `statistic` of their mean. `answered` says which of the rows have an answer, all of them if it is empty.
@@ -38,12 +38,11 @@ class Score:
     have no answer, and `missing_is` says what that means. `left_out` answers are to questions of the same files that have no
     right answer here. `unit` stands behind the value, and `notes` are further lines. `first` says that only so many questions,
     the first ones, were asked. `forgiven` are the faults of the answers that were passed over, a sentence with a count each.
+    `runs` of the same questions stand side by side in the rows.
     """
 
     metric: str
     value: float
-    low: float
-    high: float
     rows: np.ndarray = field(repr=False)
     keys: tuple[Hashable, ...] = field(default=(), repr=False)
     statistic: Statistic = field(default=percent, repr=False)
@@ -56,6 +55,7 @@ class Score:
     left_out: int = 0
     first: int | None = None
     forgiven: tuple[str, ...] = ()
+    runs: int = 1
 
     @classmethod
     def of(
@@ -78,9 +78,22 @@ class Score:
         if not len(rows):
             raise UserError("There is no answer to score; the answers file is empty.")
         table = np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
-        value, (low, high) = float(statistic(_mean(table))), _interval(statistic(_resampled(table)))
         more = tuple(parts), missing, missing_is, unit, tuple(answered), tuple(notes), left_out
-        return cls(metric, value, low, high, table, tuple(keys), statistic, *more, forgiven=tuple(forgiven))
+        return cls(metric, float(statistic(_mean(table))), table, tuple(keys), statistic, *more, forgiven=tuple(forgiven))
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        return _interval(self.statistic(_resampled(self.rows)))
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self._ends[0]
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        return self._ends[1]
 
     @property
     def samples(self) -> int:
@@ -154,22 +167,31 @@ def difference(score: Score, other: Score) -> Difference:
     """
     if score.metric != other.metric:
         raise UserError(f"A score in {score.metric} and one in {other.metric} cannot be compared; score both by one benchmark.")
-    first, second = _numbered(score), _numbered(other)
-    common = [key for key in first if key in second]
-    if not common:
-        raise UserError("The two answer files have no question in common; compare answers to the same questions.")
-    rows = np.hstack([score.rows[[first[key] for key in common]], other.rows[[second[key] for key in common]]])
-    width = score.rows.shape[1]
+    rows, others = paired(score, other)
+    both, width = np.hstack([rows, others]), rows.shape[1]
 
     def change(mean: np.ndarray) -> np.ndarray:
         return score.statistic(mean[..., :width]) - other.statistic(mean[..., width:])
 
-    changes = change(_resampled(rows))
-    value, (low, high) = float(change(_mean(rows))), _interval(changes)
+    changes = change(_resampled(both))
+    value, (low, high) = float(change(_mean(both))), _interval(changes)
     against = min(int((changes <= 0).sum()), int((changes >= 0).sum()))
     p_value = min(1.0, 2 * (1 + against) / (1 + len(changes)))
-    left_out = len(first.keys() ^ second.keys())
-    return Difference(score.metric, value, low, high, p_value, len(common), left_out, score.unit)
+    left_out = len(_numbered(score).keys() ^ _numbered(other).keys())
+    return Difference(score.metric, value, low, high, p_value, len(both), left_out, score.unit)
+
+
+def paired(score: Score, other: Score) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (n, d) of both for the n questions that both answered, in the same order.
+
+    Raises:
+        UserError: they have no question in common.
+    """
+    first, second = _numbered(score), _numbered(other)
+    common = [key for key in first if key in second]
+    if not common:
+        raise UserError("The two answer files have no question in common; compare answers to the same questions.")
+    return score.rows[[first[key] for key in common]], other.rows[[second[key] for key in common]]
 
 
 def share_questions(score: Score, other: Score) -> bool:
@@ -200,9 +222,8 @@ def mean_of(scores: Sequence[Score]) -> Score:
     same = {name: getattr(first, name) for name in ("keys", "unit", "missing_is")}
     same["answered"] = [all(each) for each in zip(*(score.answered for score in scores), strict=True)]
     rows, missing = np.hstack([score.rows for score in scores]), max(score.missing for score in scores)
-    return replace(
-        Score.of(first.metric, rows, parts, missing, statistic=mean, **same), first=first.first, forgiven=first.forgiven
-    )
+    score = Score.of(first.metric, rows, parts, missing, statistic=mean, **same)
+    return replace(score, first=first.first, forgiven=first.forgiven, runs=len(scores))
 
 
 def strayed(answered: Collection[Hashable], asked: Container[object], others: Container[object]) -> Hashable | None:

@@ -78,7 +78,6 @@ class Comparison:
     """
 
     model: str
-    batch_size: int
     methods: list[str]
     whole: Cell
     cells: list[Cell]
@@ -98,6 +97,25 @@ class Comparison:
 
     def _all(self) -> list[Cell]:
         return [self.whole, *self.cells, *([self.blind] if self.blind else [])]
+
+    def _values(self, key: str) -> list[Any]:
+        """What the runs have under a key, each value once."""
+        return list(dict.fromkeys(protocol.get(key) for cell in self._all() for protocol in cell.protocols))
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why times are not to be compared: runs that were finished before keep theirs."""
+        found = {"--batch-size": self._values("batch_size"), "--device": self._values("device")}
+        return [
+            f"Runs were timed with {option} {' and '.join(map(str, values))}, so do not compare their times; for new ones give "
+            "another --out-dir."
+            for option, values in found.items()
+            if len(values) > 1
+        ]
+
+    @property
+    def _batch(self) -> str:
+        return " or ".join(map(str, self._values("batch_size")))
 
     def cell(self, method: str, visual_tokens: int) -> Cell:
         """One cell by its column; at all tokens the unpruned run stands for every method."""
@@ -246,13 +264,13 @@ class Comparison:
         unasked = [name for name in self.methods if name.partition("+")[0] in _UNASKED]
         verb = "reads" if len(unasked) == 1 else "read"
         reads = f"{' and '.join(unasked)} by name alone {verb} no question. " if unasked else ""
-        device, dtype = (self.whole.protocols[0][key] for key in ("device", "dtype"))
+        device, dtype = " or ".join(self._values("device")), self.whole.protocols[0]["dtype"]
         return (
             f"{self.whole.score.metric} of {self.model} in percent, with half the width of its 95 % bootstrap interval, on "
             f"{self._asked}; a method with a seed is the mean of its runs, and blind sees flat grey. "
             f"{crops if self.has_crops else shapes if self.of_any_shape else others}{reads}"
-            f"TTFT: time to the first token of a batch of {self.batch_size} with its pictures "
-            f"ready; it and samples/s on {device} in {dtype}.\n"
+            f"TTFT: time to the first token of a batch of {self._batch} with its pictures "
+            f"ready; it and samples/s on {device} in {dtype}.\n{''.join(f'{doubt}{chr(10)}' for doubt in self.doubts)}"
         )
 
     @property
@@ -285,7 +303,7 @@ class Comparison:
         ]
         return [
             Panel(f"{name} of {self.model}", tokens, f"{name} (%)", accuracy, floor),
-            Panel("Time to first token", tokens, f"ms for a batch of {self.batch_size}", time, from_zero=True),
+            Panel("Time to first token", tokens, f"ms for a batch of {self._batch}", time, from_zero=True),
             *maps,
         ]
 

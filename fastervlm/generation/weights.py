@@ -13,7 +13,7 @@ _ADAPTED = ("_active_adapter", "_disable_adapters", "merged_adapters")
 
 
 class Weights:
-    """The weights of a model but those of its language model, at one moment.
+    """The weights of a model but those of its language model, at one moment; with its table of words, by which methods choose.
 
     A weight that was replaced, moved or written to in place counts as changed, and so do adapters that were added, switched or
     merged. A write through `weight.data` leaves no mark, and is not seen.
@@ -33,7 +33,7 @@ def _read(model: Any, decoder: Any) -> tuple[list[Tensor], list[Any]]:
     """The weights in front of a language model, and for each what changes when it does; then what else matters."""
     head = model.get_output_embeddings()
     tensors, marks = [], []
-    for module in _modules(model, {id(decoder), id(head)}):
+    for module in (*_modules(model, {id(decoder), id(head)}), model.get_input_embeddings()):
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None and not tensor.is_meta:  # those are fetched from elsewhere while the module runs
                 tensors.append(tensor)

@@ -12,7 +12,7 @@ from fastervlm.analysis.flips import Answered, counts_by_kind, flips, worst
 from fastervlm.analysis.risk import write_risk
 from fastervlm.eval.compare import compare
 from fastervlm.eval.kinds import holm, kinds_in, p_value
-from fastervlm.eval.score import Score
+from fastervlm.eval.score import Score, difference, mean_of
 from fastervlm.eval.task import Question
 
 
@@ -61,6 +61,24 @@ def test_few_questions_prove_nothing(count, least):
     first, second = (Score.of("Accuracy", [earned] * count, keys=range(count)) for earned in (1.0, 0.6))
     assert p_value(first, second) == pytest.approx(least)
     assert p_value(first, first) == 1.0
+
+
+@pytest.mark.parametrize("alike", [0, 6, 300])
+def test_questions_that_do_not_differ_prove_nothing(alike):
+    """Six questions differ, all one way: of the 64 ways to flip signs two are as uneven."""
+    rows, others = np.array([1.0] * 6 + [0.5] * alike), np.array([0.6] * 6 + [0.5] * alike)
+    seeds = mean_of([Score.of("Accuracy", others, keys=range(len(others)))] * 3)
+    whole = Score.of("Accuracy", rows, keys=range(len(rows)))
+    assert p_value(whole, seeds) >= 2 / 64
+    assert p_value(seeds, whole) >= 2 / 64
+
+
+def test_a_question_that_failed_in_one_run_is_in_no_test():
+    """All 32 that both answered are alike; 8 were right with all tokens, and failed."""
+    whole = Score.of("Accuracy", [1.0] * 40, keys=range(40))
+    part = Score.of("Accuracy", [1.0] * 32 + [0.0] * 8, keys=range(40), answered=[True] * 32 + [False] * 8)
+    assert difference(part, whole).value == 0
+    assert p_value(part, whole) == p_value(whole, part) == 1.0
 
 
 def test_p_of_parts_of_a_point_is_near_the_exact_one():

@@ -81,6 +81,22 @@ def test_finished_cells_are_not_run_again(subject, shared, tmp_path, monkeypatch
         compare(subject, replace(shared, max_new_tokens=3), **options)
 
 
+def test_times_of_other_batch_sizes_are_told(subject, shared, tmp_path):
+    """A run that was finished before keeps its time, so the table says of which batches its times are."""
+    options = {"budgets": [4], "out_dir": tmp_path}
+    first = compare(subject, replace(shared, batch_size=2), methods=["grid"], **options)
+    assert first.doubts == []
+    both = compare(subject, replace(shared, batch_size=1), methods=["grid", "cls"], **options)
+    (doubt,) = both.doubts
+    assert "--batch-size 2 and 1" in doubt
+    table = (tmp_path / "compare.md").read_text()
+    assert "first token of a batch of 2 or 1 with" in table
+    assert doubt in table
+    again = compare(subject, replace(shared, batch_size=1), methods=["grid"], **options)
+    assert "first token of a batch of 2 with" in (tmp_path / "compare.md").read_text()
+    assert again.doubts == []
+
+
 def test_random_is_the_mean_of_its_seeds(subject, shared, bench, tmp_path):
     """Right answers by hand: those of seed 0 to the first half of the questions."""
     options = {"budgets": [4], "methods": ["random"], "seeds": 2}

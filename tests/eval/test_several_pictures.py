@@ -135,3 +135,28 @@ def test_a_bound_among_the_budgets_of_a_table(subject, settings, tmp_path):
     with pytest.raises(UserError, match="at-most is of a whole picture") as caught:
         compare(crops, settings(keep=None), budgets=budgets, methods=["coverage"], out_dir=tmp_path / "crops")
     one_sentence(caught.value)
+
+
+def test_bounds_above_the_mean_picture_have_rows_of_their_own(settings, tmp_path):
+    """A bound that no picture reaches is a run of its own, beside all tokens; only what is the mean itself has no name left."""
+    subject, asked = subject_of("qwen2_5_vl", tmp_path), settings(keep=None)
+    bounds = [fastervlm.AtMost(10**6), fastervlm.AtMost(1000), fastervlm.AtMost(3)]
+    found = compare(subject, asked, budgets=[*bounds, 1.0], methods=["grid"], out_dir=tmp_path / "cmp")
+    mean = found.whole.visual_tokens
+    assert found.budgets == [mean, 10**6, 1000, 3]
+    assert [row[:2] for row in found.table()[1]] == [
+        [str(mean), "all tokens"],
+        *([str(count), "grid"] for count in (10**6, 1000, 3)),
+    ]
+    assert found.cell("grid", 1000).score.value == found.whole.score.value
+    with pytest.raises(UserError, match=f"{mean} is what the mean question has without pruning") as caught:
+        compare(subject, asked, budgets=[mean], methods=["grid"], out_dir=tmp_path / "cmp")
+    one_sentence(caught.value)
+
+
+def test_a_table_of_which_no_picture_can_be_read_is_refused(settings, tmp_path):
+    subject = subject_of("qwen2_5_vl", tmp_path)
+    lost = settings(keep=None, media_folder=tmp_path)
+    with pytest.raises(UserError, match="because pictures failed") as caught:
+        compare(subject, lost, budgets=[3], methods=["grid"], out_dir=tmp_path / "cmp")
+    one_sentence(caught.value)

@@ -182,11 +182,15 @@ def replaced(model):
     block.weight = torch.nn.Parameter(block.weight * 1.5)
 
 
+def other_words(model):
+    model.get_input_embeddings().weight.mul_(1.5)
+
+
 def moved_there_and_back(model):
     model.to(torch.bfloat16).to(torch.float32)
 
 
-@pytest.mark.parametrize("change", [written, replaced, moved_there_and_back])
+@pytest.mark.parametrize("change", [written, replaced, other_words, moved_there_and_back])
 @torch.no_grad()
 def test_other_weights_forget_all(change):
     model, call = tiny.llava(), plain.inputs(ONE)
