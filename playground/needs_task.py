@@ -30,6 +30,7 @@ _PLACE = {fact: i for i, fact in enumerate(_FACTS)}
 # The needs in turn; what is learned slowly comes more often to the language model.
 _SEEN = tuple(NEEDS)
 _ASKED = (*NEEDS, *("count", "where") * 3, "count")
+_COUNTED = (*NEEDS, *("count",) * 5)
 _FEW = 4  # questions of a picture, so that kinds with many of them do not crowd out the others
 
 
@@ -92,15 +93,19 @@ def tower_batch(seed: tuple[int, ...], size: int, grid: int) -> dict[str, Tensor
 
 
 class NeedsQuestions(Questions):
-    """Questions of all needs, of counts and places more than of others."""
+    """Questions of all needs, in `turns`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, turns: tuple[str, ...]) -> None:
+        super().__init__(tokenizer)
+        self.turns = turns
 
     def draw(self, rng: np.random.Generator, size: int, grid: int) -> tuple[list[Scene], list[list[Question]]]:
         """Fresh scenes, and of each its questions."""
-        return drawn(rng, size, grid, _ASKED)
+        return drawn(rng, size, grid, self.turns)
 
 
 class NeighbourQuestions(Questions):
-    """What stands next to what, and nothing else: one thing is looked up by way of another, which is slow to learn among others."""
+    """What stands next to what, and nothing else: looking one thing up by way of another is slow to learn among others."""
 
     def draw(self, rng: np.random.Generator, size: int, grid: int) -> tuple[list[Scene], list[list[Question]]]:
         """Fresh scenes of pairs, and of each its questions."""
@@ -192,8 +197,9 @@ def projector_phases(seed: int, scale: float = 1.0) -> list[Phase]:
 
 
 def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float = 1.0) -> list[Phase]:
-    """Neighbours alone, then as the tiny LLaVA's: small windows and bare questions, the whole prompt, whole pictures."""
-    data, near = NeedsQuestions(tokenizer), NeighbourQuestions(tokenizer)
+    """Neighbours alone; as the tiny LLaVA's: small windows and bare questions, whole prompts, whole pictures; then counts."""
+    data, near = NeedsQuestions(tokenizer, _ASKED), NeighbourQuestions(tokenizer)
+    counted = NeedsQuestions(tokenizer, _COUNTED)
 
     def pairs(step: int) -> dict[str, Tensor]:
         return near.batch((seed, 16, step), 32, GRID // 3, 1.0, 12, " ASSISTANT:")
@@ -210,4 +216,5 @@ def language_phases(tokenizer: PreTrainedTokenizerFast, seed: int, scale: float 
         Phase("language, windows", int(250 * scale), 1e-3, lambda step: data.batch((seed, 14, step), 40, GRID // 2, 0.6, _FEW)),
         Phase("language, whole pictures", int(800 * scale), 1e-3, whole),
         Phase("language, last cycle", int(480 * scale), 7e-4, lambda step: whole(10_000 + step)),
+        Phase("language, counts", int(330 * scale), 7e-4, lambda step: counted.batch((seed, 18, step), 20, GRID, 0.5, _FEW)),
     ]
