@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +31,7 @@ from fastervlm.commands.common import (
     model_and_files,
     names_of,
     pictures_of,
+    report_failures,
     resumable,
 )
 from fastervlm.commands.names import METHODS, list_completer, listed
@@ -154,7 +154,7 @@ def _own(file: Path, images: Path | None, model: str | None, others: Sequence[Pa
 
 
 def _tell(tuned: Tuned, folder: Path) -> None:
-    """Print the frontier, what is recommended, and where the files are."""
+    """Print the frontier, what is recommended, where the files are, and what failed."""
     from fastervlm.reporting.tables import print_table
 
     print_table(*tuned.table(), keys=2)
@@ -163,7 +163,4 @@ def _tell(tuned: Tuned, folder: Path) -> None:
     print(
         f"Table{', numbers and plot' if drawn else ' and numbers'}: {folder}/tune.md, tune.json{', tune.png' if drawn else ''}"
     )
-    if tuned.failed:
-        print(
-            f"fastervlm: {tuned.failed} questions failed and are left out; the next search tries them again.", file=sys.stderr
-        )
+    report_failures(len(tuned.failures), tuned.failures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,21 @@ def _right(record: dict[str, Any], line: int, path: Path) -> set[str]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{path}, line {line}: give 'answer', a text, or 'answers', a list of texts of which one is enough.")
-    return set(map(normalize, texts))
+    forms = set(map(_form, texts)) - {""}
+    if not forms:
+        raise UserError(f"{path}, line {line}: the right answer is empty; write it out, or leave the question out.")
+    return forms
+
+
+def _form(text: str) -> str:
+    """What two answers are compared by: as TextVQA does, and bare where nothing would be left, as of A or +."""
+    return normalize(text) or text.strip(string.punctuation + string.whitespace).lower() or text.strip()
 
 
 def score(answers: Sequence[Answer], path: Path) -> Score:
-    """The share of answers that equal one of the right ones, both normalised as TextVQA does."""
+    """The share of answers that equal one of the right ones, both normalised as TextVQA does; a letter A stays one."""
     right = {str(line): _right(record, line, path) for line, record in read_jsonl(path)}
-    values = [float(normalize(answer["text"]) in right[str(answer["question_id"])]) for answer in answers]
+    values = [float(_form(answer["text"]) in right[str(answer["question_id"])]) for answer in answers]
     return Score.of("Accuracy", values, keys=[str(answer["question_id"]) for answer in answers])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from fastervlm.reporting.plots import Curve, Panel
@@ -10,7 +11,7 @@ from fastervlm.tune.search import Found, Point, Promise
 
 
 def tune_panels(found: Found, promise: Promise, planned: Planned | None, sure: str) -> list[Panel]:
-    """Loss by tokens with the bound that is shown, accuracy by measured time, and by planned time where there is a plan.
+    """Loss by tokens with the bound that is shown, accuracy by measured time, and by planned time, where there are such times.
 
     `sure` is the confidence in words, such as 95 %.
     """
@@ -22,7 +23,7 @@ def tune_panels(found: Found, promise: Promise, planned: Planned | None, sure: s
     if planned is not None:
         where, times = f"planned: {planned.shape}, {planned.device}", planned.seconds
         panels.append(_frontier(found, where, times[None], lambda point: times[point.candidate.keep]))
-    return panels
+    return [panel for panel in panels if panel.curves]
 
 
 def _loss(found: Found, promise: Promise, sure: str) -> Panel:
@@ -50,17 +51,15 @@ def _frontier(
     seconds: Callable[[Point], float],
     until: tuple[str, float] | None = None,
 ) -> Panel:
-    """Accuracy by time to the first token; numbers of tokens stand beside the points."""
-    curves = [
-        Curve(
-            method,
-            [1000 * seconds(point) for point in points],
-            [100 * (found.whole - point.loss) for point in points],
-            names=[str(point.candidate.keep) for point in points],
-        )
-        for method, points in _by_method(found).items()
-    ]
-    curves.append(Curve("all tokens", [1000 * whole], [100 * found.whole], names=["all"]))
+    """Accuracy by time to the first token, where that is known; numbers of tokens stand beside the points."""
+    curves = []
+    for method, points in _by_method(found).items():
+        timed = [point for point in points if not math.isnan(seconds(point))]
+        places = [1000 * seconds(point) for point in timed], [100 * (found.whole - point.loss) for point in timed]
+        if timed:
+            curves.append(Curve(method, *places, names=[str(point.candidate.keep) for point in timed]))
+    if not math.isnan(whole):
+        curves.append(Curve("all tokens", [1000 * whole], [100 * found.whole], names=["all"]))
     title = f"Accuracy by time, {where}\nvisual tokens stand beside the points"
     return Panel(title, "time to first token of a batch (ms)", "accuracy (%)", curves, log_x=False, until=until)
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from encoders.errors import UserError
 from fastervlm.reporting.files import write_json, write_text
 from fastervlm.reporting.plots import draw_panels
 from fastervlm.reporting.tables import markdown_table
-from fastervlm.serving.options import Served
 from fastervlm.tune.plan import Planned
 from fastervlm.tune.plot import tune_panels
 from fastervlm.tune.promise import pictures_needed
 from fastervlm.tune.search import KEEPS, Found, Point, Promise
+from fastervlm.tune.served import served_lines
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -25,20 +24,22 @@ Table = tuple[list[str], list[list[str]]]
 class Tuned:
     """A search that ended, with what it was about.
 
-    `about` is its protocol; `planned` holds times to the first token that were computed, not measured.
+    `about` is its protocol; `planned` holds times to the first token that were computed, not measured; `failures` are the
+    questions that failed, as protocols tell them, and `unlike` what a server does that the search did not.
     """
 
     found: Found
     promise: Promise
     about: dict[str, Any]
     planned: Planned | None = None
-    failed: int = 0
+    failures: Sequence[dict[str, Any]] = ()
+    unlike: Sequence[str] = ()
 
     def table(self) -> Table:
         """The frontier: for each number of tokens the best method, what it loses, and how fast it is."""
         planned = [f"TTFT planned, {self.planned.device} (ms)"] if self.planned else []
         headers = ["tokens", "method", "accuracy", "loss (points)", f"less than, {self._percent} sure"]
-        whole = ["all", "all tokens", f"{100 * self.found.whole:.1f}", "", ""]
+        whole = ["all", "all tokens", "" if math.isnan(self.found.whole) else f"{100 * self.found.whole:.1f}", "", ""]
         rows = [[*whole, *self._times(None, self.found.whole_seconds), "", ""]]
         for point in self.found.points:
             keep = point.candidate.keep
@@ -62,7 +63,9 @@ class Tuned:
         told = {"keep": keep, "method": name, **({"score": score} if score else {}), **layout}
         given = ", ".join(f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in told.items())
         lines = [f"Recommended: {method} at {keep} tokens. {self._sure(best)}", "", f"    fastervlm.prune(model, {given})"]
-        return [*lines, *([] if score else [self._served(keep, name, layout)]), *self._too_poor()]
+        if not score:
+            lines += served_lines(str(self.about["model_path"]), keep, name, layout, self.unlike)
+        return [*lines, *self._too_poor()]
 
     def _too_poor(self) -> list[str]:
         """What to know of a model that has so little right that it cannot lose what it may."""
@@ -73,16 +76,6 @@ class Tuned:
             f"This says nothing: with all tokens {100 * right:.1f} % is right, so that no loss of {100 * most:g} points can "
             "show. Ask the questions as the model expects them, such as with a request for a short answer."
         ]
-
-    def _served(self, keep: int | float, name: str, layout: Mapping[str, Any]) -> str:
-        """The line that serves it, or why it cannot be served."""
-        newline, path = layout.get("newline", "all"), shlex.quote(str(self.about["model_path"]))
-        try:
-            Served(keep, name, newline)
-        except UserError as error:
-            return f"fastervlm serve cannot do the same: {error}"
-        other = "" if newline == "all" else f" --newline {newline}"
-        return f"    fastervlm serve {path} --keep {keep} --method {name}{other}"
 
     def _sure(self, best: Point) -> str:
         measured = f"It loses {100 * best.loss:+.2f} points on {best.questions} questions"
@@ -104,7 +97,10 @@ class Tuned:
     def _nothing(self) -> list[str]:
         promise, points = self.promise, self.found.points
         if promise.at_most is None or (points and points[0].verdict == KEEPS):
-            return ["Nothing that was tried is fast enough; try fewer tokens or a smaller --batch-size, or allow more time."]
+            other_folder = "a smaller --batch-size with another --out-dir"
+            if points and all(math.isnan(point.seconds) for point in points):
+                return [f"Nothing that was tried has a time, because no batch came together; give {other_folder}."]
+            return [f"Nothing that was tried is fast enough; try fewer tokens, or {other_folder}, or allow more time."]
         if not points:
             other = "more" if promise.ttft is None else "other numbers of"
             return [f"Nothing that was tried keeps the promise; try {other} tokens, or allow more."]
@@ -123,7 +119,8 @@ class Tuned:
         """Write tune.md, tune.json and, if there is something to draw, tune.png; an older plot does not stay."""
         write_text(folder / "tune.md", "\n".join([markdown_table(*self.table()), *self.lines(), ""]))
         told = {"promise": asdict(self.promise), "found": asdict(self.found), "planned": self._planned()}
-        write_json(folder / "tune.json", {**self.about, **told})
+        failed = {"failed": len(self.failures), "failures": list(self.failures)}
+        write_json(folder / "tune.json", _without_nan({**self.about, **told, **failed}))
         if self.found.points:
             draw_panels(tune_panels(self.found, self.promise, self.planned, self._percent), folder / "tune.png")
         else:
@@ -136,5 +133,14 @@ class Tuned:
         return {**asdict(self.planned), "seconds": seconds}
 
 
-def _ms(seconds: float | None) -> str:
-    return "" if seconds is None or seconds != seconds else f"{1000 * seconds:.1f}"
+def _ms(seconds: float) -> str:
+    return "" if math.isnan(seconds) else f"{1000 * seconds:.1f}"
+
+
+def _without_nan(told: Any) -> Any:
+    """The same with null for nan, which JSON does not know."""
+    if isinstance(told, dict):
+        return {name: _without_nan(each) for name, each in told.items()}
+    if isinstance(told, list | tuple):
+        return [_without_nan(each) for each in told]
+    return None if isinstance(told, float) and math.isnan(told) else told

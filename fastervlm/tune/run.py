@@ -9,6 +9,7 @@ from typing import Any
 from encoders.errors import UserError
 from fastervlm.eval.answers import writable_folder
 from fastervlm.eval.protocol import circumstances
+from fastervlm.eval.runner import tell_ignored_turns
 from fastervlm.eval.settings import Settings, chosen, identity_of
 from fastervlm.eval.subject import Subject
 from fastervlm.reporting.files import hash_files
@@ -18,6 +19,7 @@ from fastervlm.tune.candidates import Asked, Candidate
 from fastervlm.tune.plan import Planned
 from fastervlm.tune.report import Tuned
 from fastervlm.tune.search import Promise, Search
+from fastervlm.tune.served import unlike_server
 
 BUDGETS = (0.5, 0.25, 0.1, 0.05, 0.02)
 
@@ -39,7 +41,8 @@ def tune(
     by the budgets as they are given.
 
     Raises:
-        UserError: there are too few questions, the benchmark's score is no mean, or a method or budget does not fit.
+        UserError: there are too few questions, the first ones all fail, the benchmark's score is no mean, a method or budget
+            does not fit, or the folder holds times of another batch size or device.
     """
     for name in methods or ():
         _refuse(name)
@@ -53,12 +56,13 @@ def tune(
     candidates = [Candidate(name, keep) for keep in tokens for name in names]
     asked = Asked(subject, settings, candidates, out_dir)
     try:
-        search = Search(asked, candidates, promise, seed)
-        found = search.run()
-        about = _about(subject, asked.shared, list(tokens), names, seed)
-        result = Tuned(found, promise, about, planned and planned.named(tokens), asked.failures)
+        found = Search(asked, candidates, promise, seed, settings.batch_size).run()
+        about = {**_about(subject, asked.shared, list(tokens), names, seed), "ignored_turns": asked.ignored_turns}
+        unlike = unlike_server(subject, asked.shared, asked.ignored_turns)
+        result = Tuned(found, promise, about, planned and planned.named(tokens), asked.failures, unlike)
     finally:
         asked.close()
+    tell_ignored_turns(about)
     result.write(out_dir)
     return result
 
@@ -92,5 +96,11 @@ def _about(
     same = {**identity, **circumstances(subject, shared), **hashes}
     for name in ("method", "visual_token_num", "method_settings", "budget", "patch_score"):
         same.pop(name, None)
-    same["layout"] = shared.medium.layout(subject) if subject.has_crops else {}
+    same["layout"] = _layout(subject, shared)
     return {**same, "tokens": list(tokens), "methods": list(names), "search_seed": seed}
+
+
+def _layout(subject: Subject, shared: Settings) -> dict[str, Any]:
+    """The arguments of `fastervlm.prune` that mean something to this kind of model."""
+    told = shared.medium.layout(subject) if subject.has_crops else {}
+    return {name: value for name, value in told.items() if subject.family.newlines or name == "budget"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -42,7 +43,7 @@ class Answers(Protocol):
         ...
 
     def seconds(self, candidate: Candidate) -> float:
-        """Time to the first token."""
+        """Time to the first token of a full batch, nan where there was none."""
         ...
 
 
@@ -69,8 +70,9 @@ class Promise:
 class Point:
     """A candidate on the frontier.
 
-    `accuracy` and `whole` are means over the same questions, its own and the unpruned model's; `bound` is the loss that is
-    shown, on the trial's pictures alone, not to be reached. `verdict` says what came of it.
+    `accuracy` and `whole` are means over the same questions, its own and the unpruned model's, those of pictures of which both
+    answered all; `bound` is the loss that is shown, on the trial's pictures alone, not to be reached. `seconds` is nan where
+    no full batch was timed. `verdict` says what came of it.
     """
 
     candidate: Candidate
@@ -91,7 +93,8 @@ class Point:
 class Found:
     """What a search found; `best` is None where nothing but all tokens keeps the promise.
 
-    Methods competed on the first `searched` pictures, and the trial took the `tried` behind them.
+    Methods competed on the first `searched` pictures, and the trial took the `tried` behind them. `whole` is nan where the
+    unpruned model answered none of those, and `whole_seconds` where no full batch of it was timed.
     """
 
     best: Point | None
@@ -105,19 +108,20 @@ class Found:
 
 @dataclass
 class Search:
-    """A search in progress."""
+    """A search in progress; `batch` is how many questions are asked at a time, and each step takes enough to fill one."""
 
     answers: Answers
     candidates: Sequence[Candidate]
     promise: Promise
     seed: int = 0
+    batch: int = 1
     order: Callable[[Candidate], float] = field(default=lambda candidate: float(candidate.keep or 0))
 
     def run(self) -> Found:
         """Search, then try what was found.
 
         Raises:
-            UserError: there are too few pictures.
+            UserError: there are too few pictures, or too few to time a batch where a time is promised.
         """
         groups = self.answers.groups
         if len(groups) < 3 * FEWEST:
@@ -127,19 +131,35 @@ class Search:
         survivors, rounds, searched = self._halved(shuffled[:most])
         points, tried = self._tried(survivors, shuffled[searched:])
         whole = _mean(self.answers.values(WHOLE, shuffled[searched:][:tried] or shuffled[:searched]))
-        return Found(self._best(points), points, whole, self.answers.seconds(WHOLE), rounds, searched, tried)
+        shown = [point for point in points if point.questions]
+        return Found(self._best(points), shown, whole, self.answers.seconds(WHOLE), rounds, searched, tried)
 
     def _halved(self, groups: Sequence[Group]) -> tuple[list[Candidate], list[dict[str, object]], int]:
         """The best method of each number of tokens, the most tokens first, what went in which round, and the pictures taken."""
-        left, before, asked, rounds = list(self.candidates), 0, min(FEWEST, len(groups)), []
+        left, before, asked, rounds = list(self.candidates), 0, self._end(groups, 0, FEWEST), []
         while True:
             self.answers.ask(groups[before:asked], [WHOLE, *left])
+            self._refuse_untimed(left, asked)
             stays = self._stay(left, groups[:asked], last=asked == len(groups))
             rounds.append({"pictures": asked, "gone": [str(each) for each in left if each not in stays]})
             left = stays
             if asked == len(groups) or not self._competing(left):
                 return sorted(left, key=self.order, reverse=True), rounds, asked
             before, asked = asked, min(2 * asked, len(groups))
+
+    def _end(self, groups: Sequence[Group], start: int, pictures: int) -> int:
+        """Where a step ends that takes so many pictures, or more where these have fewer questions than a batch."""
+        counts = accumulate(map(len, groups[start:]))
+        enough = next((place for place, count in enumerate(counts, 1) if count >= self.batch), len(groups))
+        return min(start + max(pictures, enough), len(groups))
+
+    def _refuse_untimed(self, left: Sequence[Candidate], asked: int) -> None:
+        """Refuse a promised time if a round has timed nothing, not even all tokens."""
+        if self.promise.ttft is not None and left and all(math.isnan(self.answers.seconds(each)) for each in (WHOLE, *left)):
+            raise UserError(
+                f"No batch of {self.batch} questions came together on the first {asked} pictures, so that there is no time to "
+                "hold --ttft to; give a smaller --batch-size with another --out-dir, or more questions."
+            )
 
     def _competing(self, left: Sequence[Candidate]) -> bool:
         return len({self.order(each) for each in left}) < len(left)
@@ -148,11 +168,21 @@ class Search:
         """Who goes on after a round."""
         stays: list[Candidate] = []
         for tokens in dict.fromkeys(map(self.order, left)):
-            same = [each for each in left if self.order(each) == tokens]
-            same.sort(key=lambda each: _mean(self.answers.values(each, groups)), reverse=True)  # of equals the first named
+            same = self._ranked([each for each in left if self.order(each) == tokens], groups)
             kept = same[: 1 if last else math.ceil(len(same) / 2)]
             stays += [each for each in kept if each is kept[0] or not self._is_below(each, kept[0], groups)]
         return [each for each in stays if not self._is_hopeless(each, groups)]
+
+    def _ranked(self, same: Sequence[Candidate], groups: Sequence[Group]) -> list[Candidate]:
+        """Those that answered anything, by what they earned where all of them answered; of equals the first named first."""
+        able = [each for each in same if not math.isnan(_mean(self.answers.values(each, groups)))]
+        common = self._answered(able, groups)
+        return sorted(able, key=lambda each: _mean(self.answers.values(each, common)), reverse=True)
+
+    def _answered(self, candidates: Sequence[Candidate], groups: Sequence[Group]) -> list[Group]:
+        """The pictures of which each candidate answered all questions."""
+        rows = zip(groups, *(self.answers.values(each, groups) for each in candidates), strict=True)
+        return [group for group, *values in rows if not any(map(_has_nan, values))]
 
     def _is_below(self, one: Candidate, other: Candidate, groups: Sequence[Group]) -> bool:
         mean, error = self._loss(one, other, groups)
@@ -163,7 +193,12 @@ class Search:
         return self._is_slow(self.answers.seconds(each)) or self._loses(each, groups)
 
     def _is_slow(self, seconds: float) -> bool:
+        """Whether that is shown; a time that is not known yet is not."""
         return self.promise.ttft is not None and seconds > self.promise.ttft
+
+    def _is_fast(self, seconds: float) -> bool:
+        """Whether that is shown; a time that is not known is not."""
+        return self.promise.ttft is None or seconds <= self.promise.ttft
 
     def _loses(self, each: Candidate, groups: Sequence[Group]) -> bool:
         mean, error = self._loss(each, WHOLE, groups)
@@ -190,7 +225,7 @@ class Search:
         shown: dict[Candidate, str] = {}
         asked = 0
         while asked < len(groups) and len(shown) < len(survivors):
-            before, asked = asked, min(asked + CHUNK, len(groups))
+            before, asked = asked, self._end(groups, asked, CHUNK)
             open_ones = [each for each in survivors if each not in shown]
             self.answers.ask(groups[before:asked], [WHOLE, *open_ones])
             for each in open_ones if most is not None else ():
@@ -205,7 +240,7 @@ class Search:
         return [self._point(each, groups[:asked], shown.get(each), sure) for each in survivors], asked
 
     def _point(self, each: Candidate, groups: Sequence[Group], verdict: str | None, confidence: float) -> Point:
-        answered = [group for group, own in zip(groups, self.answers.values(each, groups), strict=True) if not _has_nan(own)]
+        answered = self._answered([each, WHOLE], groups)
         losses = self.losses(each, answered)
         told = verdict or ("not tried for a loss" if self.promise.at_most is None else "not shown")
         own, whole = (_mean(self.answers.values(c, answered)) for c in (each, WHOLE))
@@ -222,7 +257,7 @@ class Search:
                 if point.verdict != KEEPS:
                     break
                 passed.append(point)
-        passed = [point for point in passed if not self._is_slow(point.seconds)]
+        passed = [point for point in passed if point.questions and self._is_fast(point.seconds)]
         if not passed:
             return None
         return passed[-1] if self.promise.ttft is None else min(passed, key=lambda point: point.loss)

@@ -1,15 +1,13 @@
 """Bounds on a loss, held to what they promise, to an exact formula, and to drawn worlds."""
 
-import math
-
 import numpy as np
 import pytest
 
 from encoders import UserError
-from fastervlm.eval.task import Question
 from fastervlm.tune.candidates import WHOLE, Candidate
 from fastervlm.tune.promise import Losses, pictures_needed
 from fastervlm.tune.search import FEWEST, Point, Promise, Search
+from tests.support.known_answers import BAD, CHANCES, FEW, GOOD, POOR, Known
 
 
 def drawn(rng, pictures, worse, better, each=3):
@@ -49,34 +47,6 @@ def test_a_loss_as_large_as_the_bound_is_shown_to_be_smaller_once_in_twenty_at_m
 def test_a_small_loss_is_shown():
     rng = np.random.default_rng(1)
     assert sum(drawn(rng, 600, 0.02, 0.02).shows_below(0.04, 0.95) for _ in range(50)) > 40
-
-
-class Known:
-    """Answers to drawn questions, whose chance to be right is known for each candidate; without a model."""
-
-    def __init__(self, rng, right, pictures=600, each=2):
-        self.groups = [tuple(Question(each * p + i + 1, str(p), "?", None) for i in range(each)) for p in range(pictures)]
-        ease = rng.random((pictures, each))
-        self.right = {
-            candidate: {each * p + i + 1: float(ease[p, i] < chance) for p in range(pictures) for i in range(each)}
-            for candidate, chance in right.items()
-        }
-        self.asked = {candidate: set() for candidate in right}
-
-    def ask(self, groups, candidates):
-        for candidate in candidates:
-            self.asked[candidate] |= {question.line for group in groups for question in group}
-
-    def values(self, candidate, groups):
-        seen = self.asked[candidate]
-        return [[self.right[candidate][q.line] if q.line in seen else math.nan for q in group] for group in groups]
-
-    def seconds(self, candidate):
-        return 0.001 * (candidate.keep or 100)
-
-
-GOOD, POOR, FEW, BAD = Candidate("cls", 58), Candidate("random", 58), Candidate("cls", 12), Candidate("cls", 6)
-CHANCES = {WHOLE: 0.9, GOOD: 0.89, POOR: 0.7, FEW: 0.885, BAD: 0.5}
 
 
 @pytest.mark.parametrize("seed", range(3))

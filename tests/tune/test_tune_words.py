@@ -1,11 +1,16 @@
 """What is said of a search fits what happened in it."""
 
+import json
+import math
+
 import pytest
+import typer
 
 from encoders import UserError
 from fastervlm.commands.names import METHODS
 from fastervlm.commands.tune import TRIED, _tell
 from fastervlm.tune.candidates import Candidate
+from fastervlm.tune.plot import tune_panels
 from fastervlm.tune.report import Tuned
 from fastervlm.tune.run import _refuse
 from fastervlm.tune.search import KEEPS, Found, Point, Promise
@@ -62,3 +67,34 @@ def test_help_names_the_methods_that_are_tried():
             return False
 
     assert list(TRIED) == list(filter(is_tried, METHODS))
+
+
+UNTIMED = [Point(Candidate("cls", 9), 0.9, 0.9, 0.01, math.nan, 300, "not tried for a loss")]
+
+
+def test_what_has_no_number_is_told_as_none(tmp_path):
+    """Neither table nor JSON holds a nan, and the plot has no panel of times that nobody measured."""
+    found = Found(None, UNTIMED, math.nan, math.nan, [], 16, 400)
+    result = Tuned(found, SPEED, {"model_path": "tiny-llava"})
+    result.write(tmp_path)
+    told = json.loads((tmp_path / "tune.json").read_text(), parse_constant=pytest.fail)
+    assert (told["found"]["whole"], told["found"]["points"][0]["seconds"]) == (None, None)
+    assert told["found"]["points"][0]["accuracy"] == 0.9
+    assert "nan" not in (tmp_path / "tune.md").read_text()
+    assert "has a time, because no batch came together; give a smaller --batch-size" in result.lines()[0]
+    assert [panel.x_label for panel in tune_panels(found, SPEED, None, "95 %")] == ["visual tokens"]
+
+
+def test_what_failed_is_named_and_ends_with_an_error(tmp_path, capsys):
+    failure = {"line": 3, "question_id": "q3", "prompt": "?", "image": "a.png", "reason": "is not there"}
+    result = Tuned(tuned(LOSS, (KEEPS,)).found, LOSS, {"model_path": "tiny-llava"}, failures=[failure])
+    result.write(tmp_path)
+    told = json.loads((tmp_path / "tune.json").read_text())
+    assert (told["failed"], told["failures"]) == (1, [failure])
+    with pytest.raises(typer.Exit) as ended:
+        _tell(result, tmp_path)
+    out, err = capsys.readouterr()
+    assert ended.value.exit_code == 1
+    assert "question q3: a.png is not there" in err
+    assert "1 questions failed" in err
+    assert "tune.json" in out
