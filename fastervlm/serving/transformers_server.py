@@ -69,7 +69,7 @@ def pin(manager: Any, checkpoint: str, served: Served, remember: int = 0) -> Non
     model, processor = fastervlm.load(checkpoint, dtype=dtype, device=device, quantize=_QUANTIZE[manager.quantization])  # type: ignore[arg-type]
     if manager.attn_implementation is not None:
         model.set_attn_implementation(manager.attn_implementation)
-    layout: dict[str, Any] = {"newline": served.newline} if family_of(model).parts == "crops" else {}
+    layout: dict[str, Any] = {"newline": served.newline} if family_of(model).newlines else {}
     handle = fastervlm.prune(model, served.visual_tokens, method=served.method, remember=remember, **layout)
     manager.force_model, manager.model_timeout = checkpoint, -1
     manager.loaded_models[manager.process_model_name(checkpoint)] = TimedModel(model, -1, processor)

@@ -14,6 +14,7 @@ from encoders import UserError
 from fastervlm.generation.host import HOST
 from fastervlm.serving.options import Served
 from fastervlm.serving.transformers_server import server_class
+from tests.support import tiny_families
 from tests.support.tiny import picture, save_llava
 
 pytest.importorskip("fastapi")
@@ -26,19 +27,23 @@ def model(tmp_path_factory):
     return str(save_llava(tmp_path_factory.mktemp("served") / "tiny"))
 
 
+def started(model, served, **more):
+    """The server, which listens at no port."""
+
+    class Started(server_class(model, served, **more)):
+        def start_server(self):
+            self.server.run = lambda: None
+            super().start_server()
+
+    return Started(non_blocking=True, device="cpu", dtype="float32")
+
+
 @pytest.fixture(scope="module")
 def client(model):
     """A client of the server's own application, which answers as it does behind a port."""
     from fastapi.testclient import TestClient
 
-    made = server_class(model, Served(KEEP, "cls"), remember=4)
-
-    class Started(made):
-        def start_server(self):
-            self.server.run = lambda: None
-            super().start_server()
-
-    server = Started(non_blocking=True, device="cpu", dtype="float32")
+    server = started(model, Served(KEEP, "cls"), remember=4)
     with TestClient(server.server.config.app) as client:
         app: Any = client.app
         app.state.held = [timed.model.__dict__[HOST] for timed in server._model_manager.loaded_models.values()]
@@ -105,3 +110,11 @@ def test_a_model_beside_the_one_that_is_served_is_refused(model):
     server = server_class(model, Served(KEEP))
     with pytest.raises(UserError, match=r"leave .* out"):
         server(force_model=model, non_blocking=True, device="cpu")
+
+
+def test_tiles_without_newlines_are_served_too(tmp_path):
+    """`newline` means nothing to InternVL, whose tiles are crops."""
+    server = started(str(tiny_families.save("internvl", tmp_path / "tiny")), Served(KEEP, "coverage"))
+    (timed,) = server._model_manager.loaded_models.values()
+    assert timed.model.__dict__[HOST].pruning.budget == fastervlm.TokenBudget(KEEP)
+    server._generation_state.shutdown()
