@@ -85,12 +85,12 @@ def _case(subject: Subject, case: Case, questions: Sequence[Question]) -> list[s
 
 
 def _list(found: Sequence[Flip]) -> str:
-    rows = [[f.question.kind or "", _asked(f.question), f.before, f.after, str(f.question.line)] for f in found[:LISTED]]
+    rows = [[f.question.kind or "", on_one_line(f.question), f.before, f.after, str(f.question.line)] for f in found[:LISTED]]
     more = f"<p>And {len(found) - LISTED} more.</p>" if len(found) > LISTED else ""
     return table_of(Table("", ["kind", "question", "all tokens", "pruned", "line"], rows)) + more
 
 
-def _asked(question: Question) -> str:
+def on_one_line(question: Question) -> str:
     """The question without the place of its picture, on one line."""
     return " ".join(question.text.replace("<image>", " ").split())
 
@@ -108,7 +108,7 @@ def _pictures(subject: Subject, case: Case, found: Sequence[Sequence[Flip]]) -> 
 def _picture(subject: Subject, run: Settings, found: Sequence[Flip]) -> str:
     question = found[0].question
     lines = [
-        f"<p>{escape(_asked(flip.question))}<br>"
+        f"<p>{escape(on_one_line(flip.question))}<br>"
         f"all tokens: <b>{escape(flip.before)}</b>; pruned: <b>{escape(flip.after)}</b></p>"
         for flip in found
     ]

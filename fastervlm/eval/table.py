@@ -265,12 +265,13 @@ class Comparison:
         verb = "reads" if len(unasked) == 1 else "read"
         reads = f"{' and '.join(unasked)} by name alone {verb} no question. " if unasked else ""
         device, dtype = " or ".join(self._values("device")), self.whole.protocols[0]["dtype"]
+        doubts = "".join(f"{doubt}\n" for doubt in self.doubts)
         return (
             f"{self.whole.score.metric} of {self.model} in percent, with half the width of its 95 % bootstrap interval, on "
             f"{self._asked}; a method with a seed is the mean of its runs, and blind sees flat grey. "
             f"{crops if self.has_crops else shapes if self.of_any_shape else others}{reads}"
             f"TTFT: time to the first token of a batch of {self._batch} with its pictures "
-            f"ready; it and samples/s on {device} in {dtype}.\n{''.join(f'{doubt}{chr(10)}' for doubt in self.doubts)}"
+            f"ready; it and samples/s on {device} in {dtype}.\n{doubts}"
         )
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastervlm.analysis.flips import Answered, counts_by_kind, flips, worst
-from fastervlm.analysis.risk import write_risk
+from fastervlm.analysis.risk import on_one_line, write_risk
 from fastervlm.eval.compare import compare
 from fastervlm.eval.kinds import holm, kinds_in, p_value
 from fastervlm.eval.score import Score, difference, mean_of
@@ -35,6 +35,17 @@ def test_flips_are_those_that_changed():
     assert counts_by_kind(questions, found) == [("count", 2, 1, 1), ("ocr", 3, 2, 0), ("all", 5, 3, 1)]
     assert [[flip.question.line for flip in each] for each in worst(found)] == [[1, 2], [4]]
     assert flips(questions, Answered({}, None), cell) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<image>\nWhat is it?", "What is it?"),
+        ("Choose the best answer:\nWhat is it?\nA. cat", "Choose the best answer: What is it? A. cat"),
+    ],
+)
+def test_a_question_is_shown_whole_and_without_the_place_of_its_picture(text, shown):
+    assert on_one_line(Question(1, "1", text, None)) == shown
 
 
 def test_holm_is_the_definition():
