@@ -17,7 +17,8 @@ from encoders.errors import UserNote
 
 _LOCK = threading.Lock()
 _STAMPS = itertools.count(1)  # of the process, so that no two states of weights share a graph
-_before: list[bool] = []  # what torch's setting was, while somebody is inside `weights_as_constants`
+_inside: list[None] = []  # one for each that is inside `weights_as_constants`
+_before: dict[str, Any] = {}  # what torch's settings were when the first of them came
 
 
 class Graphs:
@@ -85,17 +86,22 @@ def _stamped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def weights_as_constants() -> Iterator[None]:
-    """In here torch compiles with weights as constants ("freezing"), which it reads from a setting of the process."""
+    """In here torch compiles with weights as constants ("freezing"), which it reads from settings of the process."""
     from torch._inductor import config
 
+    from fastervlm.generation.packing import packing_pass
+
     with _LOCK:
-        before = _before[0] if _before else bool(config.freezing)
-        _before.append(before)
-        config.freezing = True
+        if not _inside:
+            _before.update({name: getattr(config, name) for name in ("freezing", "post_grad_custom_pre_pass")})
+            config.freezing = True
+            config.post_grad_custom_pre_pass = config.post_grad_custom_pre_pass or packing_pass()
+        _inside.append(None)
     try:
         yield
     finally:
         with _LOCK:
-            _before.pop()
-            if not _before:
-                config.freezing = before
+            _inside.pop()
+            if not _inside:
+                for name, value in _before.items():
+                    setattr(config, name, value)

@@ -27,7 +27,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
     return {
         "device": device_name(device),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "cores": cores(),
         "platform": platform.platform(),
@@ -53,7 +53,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _processor() -> str:
+def processor() -> str:
     """The name of the CPU, as far as the system tells it."""
     told = Path("/proc/cpuinfo")
     lines = told.read_text().splitlines() if told.is_file() else []

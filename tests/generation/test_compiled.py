@@ -8,6 +8,8 @@ import torch
 from torch._inductor import config
 
 import fastervlm
+from fastervlm.generation import packing
+from fastervlm.generation.compiled import Graphs
 from tests.support import plain, tiny
 from tests.support.generation_modes import GREEDY
 
@@ -138,6 +140,30 @@ def test_a_language_model_whose_forward_was_replaced_is_refused_and_methods_insi
     decoder.forward = decoder.forward
     with prune(model) as handle, pytest.raises(fastervlm.UserError, match="was replaced"):
         handle.compile(language_model=True)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
+@pytest.mark.parametrize(
+    ("name", "product"), [("AMD EPYC", "mkldnn::_linear_pointwise"), ("Intel(R) Xeon(R)", "mkl::_mkl_linear")]
+)
+@torch.no_grad()
+def test_float32_weights_are_packed_by_mkl_for_processors_by_intel_alone(monkeypatch, name, product):
+    monkeypatch.setattr(packing, "processor", lambda: name)
+    packing.packing_pass.cache_clear()
+    torch.manual_seed(0)
+    first, second = torch.nn.Linear(24, 24, bias=False), torch.nn.Linear(24, 16)
+
+    def function(rows):
+        return second(torch.nn.functional.silu(first(first(rows)) + rows)), second(rows[:3])
+
+    graphs, rows = Graphs(function, second, fullgraph=True), torch.randn(5, 24)
+    found = graphs(rows)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        graphs(rows)
+    packing.packing_pass.cache_clear()
+    products = {each.key: each.count for each in profiler.key_averages() if "linear" in each.key or "mm" in each.key}
+    assert (products, config.post_grad_custom_pre_pass) == ({product: 4}, None)
+    torch.testing.assert_close(found, function(rows))
 
 
 @pytest.mark.slow
