@@ -78,11 +78,24 @@ def crop_ways(dtype: torch.dtype) -> Ways:
     return {"together": lambda: F.linear(tokens, weight), "one by one": lambda: [F.linear(x, weight) for x in tokens.split(1)]}
 
 
+def packing_ways(dtype: torch.dtype) -> Ways:
+    """A block's largest product with its weights as they are, and packed by the two libraries (MKL takes float32 alone)."""
+    tokens, weight, bias = torch.randn(TOKENS, WIDTH).to(dtype), torch.randn(4 * WIDTH, WIDTH).to(dtype), torch.randn(4 * WIDTH)
+    bias, ops = bias.to(dtype), torch.ops
+    by_onednn = ops.mkldnn._reorder_linear_weight(weight, TOKENS)
+    ways: Ways = {"as they are": lambda: F.linear(tokens, weight, bias)}
+    if dtype == torch.float32 and torch.backends.mkl.is_available():
+        by_mkl = ops.mkl._mkl_reorder_linear_weight(weight, TOKENS)
+        ways["packed by MKL"] = lambda: ops.mkl._mkl_linear(tokens, by_mkl, weight, bias, TOKENS)
+    return ways | {"packed by oneDNN": lambda: ops.mkldnn._linear_pointwise(tokens, by_onednn, bias, "none", [], "")}
+
+
 LEVERS = {
     "attention": attention_ways,
     "query, key, value": projection_ways,
     "patch embedding": embedding_ways,
     "crops": crop_ways,
+    "weights": packing_ways,
 }
 
 

@@ -54,7 +54,12 @@ def speed(
     for i in track(timed, "time measurements", len(timed)):
         for name, value in (_time(workload, fitting[i], new_tokens) | _stages(workload, fitting[i])).items():
             measured[i].setdefault(name, []).append(value)
-    told = [compiled_or_why_not(workload, each, repeats, new_tokens) if compiling else None for each in fitting]
+    told: list[Any] = [None] * len(fitting)
+    if compiling:
+        told = [
+            compiled_or_why_not(workload, each, repeats, new_tokens)
+            for each in track(fitting, "variants compiled", len(fitting))
+        ]
     rows = [
         SpeedRow(variant, count, {name: Spread(values) for name, values in each.items()}, more)
         for variant, count, each, more in zip(fitting, counts, measured, told, strict=True)
