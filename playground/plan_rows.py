@@ -21,7 +21,15 @@ from fastervlm.reporting.files import write_json
 from fastervlm.reporting.tables import print_table
 
 RESULTS = Path(__file__).parent / "results"
-BENCHES = ("bench-1b", "bench-1b-58", "bench-onevision", "bench-internvl3", "bench-qwen2.5-vl")
+BENCHES = (
+    "bench-1b",
+    "bench-1b-58",
+    "bench-1b-fastv",
+    "bench-1b-compiled",
+    "bench-onevision",
+    "bench-internvl3",
+    "bench-qwen2.5-vl",
+)
 _FLOPS, _BYTES, _LAUNCHES = 4e11, 1e10, 1e5  # per second, where each fit begins
 _SHARES = {"encoder": 0.6, "projector": 0.7, "prefill": 0.7, "attention": 0.3, "maps": 0.1, "causal": 0.3}
 _SHARES |= {"weights": 0.9, "memory": 0.9, "launches": 1.0}
@@ -45,6 +53,9 @@ def told(each: Check) -> dict[str, Any]:
         "measured_step_s": each.row.step,
         "step_error": each.step_error if each.row.step else None,
         "step_bound": dict([each.after.step_bound]),
+        **(
+            {"compiled_measured_and_predicted_s": each.compiled, "compiled_error": each.compiled_error} if each.compiled else {}
+        ),
     }
 
 
