@@ -23,6 +23,7 @@ import torch
 from fastervlm.embedded import MODEL, embedded_benchmark
 from fastervlm.eval import TASKS
 from fastervlm.eval.answerer import Answerer, preparation, pruned
+from fastervlm.eval.answers import answers_in
 from fastervlm.eval.engine import answered
 from fastervlm.eval.medium import Pictures
 from fastervlm.eval.preparation import Batch, fingerprinted
@@ -75,7 +76,7 @@ def measured(folder: Path, batches: int, size: int) -> dict[str, Any]:
     shared = Settings(TASKS["textvqa"], answers_file=folder / "n.jsonl", medium=Pictures(), **told)
     asked = shared.task.questions(questions, images)
     plan = [("all", None, {}), *((name, keep, chosen(name)) for name in METHODS for keep in BUDGETS)]
-    runs = [replace(shared, keep=keep, answers_file=folder / name / f"n_{keep}.jsonl", **how) for name, keep, how in plan]
+    runs = [replace(shared, keep=keep, answers_file=answers_in(folder, name, keep), **how) for name, keep, how in plan]
     with ExitStack() as stack:
         left = stack.enter_context(opened(subject, runs, asked, {}))
         ones = [_Alone(subject, run.settings) for run in left]

@@ -22,6 +22,7 @@ import torch
 from fastervlm.analysis.flips import answered
 from fastervlm.embedded import ANNOTATIONS, DATA, IMAGES, MODEL, QUESTIONS
 from fastervlm.eval import TASKS
+from fastervlm.eval.answers import answers_in
 from fastervlm.eval.medium import Pictures
 from fastervlm.eval.settings import Settings, chosen
 from fastervlm.eval.subject import Subject
@@ -85,9 +86,9 @@ class Known:
             TASKS["textvqa"], question_file=bench / QUESTIONS, answers_file=folder / "n.jsonl", medium=Pictures(), **files
         )
         self.candidates = [Candidate(method, keep) for keep in tokens for method in methods]
-        runs = {WHOLE: replace(shared, answers_file=folder / "all" / "n_576.jsonl")}
+        runs = {WHOLE: replace(shared, answers_file=answers_in(folder, "all", 576))}
         for each in self.candidates:
-            file = folder / each.method / f"n_{each.keep}.jsonl"
+            file = answers_in(folder, each.method, each.keep)
             runs[each] = replace(shared, answers_file=file, keep=each.keep, **chosen(each.method))
         evaluate_together(subject, list(runs.values()))
         questions = shared.task.questions(shared.question_file, shared.media_folder)

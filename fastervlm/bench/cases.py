@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from encoders.errors import UserError
+from fastervlm.eval.answers import answers_in
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.inllm import FastV
@@ -44,8 +45,7 @@ def fastv(subject: Subject, settings: Settings, budgets: Sequence[int | float], 
     methods = {"fastv": (f"fastv-layer{layer}", FastV(layer=layer)), "cls": ("cls", "cls")}
 
     def case(name: str, folder: str, count: int, **pruning: object) -> Case:
-        answers = out_dir / folder / f"n_{count}.jsonl"
-        return Case(name, count, replace(settings, answers_file=answers, **pruning))  # type: ignore[arg-type]
+        return Case(name, count, replace(settings, answers_file=answers_in(out_dir, folder, count), **pruning))  # type: ignore[arg-type]
 
     def keep(name: str, count: int) -> int | float:
         return count / total if name == "fastv" and subject.has_crops else count

@@ -158,8 +158,10 @@ def pictures_of(task: Task, folder: Path, files: Mapping[str, Any], **asked: Any
 
 def default_answers(question_file: Path, model: str, method: str | None, kept: str | None) -> Path:
     """Where the answers go if nothing else is said."""
-    name = "all" if kept is None else f"{(method or _usual_method(model)).replace(':', '-')}/n_{kept}"
-    return question_file.parent / "answers" / Path(model).name / f"{name}.jsonl"
+    from fastervlm.eval.answers import answers_in
+
+    folder = question_file.parent / "answers" / Path(model).name
+    return folder / "all.jsonl" if kept is None else answers_in(folder, method or _usual_method(model), kept)
 
 
 def _usual_method(model: str) -> str:

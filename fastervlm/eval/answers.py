@@ -202,6 +202,11 @@ def finished_protocol(answers_file: Path, identity: dict[str, Any]) -> dict[str,
     return None
 
 
+def answers_in(folder: Path, name: str, count: object) -> Path:
+    """Where a run of METHOD or METHOD:SCORE keeps its answers, in a folder that holds those of many runs."""
+    return folder / name.replace(":", "-") / f"n_{count}.jsonl"
+
+
 def refuse_ownerless(answers_file: Path) -> None:
     """A `UserError` if there are answers of which neither a protocol nor a journal beside them says whose they are."""
     if answers_file.exists() and not protocol_file(answers_file).exists() and not journal_file(answers_file).exists():

@@ -10,7 +10,7 @@ from typing import Any
 
 from encoders.errors import UserError
 from fastervlm.eval.answerer import pruned
-from fastervlm.eval.answers import refuse_ownerless
+from fastervlm.eval.answers import answers_in, refuse_ownerless
 from fastervlm.eval.kinds import ByKind, kinds_in, scores_by_kind
 from fastervlm.eval.runner import checked_questions, tell_above
 from fastervlm.eval.score import Score, mean_of
@@ -70,7 +70,7 @@ def compare(
     checked_questions(replace(settings, answers_file=out_dir / "all.jsonl", keep=None))
     for folder in (folder for column in columns for folder in column.variants):
         for count in budgets:  # fractions are of what only the model, loaded next, can tell
-            refuse_ownerless(out_dir / folder / f"n_{count}.jsonl")
+            refuse_ownerless(answers_in(out_dir, folder, count))
     total = subject.tokens_of(settings.medium.kind)
     if methods is None:
         columns = list(_columns([subject.family.default_method(subject.model), *_BESIDE], layers, seeds))
@@ -113,7 +113,7 @@ class _Runs:
     def of(self, column: _Column, name: object, **changes: Any) -> list[Settings]:
         """The runs of a cell."""
         return [
-            replace(self.shared, answers_file=self.out_dir / folder / f"n_{name}.jsonl", **(told | changes))
+            replace(self.shared, answers_file=answers_in(self.out_dir, folder, name), **(told | changes))
             for folder, told in column.variants.items()
         ]
 

@@ -22,8 +22,7 @@ class PackByOneDNN(CustomGraphPass):
     def __call__(self, graph: Graph) -> None:
         """Change the graph in place; what MKL packed is let go."""
         packed: dict[tuple[str, int], Node] = {}
-        by_mkl = [node for node in graph.nodes if node.op == "call_function" and str(node.target).startswith("mkl._mkl_linear")]
-        for node in by_mkl:
+        for node in [node for node in graph.nodes if _by_mkl(node)]:
             rows, theirs, weight, bias, count = node.args
             with graph.inserting_before(node):
                 key = (weight.target, count)
@@ -46,6 +45,13 @@ def packing_pass() -> PackByOneDNN | None:
     """The pass, where it pays."""
     both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
     return PackByOneDNN() if both and "intel" not in processor().lower() else None
+
+
+def _by_mkl(node: Node) -> bool:
+    """Whether it is a product with a constant weight that MKL computes."""
+    if node.op != "call_function" or not str(node.target).startswith("mkl._mkl_linear"):
+        return False
+    return isinstance(node.args[2], Node) and node.args[2].op == "get_attr"
 
 
 def _packed(graph: Graph, weight: Node, count: int) -> Node:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from encoders.errors import UserError
-from fastervlm.eval.answers import answer_to
+from fastervlm.eval.answers import answer_to, answers_in
 from fastervlm.eval.protocol import failure_of
 from fastervlm.eval.runner import checked_questions
 from fastervlm.eval.settings import Settings, chosen
@@ -135,9 +135,9 @@ class Asked:
 
     def _settings(self, candidate: Candidate) -> Settings:
         if candidate.keep is None:
-            return replace(self.shared, answers_file=self.folder / "all" / "n_all.jsonl")
+            return replace(self.shared, answers_file=answers_in(self.folder, "all", "all"))
         told: dict[str, Any] = chosen(candidate.method)
-        file = self.folder / candidate.method.replace(":", "-") / f"n_{candidate.keep}.jsonl"
+        file = answers_in(self.folder, candidate.method, candidate.keep)
         return replace(self.shared, answers_file=file, keep=candidate.keep, **told)
 
     def _judge(self, candidate: Candidate, questions: Sequence[Question]) -> None:
