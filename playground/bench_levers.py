@@ -80,8 +80,9 @@ def crop_ways(dtype: torch.dtype) -> Ways:
 
 def packing_ways(dtype: torch.dtype) -> Ways:
     """A block's largest product with its weights as they are, and packed by the two libraries (MKL takes float32 alone)."""
-    tokens, weight, bias = torch.randn(TOKENS, WIDTH).to(dtype), torch.randn(4 * WIDTH, WIDTH).to(dtype), torch.randn(4 * WIDTH)
-    bias, ops = bias.to(dtype), torch.ops
+    sizes = (TOKENS, WIDTH), (4 * WIDTH, WIDTH), (4 * WIDTH,)
+    tokens, weight, bias = (torch.randn(size).to(dtype) for size in sizes)
+    ops = torch.ops
     by_onednn = ops.mkldnn._reorder_linear_weight(weight, TOKENS)
     ways: Ways = {"as they are": lambda: F.linear(tokens, weight, bias)}
     if dtype == torch.float32 and torch.backends.mkl.is_available():

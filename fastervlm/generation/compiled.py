@@ -17,8 +17,7 @@ from encoders.errors import UserNote
 
 _LOCK = threading.Lock()
 _STAMPS = itertools.count(1)  # of the process, so that no two states of weights share a graph
-_inside: list[None] = []  # one for each that is inside `weights_as_constants`
-_before: dict[str, Any] = {}  # what torch's settings were when the first of them came
+_before: list[dict[str, Any]] = []  # what torch's settings were, once for each that is inside `weights_as_constants`
 
 
 class Graphs:
@@ -92,16 +91,15 @@ def weights_as_constants() -> Iterator[None]:
     from fastervlm.generation.packing import packing_pass
 
     with _LOCK:
-        if not _inside:
-            _before.update({name: getattr(config, name) for name in ("freezing", "post_grad_custom_pre_pass")})
-            config.freezing = True
-            config.post_grad_custom_pre_pass = config.post_grad_custom_pre_pass or packing_pass()
-        _inside.append(None)
+        names = ("freezing", "post_grad_custom_pre_pass")
+        _before.append(_before[0] if _before else {name: getattr(config, name) for name in names})
+        config.freezing = True
+        config.post_grad_custom_pre_pass = config.post_grad_custom_pre_pass or packing_pass()
     try:
         yield
     finally:
         with _LOCK:
-            _inside.pop()
-            if not _inside:
-                for name, value in _before.items():
+            before = _before.pop()
+            if not _before:
+                for name, value in before.items():
                     setattr(config, name, value)

@@ -9,7 +9,7 @@ from torch._inductor import config
 
 import fastervlm
 from fastervlm.generation import packing
-from fastervlm.generation.compiled import Graphs
+from fastervlm.generation.compiled import Graphs, weights_as_constants
 from tests.support import plain, tiny
 from tests.support.generation_modes import GREEDY
 
@@ -164,6 +164,39 @@ def test_float32_weights_are_packed_by_mkl_for_processors_by_intel_alone(monkeyp
     products = {each.key: each.count for each in profiler.key_averages() if "linear" in each.key or "mm" in each.key}
     assert (products, config.post_grad_custom_pre_pass) == ({product: 4}, None)
     torch.testing.assert_close(found, function(rows))
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
+def test_weights_of_mkl_that_nothing_reads_any_more_are_let_go():
+    """Of two products that share a weight, one keeps other rows, and so another packing."""
+    weight, bias, rows = torch.randn(16, 24), torch.randn(16), torch.randn(5, 24)
+    module = torch.nn.Module()
+    for name, tensor in {"weight": weight, "bias": bias}.items():
+        module.register_buffer(name, tensor)
+    graph = torch.fx.Graph(module)
+    given, found = graph.placeholder("rows"), []
+    for count in (5, 5, 3):
+        module.register_buffer(f"mkl_{count}", torch.ops.mkl._mkl_reorder_linear_weight(weight, count))
+        some = graph.call_function(torch.narrow, (given, 0, 0, count))
+        constants = [graph.get_attr(name) for name in (f"mkl_{count}", "weight", "bias")]
+        found.append(graph.call_function(torch.ops.mkl._mkl_linear, (some, *constants, count)))
+    graph.output(tuple(found))
+    graphed = torch.fx.GraphModule(module, graph)
+    packing.PackByOneDNN()(graphed.graph)
+    graphed.recompile()
+    whole = torch.nn.functional.linear(rows, weight, bias)
+    torch.testing.assert_close(graphed(rows), (whole, whole, whole[:3]))
+    assert {*dict(graphed.named_buffers())} == {"bias", "weight_of_5_rows", "weight_of_3_rows"}
+
+
+def test_a_pass_of_the_user_stays_and_settings_come_back():
+    def own(graph):
+        pass
+
+    with config.patch(post_grad_custom_pre_pass=own, freezing=False):
+        with weights_as_constants(), weights_as_constants():
+            assert (config.freezing, config.post_grad_custom_pre_pass) == (True, own)
+        assert (config.freezing, config.post_grad_custom_pre_pass) == (False, own)
 
 
 @pytest.mark.slow
