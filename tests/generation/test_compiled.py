@@ -170,10 +170,10 @@ def test_float32_weights_are_packed_by_mkl_for_processors_by_intel_alone(monkeyp
 def test_weights_of_mkl_that_nothing_reads_any_more_are_let_go():
     """Of two products that share a weight, one keeps other rows, and so another packing."""
     weight, bias, rows = torch.randn(16, 24), torch.randn(16), torch.randn(5, 24)
-    module = torch.nn.Module()
+    module = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph())
     for name, tensor in {"weight": weight, "bias": bias}.items():
         module.register_buffer(name, tensor)
-    graph = torch.fx.Graph(module)
+    graph = module.graph
     given, found = graph.placeholder("rows"), []
     for count in (5, 5, 3):
         module.register_buffer(f"mkl_{count}", torch.ops.mkl._mkl_reorder_linear_weight(weight, count))
@@ -181,12 +181,11 @@ def test_weights_of_mkl_that_nothing_reads_any_more_are_let_go():
         constants = [graph.get_attr(name) for name in (f"mkl_{count}", "weight", "bias")]
         found.append(graph.call_function(torch.ops.mkl._mkl_linear, (some, *constants, count)))
     graph.output(tuple(found))
-    graphed = torch.fx.GraphModule(module, graph)
-    packing.PackByOneDNN()(graphed.graph)
-    graphed.recompile()
+    packing.PackByOneDNN()(graph)
+    module.recompile()
     whole = torch.nn.functional.linear(rows, weight, bias)
-    torch.testing.assert_close(graphed(rows), (whole, whole, whole[:3]))
-    assert {*dict(graphed.named_buffers())} == {"bias", "weight_of_5_rows", "weight_of_3_rows"}
+    torch.testing.assert_close(module(rows), (whole, whole, whole[:3]))
+    assert {*dict(module.named_buffers())} == {"bias", "weight_of_5_rows", "weight_of_3_rows"}
 
 
 def test_a_pass_of_the_user_stays_and_settings_come_back():
