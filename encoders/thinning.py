@@ -51,10 +51,10 @@ class Survivors:
         return back.scatter(1, self.places, order).gather(1, index.to(self.places.device))
 
     def marked(self, scores: Tensor, last: Tensor | None) -> Tensor:
-        """Scores of the survivors (B, S), below all others where `last` (B, N) is true."""
+        """Scores of the survivors (B, S), none negative; below all others, in their own order, where `last` (B, N) is true."""
         if last is None:
             return scores
-        return scores.masked_fill(last.to(scores.device).gather(1, self.places.to(scores.device)), GONE)
+        return torch.where(last.to(scores.device).gather(1, self.places.to(scores.device)), -1 / (1 + scores), scores)
 
 
 def finish_all_but(half: Any, prefix: int, index: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def prune(
     score: Score | None = None,
     anyres: Literal["native", "paper"] = "native",
     newline: Literal["kept", "all", "none"] = "kept",
-    budget: Literal["crop", "image", "frame", "clip"] = "crop",
+    budget: Literal["crop", "image", "overview", "frame", "clip"] = "crop",
     keep_cls: bool = False,
     images: bool = True,
     positions: Literal["compact", "original"] = "compact",
@@ -87,7 +87,9 @@ def prune(
             the reference's, (1 + crops) * K tokens, padding and all, with the processor of `load(..., anyres="paper")`.
         newline: which newline tokens stay: "kept" (all but those of rows that lost every patch), "all" or "none". It and
             `anyres` do not matter to models with one crop, nor with `budget` and `positions` inside the language model.
-        budget: "crop", or "frame" of clips, gives each its own tokens; "image", or "clip", shares their sum by score.
+        budget: "crop", or "frame" of clips, gives each its own tokens; "image", or "clip", shares their sum by score. With
+            "overview" the crops of a LLaVA-NeXT share theirs in proportion to the attention that the overview pays to what each
+            shows (HiRED, arXiv 2408.10945).
         keep_cls: [CLS] of each frame stays too, in front of its patches and beside their budget, as in transformers.
         images: prune pictures beside clips too; the reference does not.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.

@@ -4,10 +4,12 @@
 
 At a tenth of the tokens (58 of each crop's 576, 26 of each frame's 256). Accuracy is that of the tiny models on their mini
 benchmarks; their feature block is the third. Time is that to the first token of published shapes with a language model of 1.1
-billion parameters and random weights, a picture in an overview and 2 x 2 crops, a clip of 8 frames; their feature block is the
-23rd. Schedules say what stays in front of the first block (0, by how much pixels vary) and behind two thirds of the tower
-(block 2 of the small, 15 of the large, by [CLS]). Times are taken in turns and told as ratios to the same K without a schedule.
-What is done is written down at once; `--only` does one part and leaves the other in the file as it is.
+billion parameters and random weights, a picture in an overview and 2 x 2 crops, a clip of 8 frames of which the last two repeat
+one almost; their feature block is the 23rd. A way says what stays in front of the first block (0, by how much pixels vary) and
+behind two thirds of the tower (block 2 of the small, 15 of the large, by [CLS]); whether the overview says which crops are
+encoded, and how they share their tokens; and which frames, or patches of frames, count as unchanged. Times are taken in turns
+and told as ratios to the same K without any of that. What is done is written down at once; `--only` does one part and leaves
+the other in the file as it is.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import json
 import shlex
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,6 +36,7 @@ from fastervlm.eval.runner import evaluate
 from fastervlm.eval.settings import Settings
 from fastervlm.eval.subject import Subject
 from fastervlm.reporting.files import write_json
+from fastervlm.reporting.plots import Curve, Panel, draw_panels
 from fastervlm.reporting.provenance import machine
 from fastervlm.reporting.tables import print_table
 from playground.bench_floor import asked, first_token, in_turns, picture
@@ -41,25 +45,71 @@ from video.scoring import VIDEO_QA
 from video.videos import Videos
 
 LARGE, POINT = {0: 0, 2: 15}, 1.0
-# What stays at which block of the small tower; "K" is what is kept in the end.
-SCHEDULES: dict[str, dict[int, float | str]] = {
-    "none": {},
-    "K behind two thirds": {2: "K"},
-    "a half enters": {0: 0.5},
-    "a half enters, K behind two thirds": {0: 0.5, 2: "K"},
-    "a quarter enters": {0: 0.25},
-    "a quarter enters, K behind two thirds": {0: 0.25, 2: "K"},
-    "a tenth enters": {0: 0.1},
+# Differences between pixels, as the processor gives them: noise of a camera that stands still, and that of little movements.
+NOISE, LITTLE = 0.2, 1.0
+
+
+@dataclass(frozen=True)
+class Way:
+    """What stays at which block of the small tower, "K" being what is kept in the end; the rest as in `EncoderSchedule`."""
+
+    stay: Mapping[int, float | str] = field(default_factory=dict)
+    crops: float | None = None
+    still: float | None = None
+    budget: Literal["crop", "overview"] = "crop"
+
+    def schedule(self, keep: int, blocks: Mapping[int, int] | None = None) -> EncoderSchedule | None:
+        """It, where K is `keep`; `blocks` are those of another tower than the small one."""
+        counts: Any = [keep if count == "K" else count for count in self.stay.values()]
+        if not self.stay and self.crops is None and self.still is None:
+            return None
+        return EncoderSchedule([(blocks or {}).get(block, block) for block in self.stay], counts, self.still, self.crops)
+
+
+_BOTH = {
+    "none": Way(),
+    "K behind two thirds": Way({2: "K"}),
+    "a half enters": Way({0: 0.5}),
+    "a half enters, K behind two thirds": Way({0: 0.5, 2: "K"}),
+    "a quarter enters": Way({0: 0.25}),
+    "a quarter enters, K behind two thirds": Way({0: 0.25, 2: "K"}),
+    "a tenth enters": Way({0: 0.1}),
+}
+WAYS = {
+    "next": {
+        **_BOTH,
+        "crops share by the overview": Way(budget="overview"),
+        "a half enters, K behind two thirds, crops share": Way({0: 0.5, 2: "K"}, budget="overview"),
+        "three crops of four": Way(crops=0.75),
+        "three crops of four share": Way(crops=0.75, budget="overview"),
+        "two crops of four share": Way(crops=0.5, budget="overview"),
+    },
+    "video": {
+        **_BOTH,
+        "a half enters, changes first": Way({0: 0.5}, still=NOISE),
+        "a quarter enters, changes first": Way({0: 0.25}, still=NOISE),
+        "a quarter enters, changes first, K behind two thirds": Way({0: 0.25, 2: "K"}, still=NOISE),
+        "a tenth enters, changes first": Way({0: 0.1}, still=NOISE),
+        "frames with more than little movements": Way(still=LITTLE),
+    },
 }
 KEEP = {"next": 58, "video": 26}
 BASE = {"next": "llava-next-7b", "video": "video-llava-7b"}
 
 
-def schedule(name: str, keep: int, blocks: dict[int, int] | None = None) -> EncoderSchedule | None:
-    """A schedule by its name; `blocks` are those of another tower than the small one."""
-    stay = SCHEDULES[name]
-    counts: Any = [keep if count == "K" else count for count in stay.values()]
-    return EncoderSchedule([(blocks or {}).get(block, block) for block in stay], counts) if stay else None
+@dataclass(frozen=True)
+class ThinnedCrops(Thinned):
+    """Pictures whose patches leave inside the tower, or whose crops share what the overview says."""
+
+    budget: str = "crop"
+
+    def identity(self, subject: Subject, settings: Settings) -> dict[str, Any]:
+        """All about the pictures that the answers depend on."""
+        return {**super().identity(subject, settings), "budget": self.budget}
+
+    def layout(self, subject: Subject) -> dict[str, Any]:
+        """The arguments of `fastervlm.prune` that belong to pictures."""
+        return {**super().layout(subject), "budget": self.budget}
 
 
 @dataclass(frozen=True)
@@ -80,7 +130,9 @@ class ThinnedClips(Videos):
 def score(kind: str, name: str, subject: Subject, limit: int | None, batch_size: int) -> dict[str, Any]:
     """The score of the tiny model under a schedule."""
     keep, files = KEEP[kind], embedded_benchmark(NEXT_MODEL) if kind == "next" else embedded_video_benchmark()
-    medium: Any = (Thinned if kind == "next" else ThinnedClips)(schedule=schedule(name, keep))
+    way = WAYS[kind][name]
+    schedule = way.schedule(keep)
+    medium = ThinnedCrops(schedule, way.budget) if kind == "next" else ThinnedClips(schedule=schedule)
     named = ("question_file", "media_folder", "annotation_file")
     named = named if kind == "next" else ("question_file", "annotation_file", "media_folder")
     with tempfile.TemporaryDirectory() as folder:
@@ -105,12 +157,14 @@ def shape_of(kind: str) -> Shape:
 
 
 def shown(model: Any, shape: Shape) -> dict[str, Any]:
-    """A prompt of words around one picture in crops, or one clip."""
+    """A prompt of words around one picture in crops, or a clip whose last third shows one frame, a little brighter."""
     prompt = asked(model, shape.parts * shape.num_visual_tokens + shape.separators)
     pixels = picture(model, shape.parts)[None]
     if shape.frames:
         ids = prompt["input_ids"]
         prompt["input_ids"] = ids.masked_fill(ids == TOKENS["image"], TOKENS["video"])
+        new = shape.frames - shape.frames // 3
+        pixels[:, new:] = pixels[:, new - 1 : new] + (NOISE + LITTLE) / 2
         return prompt | {"pixel_values_videos": pixels}
     side = 2 * model.config.vision_config.image_size
     return prompt | {"pixel_values": pixels, "image_sizes": torch.tensor([[side, side]])}
@@ -118,36 +172,69 @@ def shown(model: Any, shape: Shape) -> dict[str, Any]:
 
 @torch.inference_mode()
 def times(model: Any, shape: Shape, kind: str, repeats: int) -> dict[str, Any]:
-    """Milliseconds to the first token under each schedule, and their ratios to none."""
+    """Milliseconds to the first token in each way, and their ratios to none."""
     keep, call = KEEP[kind], shown(model, shape)
     blocks = {small: min(large, shape.tower["num_hidden_layers"] - 2) for small, large in LARGE.items()}
 
-    def way(name: str) -> Any:
+    def timed(way: Way) -> Any:
+        budget: Any = {"budget": way.budget} if kind == "next" else {}
+
         def run() -> None:
-            with fastervlm.prune(model, keep, encoder_keep=schedule(name, keep, blocks)):
+            with fastervlm.prune(model, keep, encoder_keep=way.schedule(keep, blocks), **budget):
                 first_token(model, **call)
 
         return run
 
-    spreads = in_turns({name: way(name) for name in SCHEDULES}, repeats, model.device)
+    spreads = in_turns({name: timed(way) for name, way in WAYS[kind].items()}, repeats, model.device)
     return {
         name: {"time_to_first_token_ms": spread.summary(), "times_as_fast": spreads["none"].ratio(spread)}
         for name, spread in spreads.items()
     }
 
 
+def lost(scores: Mapping[str, Any], name: str) -> float | None:
+    """Points less than without any way; None where there is no score."""
+    return scores["none"]["value"] - scores[name]["value"] if name in scores else None
+
+
 def table(kinds: list[str], told: dict[str, Any]) -> list[list[str]]:
-    """A row for each schedule of each kind; what costs at most one point is marked."""
+    """A row for each way of each kind; what costs at most one point is marked."""
     rows = []
     for kind in kinds:
         scores, timed = told.get(kind, {}).get("scores", {}), told.get(kind, {}).get("times", {})
-        for name in SCHEDULES:
-            lost = scores["none"]["value"] - scores[name]["value"] if name in scores else None
+        for name in WAYS[kind]:
+            less = lost(scores, name)
             fast = f"{timed[name]['times_as_fast']:.2f}" if name in timed else "-"
             value = f"{scores[name]['value']:.1f}" if name in scores else "-"
-            mark = "-" if lost is None else f"{lost:+.1f}" + " *" * (lost <= POINT and name != "none")
+            mark = "-" if less is None else f"{less:+.1f}" + " *" * (less <= POINT and name != "none")
             rows.append([kind, name, value, mark, fast])
     return rows
+
+
+def draw(told: dict[str, Any], path: Path) -> None:
+    """Accuracy over time, a panel for each kind of which both are known; what loses at most one point is above the line."""
+    panels = []
+    for kind, found in told.items():
+        scores, timed = found.get("scores", {}), found.get("times", {})
+        names = sorted(scores.keys() & timed.keys() & WAYS[kind].keys(), key=lambda name: timed[name]["times_as_fast"])
+        if "none" not in names:
+            continue
+        groups = {"crops and frames": [name for name in names if name in _BOTH]}
+        groups[{"next": "by the overview", "video": "by what changed"}[kind]] = [name for name in names if name not in _BOTH]
+        curves = [
+            Curve(
+                label,
+                [timed[name]["times_as_fast"] for name in group],
+                [scores[name]["value"] for name in group],
+                *([scores[name]["ci95"][side] for name in group] for side in (0, 1)),
+            )
+            for label, group in groups.items()
+            if group
+        ]
+        title, floor = f"{BASE[kind]}, {KEEP[kind]} tokens of each part", ("a point lost", scores["none"]["value"] - POINT)
+        panels.append(Panel(title, "times as fast to the first token", "%", curves, floor, log_x=False))
+    if panels:
+        draw_panels(panels, path)
 
 
 def main() -> None:
@@ -176,7 +263,7 @@ def main() -> None:
     for kind in args.kinds:
         if args.only != "times":
             subject, found = Subject(str(NEXT_MODEL if kind == "next" else VIDEO_MODEL), dtype="float32", device="cpu"), {}
-            for name in SCHEDULES:
+            for name in WAYS[kind]:
                 found[name] = score(kind, name, subject, args.limit, args.batch_size)
                 write(kind, "scores", found, limit=args.limit)
         if args.only != "scores":
@@ -184,7 +271,8 @@ def main() -> None:
             model = random_model(shape, torch.bfloat16, torch.device("cpu"))
             write(kind, "times", times(model, shape, kind, args.repeats), dtype="bfloat16", repeats=args.repeats)
             del model
-    print_table(["model", "schedule", "score", "lost", "times as fast"], table(args.kinds, told), "* at most one point lost")
+    draw(told, args.out.with_suffix(".png"))
+    print_table(["model", "way", "score", "lost", "times as fast"], table(args.kinds, told), "* at most one point lost")
 
 
 if __name__ == "__main__":

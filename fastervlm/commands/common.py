@@ -64,7 +64,8 @@ AnyresMode = Annotated[
 ]
 Newline = Annotated[Literal["kept", "all", "none"], typer.Option(help="Newline tokens that stay in the native layout.")]
 Budget = Annotated[
-    Literal["crop", "image"], typer.Option(help="Each crop keeps its own tokens, or an image's crops share them.")
+    Literal["crop", "image", "overview"],
+    typer.Option(help="Each crop keeps its own tokens, or an image's crops share them, by score or as the overview says."),
 ]
 EngineName = Annotated[
     Literal["local", "ray"],

@@ -32,8 +32,10 @@ def check_tower(model: Any, tower: Any, pruning: Pruning) -> VisionEncoder:
     return encoder
 
 
-def check_thinned(pruning: Pruning, *encoders: Any, clips: bool = False) -> None:
-    """Refuse patches that leave inside towers where these, the method or the budget cannot have that; `clips`: they see some.
+def check_thinned(pruning: Pruning, *encoders: Any, crops: bool = False, clips: bool = False) -> None:
+    """Refuse patches that leave inside towers where these, the method or the budget cannot have that.
+
+    `crops`: they see pictures in crops, behind an overview. `clips`: they see frames.
 
     Raises:
         UserError: one cannot.
@@ -41,20 +43,22 @@ def check_thinned(pruning: Pruning, *encoders: Any, clips: bool = False) -> None
     """
     if pruning.encoder_keep is None:
         return
-    check_fits(pruning.encoder_keep, pruning.budget, traits(pruning.method).survives_thinning, clips=clips)
+    check_fits(pruning.encoder_keep, pruning.budget, traits(pruning.method).survives_thinning, crops=crops, clips=clips)
     for encoder in encoders:
         encoder.check_thinning(pruning.encoder_keep.blocks)
 
 
-def thinned(encoder: Any, pruning: Pruning, pixel_values: Tensor, last: Tensor | None = None) -> ScoredPatches:
+def thinned(encoder: Any, pruning: Pruning, pixel_values: Tensor, last: Tensor | None = None, least: int = 0) -> ScoredPatches:
     """The patches of pixel_values, scored; those that leave inside the tower are gone already.
 
-    Where `last` (S, N) is true, patches leave before all others.
+    Where `last` (S, N) is true, patches leave before all others; `least` stay of each row, or what the budget keeps if more.
     """
     schedule, budget = pruning.encoder_keep, pruning.budget
     if schedule is None or not schedule.blocks or not isinstance(budget, TokenBudget):
         return encoder(pixel_values)
-    return encoder.thinned(pixel_values, lambda patches: schedule.counts(patches, budget.resolve(patches)), last=last)
+    return encoder.thinned(
+        pixel_values, lambda patches: schedule.counts(patches, max(least, budget.resolve(patches))), last=last
+    )
 
 
 def check_about_pictures(call: Mapping[str, Any]) -> None:

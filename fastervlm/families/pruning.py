@@ -21,7 +21,7 @@ class Options:
     """
 
     positions: Literal["compact", "original"] = "compact"
-    budget: Literal["crop", "image", "frame", "clip"] = "crop"
+    budget: Literal["crop", "image", "overview", "frame", "clip"] = "crop"
     anyres: Literal["native", "paper"] = "native"
     newline: Literal["kept", "all", "none"] = "kept"
     keep_cls: bool = False
@@ -40,7 +40,7 @@ class Options:
 
         `choices` are the scores that could be.
         """
-        if self.budget in ("image", "clip"):
+        if self.budget in ("image", "overview", "clip"):
             raise UserError(
                 f"budget={self.budget!r} shares tokens by score, and the tower of this model has no [CLS] token; say what to "
                 f"score by: {_spelled(choices)}."

@@ -29,9 +29,11 @@ class EncoderSchedule:
         blocks: numbers of blocks, counted from 1 and ascending, or 0; all before the feature block.
         keep: how many patches stay after each of them, descending: counts, or fractions of all N. At least as many stay as are
             kept in the end; where all are kept, nothing leaves.
+        crops: of pictures in crops: how many of them are encoded beside the overview, a count or a fraction. The overview is
+            encoded first, and those stay whose part of the picture its [CLS] attends to most; the others keep no token.
         still: of clips: a frame that differs from the last one that was encoded by no more than this, in the mean over the
             pixels of any patch, is not encoded, and shows the tokens of that one. Pixels are as the processor gives them; 0.0
-            finds frames that are equal, and is exact.
+            finds frames that are equal, and is exact. In frames that are encoded, patches that differ no more leave first.
 
     Raises:
         UserError: the numbers do not fit together.
@@ -41,6 +43,7 @@ class EncoderSchedule:
     blocks: Sequence[int] = ()
     keep: Sequence[int | float] = ()
     still: float | None = None
+    crops: int | float | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("blocks", "whole numbers"), ("keep", "counts or fractions")):
@@ -49,7 +52,9 @@ class EncoderSchedule:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.still is not None and (type(self.still) not in (int, float) or not 0 <= self.still < math.inf):
             raise UserError(f"still={self.still!r} must be a number from 0, a difference between pixels.")
-        if (not self.blocks and self.still is None) or len(self.blocks) != len(self.keep):
+        if self.crops is not None:
+            TokenBudget(self.crops)  # refuses what is neither
+        if (not self.blocks and self.still is None and self.crops is None) or len(self.blocks) != len(self.keep):
             raise UserError(
                 f"blocks={self.blocks} and keep={self.keep} do not fit together; give a number of patches for each block."
             )
@@ -81,13 +86,16 @@ def check_schedule(schedule: object) -> None:
         raise UserTypeError(f"encoder_keep={schedule!r} is no EncoderSchedule; write EncoderSchedule(blocks=[8], keep=[288]).")
 
 
-def check_fits(schedule: EncoderSchedule, budget: Budget, survives: bool, *, clips: bool = False) -> TokenBudget:
+def check_fits(
+    schedule: EncoderSchedule, budget: Budget, survives: bool, *, crops: bool = False, clips: bool = False
+) -> TokenBudget:
     """The budget beside a schedule; refuses one that is adaptive, or a method that looks at patches that may have left.
 
     Args:
         schedule: says which patches leave.
         budget: how many are kept in the end.
         survives: whether the method can do with patches that have left (`Traits.survives_thinning`).
+        crops: pictures come in crops, of which some may be left out.
         clips: frames are shown, some of which may be `still`.
 
     Raises:
@@ -99,6 +107,8 @@ def check_fits(schedule: EncoderSchedule, budget: Budget, survives: bool, *, cli
         raise UserError("encoder_keep goes with method='cls' and a count or fraction of tokens; leave it out, or change these.")
     if schedule.still is not None and not clips:
         raise UserError("still= is for frames of a clip under a Video-LLaVA; leave it out of the EncoderSchedule.")
+    if schedule.crops is not None and not crops:
+        raise UserError("crops= is for pictures of a LLaVA-NeXT; leave it out of the EncoderSchedule.")
     return budget
 
 

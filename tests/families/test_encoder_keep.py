@@ -331,6 +331,41 @@ def test_frames_that_say_nothing_new_are_not_encoded(keep_cls):
             assert all(torch.equal(trace.mask[number], trace.mask[first]) for number, first in enumerate(trace.shown.tolist()))
 
 
+@torch.no_grad()
+def test_patches_that_did_not_change_leave_first(monkeypatch):
+    """Against the changes of each patch, looked at one by one, and the pixels that vary most among those of one kind."""
+    model, left, still = tiny.video_llava(vision_feature_layer=-1), 6, 0.05
+    batch = plain_video.inputs(plain_video.PROMPTS["mixed"])
+    clips = batch["pixel_values_videos"]
+    torch.manual_seed(0)
+    clips *= torch.rand(len(clips), 1, 1, *clips.shape[-2:]).round(decimals=1)  # some patches vary more than others
+    for one, clip in enumerate(clips):
+        clip[1:] = clip[:1]
+        for number, count in ((1, 2 * one), (2, 9)):  # in the last frame more patches change than stay before the first block
+            for patch in torch.randperm(N)[:count].tolist():
+                y, x = 8 * (patch // 4), 8 * (patch % 4)
+                clip[number, :, y : y + 8, x : x + 8] += 0.1
+        clip[2, :, :8, :8] += 0.01  # too little
+    monkeypatch.setattr("fastervlm.families.video_llava.family.CHUNK", 2)
+    with prune(model, 3, encoder_keep=EncoderSchedule([0], [left], still=still)) as handle:
+        model(**dict(batch))
+    traces: list[Any] = [trace for trace in handle.trace if isinstance(trace, fastervlm.ClipTrace)]
+    for trace, clip in zip(traces, clips, strict=True):
+        assert trace.shown.tolist() == [0, int(trace is not traces[0]), 2]  # of the first clip the second frame is the first
+        for number in trace.shown.unique().tolist():
+            frame = clip[number]
+            places = [(8 * (patch // 4), 8 * (patch % 4)) for patch in range(N)]
+            parts = [frame[:, y : y + 8, x : x + 8] for y, x in places]
+            before = [clip[max(0, number - 1), :, y : y + 8, x : x + 8] for y, x in places]
+            same = [number > 0 and float((a - b).abs().mean()) <= still for a, b in zip(parts, before, strict=True)]
+            varied = [float(part.flatten(1).std(dim=1, correction=0).sum()) for part in parts]
+            order = sorted(range(N), key=lambda i, same=same, varied=varied: (same[i], -varied[i]))
+            entered = trace.scores[number].nonzero()[:, 0].tolist()
+            assert entered == sorted(order[:left])
+            assert [sum(same) == 0, sum(same) == N - 2, 0 < sum(same) < N - left][number]
+    assert len(traces) == 2
+
+
 @pytest.mark.parametrize("keep_cls", [False, True])
 @torch.no_grad()
 def test_frames_and_pictures_beside_them(keep_cls):

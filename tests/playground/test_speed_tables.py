@@ -42,27 +42,51 @@ def test_each_shape_has_a_row(tmp_path, monkeypatch):
 
 
 def test_a_schedule_lies_at_the_same_share_of_a_large_tower():
-    made = encoder_wall.schedule("a quarter enters, K behind two thirds", 58, encoder_wall.LARGE)
+    ways = encoder_wall.WAYS["next"]
+    made = ways["a quarter enters, K behind two thirds"].schedule(58, encoder_wall.LARGE)
     assert made == fastervlm.EncoderSchedule([0, 15], [0.25, 58])
-    assert encoder_wall.schedule("none", 58) is None
+    assert ways["three crops of four"].schedule(58) == fastervlm.EncoderSchedule(crops=0.75)
+    assert ways["none"].schedule(58) is None
 
 
-@pytest.mark.parametrize(("kind", "name"), [("next", "tiny-next"), ("video", "tiny-video")])
-def test_the_tower_sees_what_a_schedule_lets_in(kind, name, monkeypatch):
-    """Patches in the first block, beside [CLS], of each schedule in the order they take turns in."""
-    monkeypatch.setitem(encoder_wall.KEEP, kind, 3)
+@pytest.mark.parametrize(
+    ("kind", "name", "keep", "rows", "enters"),
+    [
+        # Crops of the picture, or frames of the clip, and of each how many of its 16 patches: as WAYS has them. Where crops
+        # share their tokens, as many enter as the most that one of them keeps (None).
+        (
+            "next",
+            "tiny-next",
+            6,
+            [5] * 7 + [1, 4] * 2 + [1, 3] * 2 + [1, 2],
+            [16, 16, 8, 8, 6, 6, 6, 16, 16, 8, None] + [16] * 6,
+        ),
+        ("video", "tiny-video", 3, [3] * 11 + [2], [16, 16, 8, 8, 4, 4, 3, 8, 4, 4, 3, 16]),
+    ],
+)
+def test_the_tower_sees_what_a_way_lets_in(kind, name, keep, rows, enters, monkeypatch):
+    """Rows and patches in the first block, beside [CLS], of each way in the order they take turns in; never fewer than K."""
+    monkeypatch.setitem(encoder_wall.KEEP, kind, keep)
     shape = get_shape(name)
     model, seen = random_model(shape, torch.bfloat16, torch.device("cpu")), []
     block = model.model.vision_tower.encoder.layers[0] if kind == "next" else model.model.video_tower.encoder.layers[0]
-    block.layer_norm1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1] - 1))
+    block.layer_norm1.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), inputs[0].shape[1] - 1)))
     found = encoder_wall.times(model, shape, kind, 1)
-    total = seen[0]
-    assert seen[: len(seen) // 2] == [total, total, total // 2, total // 2, total // 4, total // 4, 3]  # never fewer than K
+    once = seen[: len(seen) // 2]
+    assert [row for row, _ in once] == rows
+    assert [patches if known else None for (_, patches), known in zip(once, enters, strict=True)] == enters
     assert found["none"]["times_as_fast"] == 1
+    assert found.keys() == encoder_wall.WAYS[kind].keys()
 
 
-def test_what_loses_at_most_a_point_is_marked():
-    values = (90, 89, 88.9, 95, 90, 91, 10)
-    scores = {name: {"value": value} for name, value in zip(encoder_wall.SCHEDULES, values, strict=True)}
-    rows = encoder_wall.table(["next"], {"next": {"scores": scores}})
-    assert [row[3] for row in rows] == ["+0.0", "+1.0 *", "+1.1", "-5.0 *", "+0.0 *", "-1.0 *", "+80.0"]
+def test_what_loses_at_most_a_point_is_marked_and_drawn(tmp_path):
+    values = (90, 89, 88.9, 95, 90, 91, 10, 90)
+    named = list(zip(encoder_wall.WAYS["next"], values, strict=False))
+    scores = {name: {"value": value, "ci95": [value - 1, value + 1]} for name, value in named}
+    told = {"next": {"scores": scores, "times": {name: {"times_as_fast": value / 90} for name, value in named}}, "video": {}}
+    rows = encoder_wall.table(["next"], told)
+    marks = ["+0.0", "+1.0 *", "+1.1", "-5.0 *", "+0.0 *", "-1.0 *", "+80.0", "+0.0 *"]
+    assert [row[3] for row in rows] == marks + ["-"] * (len(rows) - len(marks))
+    encoder_wall.draw({"next": {"scores": scores}}, tmp_path / "none.png")
+    encoder_wall.draw(told, tmp_path / "curve.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]

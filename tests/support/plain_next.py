@@ -4,6 +4,7 @@ Where the tokens stand is found by the stock model's own packing, run on the num
 features. The paper's layout is written down from its description: an overview, then the rows of the canvas across crops.
 """
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, groupby
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from fastervlm.families.llava_next.processor import paper_processor
@@ -92,9 +94,10 @@ def canvas_of(size, pinpoints) -> Any:
 class NextPlain(Plain):
     """Pictures are pairs of crops (crops, 3, H, W) and size (height, width); patches are numbered crop * N + patch."""
 
-    def __init__(self, model, keep, anyres="native", newline="kept", budget="crop", positions="compact"):
+    def __init__(self, model, keep, anyres="native", newline="kept", budget="crop", positions="compact", read=None):
         super().__init__(model, keep, positions=positions)
         self.anyres, self.newline, self.budget = anyres, newline, budget
+        self.read = read  # how many crops the tower reads beside the overview; all of them without it
         vision = model.config.vision_config
         self.crop, self.side = vision.image_size, vision.image_size // vision.patch_size
         self.pinpoints, self.known = model.config.image_grid_pinpoints, {}
@@ -155,10 +158,56 @@ class NextPlain(Plain):
         marks, order = self.scores(pixels).flatten().tolist(), self.order(size)
         crops = groupby(sorted(set(order) - {NEWLINE}), key=lambda number: number // self.side**2)
         best = [sorted(numbers, key=lambda number: (-marks[number], number)) for _, numbers in crops]
+        if self.budget == "overview" or self.read is not None:
+            return {
+                number for numbers, count in zip(best, self.counts(picture, best), strict=True) for number in numbers[:count]
+            }
         if self.budget == "crop":
             return {number for numbers in best for number in numbers[: self.keep]}
         total = sum(min(self.keep, len(numbers)) for numbers in best)
         return set(sorted(chain(*best), key=lambda number: (-marks[number], number))[:total])
+
+    def counts(self, picture, best):
+        """How many patches each crop keeps, where the overview decides; of crops of which any patch takes part."""
+        pixels, size = picture
+        attended = self.attended(self.scores(pixels)[0].view(self.side, self.side).tolist(), size)
+        given = [min(self.keep, len(numbers)) for numbers in best]
+        inside = [numbers[0] // self.side**2 for numbers in best]
+        read = sorted(range(1, self.crops(size)), key=lambda crop: -attended[crop])[: self.read]
+        if self.budget != "overview":
+            return [count if crop in [0, *read] else 0 for crop, count in zip(inside, given, strict=True)]
+        left, found, limits = sum(given[1:]), {0: given[0]}, dict(zip(inside, map(len, best), strict=True))
+        waiting = [crop for crop in read if crop in limits and attended[crop] > 0]
+        while waiting:
+            share = {crop: left * attended[crop] / sum(attended[each] for each in waiting) for crop in waiting}
+            full = [crop for crop in waiting if share[crop] >= limits[crop]]
+            found |= {crop: limits[crop] for crop in full} if full else {crop: int(share[crop]) for crop in waiting}
+            left -= sum(limits[crop] for crop in full)
+            waiting = [crop for crop in waiting if crop not in full] if full else []
+        over = sum(given) - sum(found.values()) if read else 0
+        rest = sorted((crop for crop in found if crop and found[crop] < limits[crop]), key=lambda i: found[i] - share[i])
+        return [found.get(crop, 0) + (crop in rest[:over]) for crop in inside]
+
+    def attended(self, scores, size):
+        """What [CLS] of the overview (rows of patches) pays to what each crop shows of the picture; of itself nothing."""
+        (height, width), side = size, self.side
+        high, wide = canvas_of(size, self.pinpoints) if self.anyres == "paper" else select_best_resolution(size, self.pinpoints)
+        scale = min(wide / width, high / height)
+        tall, broad = (min(math.ceil(a * scale), b) for a, b in ((height, high), (width, wide)))
+        top, left = (high - tall) // 2, (wide - broad) // 2
+
+        def common(near, far, patch, length):
+            """The share of a row or column of patches that lies between two places on the canvas, along the picture there."""
+            first, last = patch * length / side, (patch + 1) * length / side
+            return max(0.0, min(far, last) - max(near, first)) / (last - first)
+
+        found = [0.0]
+        for y in range(0, high, self.crop):
+            for x in range(0, wide, self.crop):
+                rows = [common(y - top, y - top + self.crop, patch, tall) for patch in range(side)]
+                columns = [common(x - left, x - left + self.crop, patch, broad) for patch in range(side)]
+                found.append(sum(a * b * scores[i][j] for i, a in enumerate(rows) for j, b in enumerate(columns)))
+        return found
 
     def marks(self, picture):
         """For each token of the unpruned picture, whether it stays."""

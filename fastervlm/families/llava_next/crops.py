@@ -127,6 +127,22 @@ class CropLayout:
                 found.append((low, high, near, far))
         return found
 
+    def attended(self, scores: Tensor) -> Tensor:
+        """(crops - 1,) of the overview's scores (N,) what falls on the part of the picture that each crop shows.
+
+        The overview is the whole picture, stretched over its patches. A patch that two crops show counts for each by its area.
+        """
+        (height, width), side = self.size, self.side
+        boxes, steps = self.regions()[1:].to(scores), torch.arange(side + 1, device=scores.device) / side
+
+        def covered(near: Tensor, far: Tensor, length: int) -> Tensor:
+            """(crops - 1, side) the share of each row or column of patches that lies within."""
+            edges = torch.maximum(torch.minimum(steps * length, far[:, None]), near[:, None])
+            return edges.diff(dim=1) * (side / length)
+
+        down, across = covered(boxes[:, 1], boxes[:, 3], height), covered(boxes[:, 0], boxes[:, 2], width)
+        return torch.einsum("cy,yx,cx->c", down, scores.view(side, side), across)
+
     def regions(self) -> Tensor:
         """(crops, 4) float32: left, top, right, bottom of each crop in pixels of the picture; padding lies outside it."""
         (height, width), (rows, columns) = self.size, self.grid

@@ -17,7 +17,7 @@ from fastervlm.families.llava_next.crops import NEWLINE, CropLayout, cut
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.families.llava_next.trace import CropsTrace
 from fastervlm.families.pruning import Pruning
-from fastervlm.selection.choice import asked, choose, counts_for
+from fastervlm.selection.choice import Choice, asked, choose, counts_for
 
 
 def encode_crops(
@@ -38,8 +38,22 @@ def encode_crops(
     parts: dict[str, Any] = {"grid": patches.grid, "windows": windows, "groups": groups}
     counts = counts_for(pruning.budget, patches.scores, pool=settings.budget == "image", **parts)
     choice = choose(patches, counts, pruning.method, windows=windows)
-    mask = choice.mask
-    table, number = choice.project(model.model.multi_modal_projector)
+    return arranged(model, pruning, [(range(len(windows)), choice)], cuts)
+
+
+def arranged(
+    model: Any, pruning: Pruning, chosen: Sequence[tuple[Sequence[int], Choice]], cuts: Sequence[CropLayout]
+) -> Encoded:
+    """The kept tokens of all crops in the order of the prompt, with their newlines; see `encode_crops`.
+
+    Args:
+        model: with a `multi_modal_projector` and an `image_newline`.
+        pruning: whose settings are an `Anyres`.
+        chosen: choices, each with the numbers of its rows among all S; crops that are in none keep nothing.
+        cuts: how each picture was cut.
+    """
+    settings: Anyres = pruning.settings
+    table, number, mask, scores = _of_all_crops(model, chosen, sum(each.crops for each in cuts))
     features, keep, trace = [], [], []
     newline = newline_of(model.model).to(table)
     first = 0
@@ -50,9 +64,26 @@ def encode_crops(
         rows = table[number[crops].flatten()[tokens.clamp(min=0)].to(table.device)]
         features.append(torch.where((tokens == NEWLINE)[:, None].to(table.device), newline, rows))
         keep.append(stays)
-        trace.append(CropsTrace(patches.scores[crops].detach().clamp(min=0), mask[crops], tokens, each, settings.layout))
+        trace.append(CropsTrace(scores[crops], mask[crops], tokens, each, settings.layout))
         first = crops.stop
     return Encoded(features, keep, trace)
+
+
+def _of_all_crops(
+    model: Any, chosen: Sequence[tuple[Sequence[int], Choice]], total: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The projected tokens (R, D) of all choices, and of each patch (S, N) its row there, whether it is kept, and its score."""
+    tables: list[Tensor] = []
+    patches = chosen[0][1].patches.scores
+    number = torch.zeros(total, patches.shape[1], dtype=torch.long, device=patches.device)
+    mask, scores = torch.zeros_like(number, dtype=torch.bool), torch.zeros_like(number, dtype=patches.dtype)
+    for rows, choice in chosen:
+        places = torch.tensor(rows, device=number.device)
+        table, own = choice.project(model.model.multi_modal_projector)
+        number[places] = own + sum(map(len, tables))
+        mask[places], scores[places] = choice.mask, choice.patches.scores.detach().clamp(min=0)
+        tables.append(table)
+    return tables[0] if len(tables) == 1 else torch.cat(tables), number, mask, scores
 
 
 def outside(cuts: Sequence[CropLayout]) -> Tensor:

@@ -9,6 +9,7 @@ from encoders import UserError
 from fastervlm.families.base import Encoded, Family
 from fastervlm.families.encoding import INPUTS, check_about_pictures, check_thinned, check_tower, encoder_of, thinned
 from fastervlm.families.llava_next.encode import crops_of, cuts_of, encode_crops, outside
+from fastervlm.families.llava_next.overview import decides, encode_by_overview
 from fastervlm.families.llava_next.settings import Anyres
 from fastervlm.families.processing import complete, placeholders, square
 from fastervlm.families.pruning import Options, Pruning
@@ -28,7 +29,7 @@ class LlavaNext(Family):
     lmms_model = "fastervlm_llava_next"
     of_paper = True
     inputs = INPUTS
-    budgets = ("crop", "image")
+    budgets = ("crop", "image", "overview")
     parts = "crops"
     newlines = True
     shapes = ("anyres",)
@@ -37,13 +38,18 @@ class LlavaNext(Family):
     def settings(self, options: Options) -> Anyres:
         """How crops are laid out, and whether those of a picture share their tokens."""
         super().settings(options)
-        return Anyres(options.anyres, options.newline, "image" if options.budget == "image" else "crop")
+        return Anyres.of(vars(options))
 
     def check(self, model: Any, pruning: Pruning) -> None:
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
-        check_thinned(pruning, check_tower(model, model.model.vision_tower, pruning))
+        check_thinned(pruning, check_tower(model, model.model.vision_tower, pruning), crops=True)
         if pruning.encoder_keep is not None and pruning.settings.budget == "image":
             raise UserError("budget='image' may give a crop more tokens than encoder_keep leaves; use budget='crop'.")
+        if pruning.settings.budget == "overview" and pruning.budget.reads_scores:
+            raise UserError(
+                "budget='overview' shares tokens before the crops are scored; give a count or fraction of tokens, or an AtMost "
+                "of one, or use budget='image'."
+            )
 
     def check_questions(self, call: Mapping[str, Any]) -> None:
         """Refuse questions that are not one text for each picture of a call."""
@@ -56,8 +62,11 @@ class LlavaNext(Family):
         """
         cuts = cuts_of(model, pruning.settings, call)
         encoder = encoder_of(model, pruning, call, model.model.vision_tower)
-        patches = thinned(encoder, pruning, crops_of(call["pixel_values"], cuts), outside(cuts))
-        return {"image": encode_crops(model, pruning, patches, cuts, call.get("questions"))}
+        crops, questions = crops_of(call["pixel_values"], cuts), call.get("questions")
+        if decides(pruning):
+            return {"image": encode_by_overview(model, pruning, encoder, crops, cuts, questions)}
+        patches = thinned(encoder, pruning, crops, outside(cuts))
+        return {"image": encode_crops(model, pruning, patches, cuts, questions)}
 
     def loaded(self, pruning: Pruning) -> str:
         """The processor cuts pictures, and has to do it as the model expects."""

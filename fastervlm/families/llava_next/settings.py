@@ -19,7 +19,7 @@ class Anyres:
 
     layout: Literal["native", "paper"] = "native"
     newline: Literal["kept", "all", "none"] = "kept"
-    budget: Literal["crop", "image"] = "crop"
+    budget: Literal["crop", "image", "overview"] = "crop"
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Anyres).items():

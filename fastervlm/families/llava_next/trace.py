@@ -16,7 +16,8 @@ class CropsTrace(Trace):
     """One picture of the last pruned call, cut into crops (LLaVA-NeXT).
 
     Attributes:
-        scores: (crops, N) float32, the [CLS] attention of each patch within its crop, mean over heads.
+        scores: (crops, N) float32, the [CLS] attention of each patch within its crop, mean over heads; 0 in crops that were not
+            encoded.
         mask: (crops, N) bool, true where a patch was kept; the first crop is the overview.
         tokens: (T,) int64, the visual tokens in the order of the prompt: crop * N + patch, or -1 for a newline.
         cut: how the picture was cut.
@@ -33,6 +34,11 @@ class CropsTrace(Trace):
     def num_tokens(self) -> int:
         """How many visual tokens reach the language model, newlines included."""
         return len(self.tokens)
+
+    @property
+    def encoded(self) -> Tensor:
+        """(crops,) bool, false of crops that the overview left out, which never went through the tower."""
+        return self.scores.any(dim=1)
 
     @property
     def crops(self) -> list[ImageTrace]:

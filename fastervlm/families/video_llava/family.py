@@ -175,11 +175,13 @@ def _encode_clips(
         raise UserError(f"pixel_values_videos of shape (B, F, 3, H, W) are needed, but these are {tuple(videos.shape)}.")
     cls, (clips, frames) = pruning.settings.keep_cls, videos.shape[:2]
     encoder = encoder_of(model, pruning, call, model.model.video_tower)
-    shown = _frames_shown(pruning, encoder, videos)
-    if shown is None:
+    still = _still(pruning, encoder, videos)
+    shown = None if still is None else still[0]
+    if still is None:
         found = _encode_frames(model, pruning, encoder, videos, questions)
     else:
-        found = _encode_frames(model, pruning, encoder, videos.flatten(0, 1)[shown.unique()][:, None], None)
+        own = still[0].unique()
+        found = _encode_frames(model, pruning, encoder, videos.flatten(0, 1)[own][:, None], None, still[1][own])
     tokens, mask, scores = (torch.cat(parts) for parts in zip(*(part[:3] for part in found), strict=True))
     each = [count + cls for part in found for count in part[4]]
     rows = list(tokens.split(each))
@@ -196,31 +198,46 @@ def _encode_clips(
 
 
 def _encode_frames(
-    model: Any, pruning: Pruning, encoder: VisionEncoder, videos: Tensor, questions: Sequence[str] | None
+    model: Any,
+    pruning: Pruning,
+    encoder: VisionEncoder,
+    videos: Tensor,
+    questions: Sequence[str] | None,
+    last: Tensor | None = None,
 ) -> list[tuple[Tensor, Tensor, Tensor, tuple[int, int], list[int]]]:
-    """What each chunk of clips (B, F, 3, H, W) keeps, see `_chunk`."""
+    """What each chunk of clips (B, F, 3, H, W) keeps, see `_chunk`; patches where `last` (S, N) is true leave first."""
     frames = videos.shape[1]
     # Temporal attention looks across the frames of a clip: such a tower gets whole clips, as many as fit, or one.
     few = max(1, CHUNK // max(1, frames))
     chunks = videos.split(few) if encoder.takes_clips else videos.flatten(0, 1).split(CHUNK)
     counts = _counts_ahead(pruning, encoder, chunks, frames)
-    asks = zip(chunks, _by_chunk(questions, chunks, frames), counts, strict=True)
-    return [_chunk(model, pruning, asked(thinned(encoder, pruning, chunk), about), own, frames) for chunk, about, own in asks]
+    first = [None] * len(chunks) if last is None else last.split(CHUNK)
+    asks = zip(chunks, _by_chunk(questions, chunks, frames), counts, first, strict=True)
+    return [
+        _chunk(model, pruning, asked(thinned(encoder, pruning, chunk, leave), about), own, frames)
+        for chunk, about, own, leave in asks
+    ]
 
 
-def _frames_shown(pruning: Pruning, encoder: VisionEncoder, videos: Tensor) -> Tensor | None:
-    """(B * F,) for each frame the number of the one whose tokens it shows, its own where it is encoded; None if all are."""
+def _still(pruning: Pruning, encoder: VisionEncoder, videos: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What says nothing new in clips (B, F, 3, H, W); None where that is not asked.
+
+    (B * F,) for each frame the number of the one whose tokens it shows, its own where it is encoded; and (B * F, N) bool, the
+    patches that differ no more than that from the last frame that was encoded.
+    """
     schedule = pruning.encoder_keep
     if schedule is None or schedule.still is None:
         return None
-    shown: list[int] = []
+    shown, unchanged = list[int](), list[Tensor]()
     for first, clip in zip(range(0, len(videos) * videos.shape[1], videos.shape[1]), videos.detach().float(), strict=True):
         last = 0
         for number, frame in enumerate(clip):
             change = F.avg_pool2d((frame - clip[last]).abs().mean(dim=0)[None, None], encoder.patch_size)
-            last = last if float(change.max()) <= schedule.still else number  # NaN is no small change
+            same = change.flatten() <= schedule.still  # NaN is no small change
+            unchanged.append(same)
+            last = last if bool(same.all()) else number
             shown.append(first + last)
-    return torch.tensor(shown, device=videos.device)
+    return torch.tensor(shown, device=videos.device), torch.stack(unchanged)
 
 
 def _chunk(
