@@ -29,7 +29,7 @@ from encoders import UserError
 from fastervlm.bench.calibrate import calibrate, check, read_bench
 from fastervlm.bench.compiled import compiled
 from fastervlm.bench.device_spec import DeviceSpec
-from fastervlm.bench.devices import SPECS, get_spec
+from fastervlm.bench.devices import get_spec, known
 from fastervlm.bench.shapes import get_shape
 from fastervlm.bench.speed import speed
 from fastervlm.bench.speed_table import Speed
@@ -119,11 +119,10 @@ def plan_of(file: Path, device: torch.device, dtype: str) -> dict[str, Any]:
     """
     name = "cpu-measured"
     if device.type == "cuda":
-        model = torch.cuda.get_device_name(device).lower().replace(" ", "")
-        known = [name for name in SPECS if name in model]
-        if not known:
-            raise UserError(f"Nothing is known of {torch.cuda.get_device_name(device)}; add it to fastervlm/bench/devices.py.")
-        name = known[0]
+        model = torch.cuda.get_device_name(device)
+        name = known(model)
+        if name is None:
+            raise UserError(f"Nothing is known of {model}; add it to fastervlm/bench/devices.py.")
     spec, measured = _spec(name, dtype), read_bench(file)
     rows = [
         {
