@@ -31,7 +31,7 @@ SPECS = {
 
 
 def known(model: str) -> str | None:
-    """The name of the GPU that torch calls `model`; None where it is none of `SPECS`. Words count as a whole: an L40S is no L4."""
+    """The name of the GPU that torch calls `model`, by whole words (an L40S is no L4); None where it is none of `SPECS`."""
     words = re.split(r"[^a-z0-9]+", model.lower().replace("rtx ", "rtx"))
     return next((name for name in SPECS if name in words), None)
 
