@@ -2,11 +2,12 @@
 
     bash scripts/gpu_check.sh
 
-Each step is written down as soon as it is done, so that a stop loses only what was not measured. A step that fails is written
-down with its error, and the next one begins; what fastervlm refuses is no failure. A step for which no time is left is
-skipped. Models have random weights.
+All shapes are measured and planned first, then compiled, what matters most first. Each step is written down when it begins
+and as soon as it is done, so that a stop loses only what was not measured. A step that fails is written down with its error,
+and the next one begins; what fastervlm refuses is no failure. A step for which no time is left is skipped. Models have random
+weights.
 
-What comes out: gpu-check.json, and for each shape bench-SHAPE.json as `fastervlm bench shape` writes it.
+What comes out: gpu-check.json, and for each shape bench-SHAPE.json as `fastervlm bench shape` writes it, but no plot.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ import torch
 
 from encoders import UserError
 from fastervlm.bench.calibrate import calibrate, check, read_bench
-from fastervlm.bench.compiled import compiled
+from fastervlm.bench.compiled import compiled, encoder_compiled
 from fastervlm.bench.device_spec import DeviceSpec
-from fastervlm.bench.devices import SPECS, get_spec
+from fastervlm.bench.devices import get_spec, known
 from fastervlm.bench.shapes import get_shape
 from fastervlm.bench.speed import speed
 from fastervlm.bench.speed_table import Speed
-from fastervlm.bench.variants import variants
+from fastervlm.bench.variants import NONE, Variant, pruners_of, variants
 from fastervlm.bench.workload import Workload
 from fastervlm.reporting.files import write_json
 from fastervlm.reporting.provenance import machine, program
+from fastervlm.selection.method import traits
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/test_gpu.py", "tests/bench/test_bench_gpu.py")
+TESTS = ("tests/test_gpu.py",)
 # Seconds without which a step does not begin.
 NEEDS = {"tests": 60, "model": 20, "speed": 45, "compiled": 45, "plan": 2}
 
@@ -70,6 +72,7 @@ class Steps:
             told["skipped"] = f"{self.left:.0f} s are left, and it needs {NEEDS[kind]}"
         else:
             print(f"{name}, {self.left:.0f} s left", file=sys.stderr, flush=True)
+            self.tell(name, {"begun": f"{self.left:.0f} s were left"})
             try:
                 found = step()
             except UserError as error:
@@ -79,9 +82,13 @@ class Steps:
             told["seconds"] = round(time.monotonic() - began, 1)
         if found is not None and not isinstance(found, (Workload, Speed)):
             told["found"] = found
+        self.tell(name, told)
+        return found
+
+    def tell(self, name: str, told: dict[str, Any]) -> None:
+        """Write down what is told of a step."""
         self.report["steps"][name] = told
         self._write()
-        return found
 
     def _write(self) -> None:
         self.report["seconds"] = round(time.monotonic() - self.begin, 1)
@@ -119,11 +126,10 @@ def plan_of(file: Path, device: torch.device, dtype: str) -> dict[str, Any]:
     """
     name = "cpu-measured"
     if device.type == "cuda":
-        model = torch.cuda.get_device_name(device).lower().replace(" ", "")
-        known = [name for name in SPECS if name in model]
-        if not known:
-            raise UserError(f"Nothing is known of {torch.cuda.get_device_name(device)}; add it to fastervlm/bench/devices.py.")
-        name = known[0]
+        model = torch.cuda.get_device_name(device)
+        name = known(model)
+        if name is None:
+            raise UserError(f"Nothing is known of {model}; add it to fastervlm/bench/devices.py.")
     spec, measured = _spec(name, dtype), read_bench(file)
     rows = [
         {
@@ -145,12 +151,12 @@ def plan_of(file: Path, device: torch.device, dtype: str) -> dict[str, Any]:
     return {"device_spec": name, **told, "worst_error": worst, "rows": rows}
 
 
-def of_shape(steps: Steps, args: argparse.Namespace, name: str, device: torch.device) -> None:
-    """All about one shape."""
+def of_shape(steps: Steps, args: argparse.Namespace, name: str, device: torch.device) -> Workload | None:
+    """All about one shape that is not compiled. Its workload, if it can be compiled."""
     dtype = getattr(torch, args.dtype)
     workload = steps.do("model", f"{name}: model", lambda: Workload.of_shape(get_shape(name), dtype, device))
     if workload is None:
-        return
+        return None
     file, done = args.out / f"bench-{name}.json", None
     for batch in args.batch:
 
@@ -161,19 +167,39 @@ def of_shape(steps: Steps, args: argparse.Namespace, name: str, device: torch.de
         found = steps.do("speed", f"{name}: batch {batch}", measure)
         if found is not None:
             done = found if done is None else Speed(found.about, [*done.rows, *found.rows], [*done.failures, *found.failures])
-            done.write(file)
+            write_json(file, done.summary())
         release(device)
     if done is not None:
         steps.do("plan", f"{name}: plan", lambda: plan_of(file, device, args.dtype))
-    counts = [kept for kept in args.keep if kept < workload.num_visual_tokens]
-    for kept in counts:
-        steps.do("compiled", f"{name}: compiled at {kept}", lambda kept=kept: _compiled(workload, kept, args))
+    if workload.family.one_graph:
+        return workload
+    steps.tell(f"{name}: compiled", {"refused": f"handle.compile() refuses {workload.family.class_name}."})
+    return None
 
 
-def _compiled(workload: Workload, kept: int, args: argparse.Namespace) -> dict[str, Any]:
-    """[CLS] pruning as it is and compiled, in turns."""
-    (variant,) = (each for each in variants(workload, ["cls"], [kept], [1]) if each.method == "cls")
-    return {"kept": kept, **compiled(workload, variant, args.repeats, args.new_tokens, backend=args.backend)}
+def to_compile(methods: Sequence[str], counts: Sequence[int], batches: Sequence[int]) -> list[tuple[str, int, int]]:
+    """Methods, tokens and batch sizes to compile, what matters most first; the first of `counts` is all, and that of `none`."""
+    names, (total, *fewer) = [*methods[:1], NONE, *methods[1:]], counts
+    jobs = [(name, kept, batch) for name in names for kept in ([total] if name == NONE else fewer) for batch in batches]
+    return sorted(jobs, key=lambda job: (job[1] in fewer[1:], names.index(job[0]) + 2 * batches.index(job[2])))
+
+
+def compile_all(steps: Steps, args: argparse.Namespace, workload: Workload) -> None:
+    """What `handle.compile()` saves: each method as it is and compiled, in turns."""
+    total, pruners = workload.num_visual_tokens, pruners_of(args.methods, 2)
+    counts = [total, *(kept for kept in args.keep if kept < total)]
+    for method, kept, batch in to_compile([*pruners], counts, args.batch):
+        # Models are compiled under a handle alone, so `none` is [CLS] pruning that keeps all.
+        variant = Variant(method, kept, batch, pruners_of(["cls"], 2)["cls"] if method == NONE else pruners[method])
+
+        def measure(variant: Variant = variant) -> dict[str, Any]:
+            inside = variant.pruner is not None and traits(variant.pruner).in_llm
+            way = encoder_compiled if inside else compiled
+            found = way(workload, variant, args.repeats, args.new_tokens, backend=args.backend)
+            return {"method": variant.method, "kept": variant.kept, "batch": variant.batch, **found}
+
+        steps.do("compiled", f"{workload.name}: compiled {variant.name}", measure)
+        release(workload.device)
 
 
 def main() -> None:
@@ -207,9 +233,12 @@ def main() -> None:
         steps.do("tests", "tests", lambda: tests(args.tests, min(150, steps.left / 3)))
     with ExitStack() as stack:
         stack.callback(lambda: print(f"Written to {steps.file}.", file=sys.stderr))
+        ready = []
         for name in args.shapes:
-            of_shape(steps, args, name, device)
+            ready.append(of_shape(steps, args, name, device))
             release(device)
+        for workload in filter(None, ready):
+            compile_all(steps, args, workload)
     if any("error" in step for step in steps.report["steps"].values()):
         raise SystemExit("Some steps failed; the file says which and why.")
 

@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # What a GPU has to show, in nine minutes at most: gpu_check.sh [options of python -m playground.gpu_check]. Nothing is downloaded.
 #
-#   bash scripts/gpu_check.sh wheels    on a machine with a network: the packages that the other one may lack, into WHEELS
-#   bash scripts/gpu_check.sh           on the machine with the GPU: tests, speed, compiled speed, plans, as JSON
+#   bash scripts/gpu_check.sh wheels    on a machine with a network: packages that the other one may lack, into WHEELS
+#   bash scripts/gpu_check.sh           on the machine with the GPU: tests, speed, plans, compiled speed, as JSON
 #
-# Of WHEELS only what is missing there, or older there, is used; it is unpacked into OUT/site, and nothing else is changed.
+# Of WHEELS only what is missing there, or older there, is used. It is unpacked into a folder that is gone afterwards, and
+# nothing else is changed. The checkout and WHEELS have to fit into 64 MiB together, so WHEELS holds a new transformers and its
+# huggingface_hub, pytest and rich. These have to be there: torch, torchvision, numpy, Pillow, and what else transformers 5.17
+# needs (tokenizers, safetensors, regex, PyYAML, tqdm). Neither matplotlib nor typer is needed.
 #
 # From the environment:
 #   WHEELS          folder of wheels (wheels)
 #   PYTHON_VERSION  that they are for (3.12)
 #   OUT             where results go (playground/results/gpu)
+#   LIMIT           seconds after which all is stopped; what was measured by then is in OUT (535)
 #   PYTHON          Python to use (.venv/bin/python of the checkout if it is there, else python3)
 set -euo pipefail
 
@@ -17,18 +21,36 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT"
 WHEELS="${WHEELS:-$ROOT/wheels}"
 OUT="${OUT:-$ROOT/playground/results/gpu}"
+LIMIT="${LIMIT:-535}"
+MOST=$((64 << 20))
+
+bytes() { # of the files whose names are read, each ended by a zero
+    { du -cb --files0-from=- 2>/dev/null || true; } | tail -n 1 | cut -f 1
+}
+
+in_words() {
+    numfmt --to=iec-i --suffix=B --format=%.1f "$1"
+}
+
 if [[ "${1:-}" == wheels ]]; then
     "${PYTHON:-python3}" -m pip download --quiet --no-deps --only-binary=:all: --python-version "${PYTHON_VERSION:-3.12}" \
         --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --platform manylinux_2_17_x86_64 --dest "$WHEELS" \
-        'transformers<6' huggingface_hub hf-xet tokenizers safetensors typer rich shellingham click markdown-it-py mdurl pygments \
-        filelock sentencepiece'<0.2.3' protobuf matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil six \
-        pytest iniconfig pluggy packaging regex pyyaml tqdm httpx httpcore h11 anyio certifi idna typing_extensions annotated-doc
-    du -sm "$WHEELS"
+        'transformers<6' 'huggingface_hub<2' pytest iniconfig pluggy packaging pygments rich
+    TREE=$(git ls-files -coz --exclude-standard | bytes)
+    MORE=$(find "$WHEELS" -type f -print0 | bytes)
+    echo "The checkout has $(in_words "$TREE"), and $WHEELS has $(in_words "$MORE")."
+    if ((TREE + MORE > MOST)); then
+        echo "Together that is more than $(in_words "$MOST"); take wheels that are there already out of $WHEELS." >&2
+        exit 1
+    fi
     exit
 fi
+NEEDS=torch
+source "$ROOT/scripts/_python.sh"
 if [[ -d "$WHEELS" ]]; then
-    mkdir -p "$OUT/site"
-    "${PYTHON:-python3}" - "$WHEELS" "$OUT/site" <<'PYTHON'
+    SITE=$(mktemp -d)
+    trap 'rm -rf "$SITE"' EXIT
+    "$PYTHON" - "$WHEELS" "$SITE" <<'PYTHON'
 import sys, zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,7 +68,13 @@ for wheel in sorted(Path(sys.argv[1]).glob("*.whl")):
     print(f"Using {name} {there} from {sys.argv[1]}.", file=sys.stderr)
     zipfile.ZipFile(wheel).extractall(sys.argv[2])
 PYTHON
-    export PYTHONPATH="$OUT/site${PYTHONPATH:+:$PYTHONPATH}"
+    export PYTHONPATH="$ROOT:$SITE:$PYTHONPATH"
 fi
-source "$ROOT/scripts/_python.sh"
-exec "$PYTHON" -m playground.gpu_check --out "$OUT" "$@"
+LEFT=$((LIMIT > SECONDS ? LIMIT - SECONDS : 1))
+CODE=0
+timeout --foreground --kill-after=3 "$LEFT" \
+    "$PYTHON" -m playground.gpu_check --seconds "$((LEFT - 15))" --out "$OUT" "$@" || CODE=$?
+if ((CODE == 124 || CODE == 137)); then
+    echo "Stopped after $LIMIT s; what was measured by then is in $OUT." >&2
+fi
+exit "$CODE"

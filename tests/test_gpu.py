@@ -10,6 +10,11 @@ import torch
 
 import fastervlm
 from fastervlm import EncoderSchedule, UserError, prune_patches
+from fastervlm.bench.shapes import get_shape
+from fastervlm.bench.speed import speed
+from fastervlm.bench.stages import STAGES
+from fastervlm.bench.variants import variants
+from fastervlm.bench.workload import Workload
 from fastervlm.embedded import embedded_model
 from playground.scenes import draw
 from playground.tower import pixels
@@ -106,6 +111,8 @@ def test_nothing_waits_up_to_the_language_model(call, settings):
     make, inputs = CALLS[call]
     if ("keep_cls" in settings) == (make is tiny.llava) and settings.keys() & {"keep_cls", "encoder_keep"}:
         pytest.skip("of the other kind of model only")
+    if settings == {"method": "resize"} and make is tiny.video_llava:
+        pytest.skip("clips are not shrunk")
     model, batch, handed = make(), inputs(), {}
     for device in ("cpu", "cuda"):
         model.to(device)
@@ -196,6 +203,21 @@ def test_compiled_it_gives_the_same(pictures):
         torch.testing.assert_close(ours[:, -1], expected[:, -1], rtol=1e-2, atol=1e-2)
 
 
+# --- measuring
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-next", "tiny-video"])
+def test_stages_by_events_are_the_time_by_the_clock(name):
+    workload = Workload.of_shape(get_shape(name), torch.float16, torch.device("cuda"), text_tokens=12)
+    result = speed(workload, variants(workload, ["cls", "fastv", "eager-maps"], [4], [1, 4], 1), repeats=9, new_tokens=4)
+    for row in result.rows:
+        assert all(spread.median > 0 for spread in row.measured.values())
+        whole = sum(row.measured[stage].median for stage in STAGES)
+        assert 0.5 < whole / row.first_token.median < 2
+        assert row.counts["peak_memory_bytes"] > 0
+        assert row.counts["flops"]["counted"] == pytest.approx(row.counts["flops"]["formula"], rel=0.05)
+
+
 # --- own cost
 
 
@@ -203,7 +225,6 @@ def test_compiled_it_gives_the_same(pictures):
 def test_scoring_selection_and_splice_take_less_than_half_a_millisecond():
     """Of a picture of 576 patches of width 1024, in bfloat16, as medians by events."""
     from fastervlm.bench.build import random_model
-    from fastervlm.bench.shapes import get_shape
     from playground.bench_floor import own_cost
 
     shape = get_shape("llava-1.5-1b")

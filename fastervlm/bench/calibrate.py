@@ -13,7 +13,7 @@ import torch
 from encoders.errors import UserError
 from fastervlm.bench.compiled import ALL, ENCODER, PLAIN, STEP_TIME
 from fastervlm.bench.device_spec import DeviceSpec
-from fastervlm.bench.devices import SPECS
+from fastervlm.bench.devices import SPECS, known
 from fastervlm.bench.fit import Seen, fit
 from fastervlm.bench.flops import STAGES, Job, has_formula
 from fastervlm.bench.plan import OTHER_NAMES, ROUTES, Prediction, predict
@@ -147,16 +147,17 @@ def _factors(rows: Sequence[MeasuredRow]) -> dict[str, float]:
 
 
 def check_device(device: str, kind: str, bench: Measured) -> None:
-    """Refuse a benchmark of a device of another kind, of a GPU that is another one of `SPECS`, or of another processor.
+    """Refuse a benchmark of a device of another kind, of another GPU than the one of `SPECS`, or of another processor.
 
     Args:
         device: what the device is called.
         kind: the type of its torch device.
         bench: what was measured.
+
+    Raises:
+        UserError: it is one of these.
     """
-    model = bench.device.lower().replace(" ", "")
-    others = [name for name in SPECS if name in model and name != device]
-    if bench.device.partition(":")[0].partition(" ")[0] != kind or (others and device in SPECS):
+    if bench.device.partition(":")[0].partition(" ")[0] != kind or (device in SPECS and known(bench.device) != device):
         raise UserError(f"The benchmark ran on {bench.device}, which is not like {device}; choose another --device-spec.")
     here = machine(torch.device("cpu"))
     told = {name: value for name, value in bench.machine.items() if kind == "cpu" and value != here[name]}

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+import fastervlm
 from encoders.errors import UserError
 from fastervlm.bench.table import TIME_TO_FIRST_TOKEN
 from fastervlm.bench.variants import Variant
@@ -40,15 +41,30 @@ def compiled(workload: Workload, variant: Variant, repeats: int, new_tokens: int
         plain = host.encode
         handle.compile(language_model=True, **options)
         ways = {PLAIN: (plain, None), ENCODER: (host.encode, None), ALL: (host.encode, host.language)}
-        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-        try:
-            for turn in range(repeats + 1):  # the first one compiles
-                for name, (host.encode, host.language) in ways.items():
-                    seconds = _seconds(workload, variant.batch, new_tokens)
-                    taken[name] += [seconds] * bool(turn)
-        finally:
-            host.encode, host.language = ways[ALL]  # which the handle takes off
-        return {"compiling_s": round(handle.compile_seconds, 2), **_told(taken, new_tokens)}
+        told = _in_turns(host, ways, workload, variant.batch, repeats, new_tokens)
+        return {"compiling_s": round(handle.compile_seconds, 2), **told}
+
+
+def encoder_compiled(workload: Workload, variant: Variant, repeats: int, new_tokens: int = 2, **options: Any) -> dict[str, Any]:
+    """The same of a method inside the language model, where the encoder in front of it is all that can be compiled.
+
+    Args:
+        workload: the model and what it is asked.
+        variant: how it is pruned, inside its language model.
+        repeats: rounds.
+        new_tokens: length of each answer; of one there is no step.
+        options: those of `torch.compile`.
+
+    Raises:
+        UserError: the encoder of this model cannot be compiled.
+    """
+    front: Any = fastervlm.prune(workload.model, 1.0)
+    with front, variant.pruned(workload):
+        plain = front.host.encode
+        front.compile(**options)
+        ways = {PLAIN: (plain, None), ENCODER: (front.host.encode, None)}
+        told = _in_turns(front.host, ways, workload, variant.batch, repeats, new_tokens)
+        return {"compiling_s": round(front.compile_seconds, 2), **told}
 
 
 def compiled_or_why_not(*args: Any, **options: Any) -> dict[str, Any]:
@@ -60,6 +76,21 @@ def compiled_or_why_not(*args: Any, **options: Any) -> dict[str, Any]:
     except Exception as error:  # no compiler, a graph that it does not take, no memory
         torch.cuda.empty_cache()  # does nothing where there is none
         return {"refused": f"{type(error).__name__}: {error}"[:MOST]}
+
+
+def _in_turns(
+    host: Any, ways: dict[str, tuple[Any, Any]], workload: Workload, batch: int, repeats: int, new_tokens: int
+) -> dict[str, Any]:
+    """Spreads by ways of the host to encode and to run the language model; the last way stays, which the handle takes off."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    try:
+        for turn in range(repeats + 1):  # the first one compiles
+            for name, (host.encode, host.language) in ways.items():
+                seconds = _seconds(workload, batch, new_tokens)
+                taken[name] += [seconds] * bool(turn)
+    finally:
+        host.encode, host.language = list(ways.values())[-1]
+    return _told(taken, new_tokens)
 
 
 def _told(taken: dict[str, list[tuple[float, float]]], new_tokens: int) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from encoders.errors import UserError
@@ -26,6 +28,12 @@ SPECS = {
     "l4": _gpu("l4", 121.0, 30.3, 0.3),
     "rtx4090": _gpu("rtx4090", 165.2, 82.6, 1.008),
 }
+
+
+def known(model: str) -> str | None:
+    """The name of the GPU that torch calls `model`, by whole words (an L40S is no L4); None where it is none of `SPECS`."""
+    words = re.split(r"[^a-z0-9]+", model.lower().replace("rtx ", "rtx"))
+    return next((name for name in SPECS if name in words), None)
 
 
 def get_spec(name: str, dtype: str) -> DeviceSpec:

@@ -9,7 +9,7 @@ import torch
 from encoders import UserError
 from fastervlm.bench.calibrate import calibrate, check, read_bench
 from fastervlm.bench.device_spec import DeviceSpec
-from fastervlm.bench.devices import SPECS
+from fastervlm.bench.devices import SPECS, known
 from fastervlm.bench.fit import fit
 from fastervlm.bench.plan import job_of, plan, predict
 from fastervlm.bench.plan_table import check_table, plan_table, worst
@@ -124,6 +124,30 @@ def test_calibration_needs_a_device_of_the_same_kind(tmp_path):
     calibrate(cpu, here)
     with pytest.raises(UserError, match=r"ran on another machine than this .processor abacus."):
         calibrate(cpu, elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA L40S", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA RTX A1000", None),
+    ],
+)
+def test_a_gpu_is_known_by_whole_words_of_its_name(tmp_path, model, name):
+    bench = read_bench(bench_of(spec(1, 1), tmp_path / "b.json", device=f"cuda ({model})"))
+    assert known(model) == name
+    for each in SPECS.values():
+        if each.name == name:
+            calibrate(each, bench)
+        else:
+            with pytest.raises(UserError, match=f"which is not like {each.name}; choose another"):
+                calibrate(each, bench)
 
 
 @pytest.mark.parametrize("change", [{"encoder": {"median": 0}}, {"splice": None}, {"prefill": {"median": "x"}}])

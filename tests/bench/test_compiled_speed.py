@@ -2,9 +2,10 @@
 
 import pytest
 
+import fastervlm
 from encoders import UserError
 from fastervlm.bench import speed as room
-from fastervlm.bench.compiled import compiled, compiled_or_why_not
+from fastervlm.bench.compiled import compiled, compiled_or_why_not, encoder_compiled
 from fastervlm.bench.speed import speed
 from fastervlm.bench.variants import Variant, pruners_of, variants
 
@@ -39,6 +40,24 @@ def test_encoder_and_language_model_run_by_graphs_where_they_should(workloads):
     assert told["compiling_s"] > 0
     assert "forward" not in vars(workloads["tiny"].model.model.language_model)
     assert "step_s" not in compiled(workloads["tiny"], variant("cls"), repeats=1, new_tokens=1, backend="eager")
+
+
+def test_in_front_of_fastv_the_encoder_alone_runs_by_a_graph(workloads):
+    runs = []
+
+    def backend(graph, _):
+        return lambda *args: runs.append(0) or graph.forward(*args)
+
+    model = workloads["tiny"].model
+    told = encoder_compiled(workloads["tiny"], variant("fastv"), repeats=2, new_tokens=2, backend=backend)
+    assert len(runs) == 3  # of six calls
+    for kind in ("time_to_first_token_s", "step_s"):
+        assert {way: len(each["values"]) for way, each in told[kind].items()} == {"plain": 2, "encoder": 2}
+    assert told["compiling_s"] > 0
+    with fastervlm.prune(model, 4):  # a model that is still pruned refuses it
+        pass
+    with pytest.raises(UserError, match="pictures in crops"):
+        encoder_compiled(workloads["tiny-next"], variant("fastv"), repeats=1)
 
 
 @pytest.mark.parametrize(
