@@ -203,6 +203,48 @@ def test_other_weights_forget_all(change):
         assert torch.equal(model(**dict(call)).logits, logits)
 
 
+@dataclass(frozen=True, eq=False)
+class OfModules:
+    """A method that holds modules: one that it reads, and the pruned model."""
+
+    reader: Any
+    model: Any
+
+    def __call__(self, patches, k):
+        _, index = (patches.scores * self.reader.weight[0]).topk(k)
+        return fastervlm.KeptTokens(index.sort().values, patches.scores.shape[1])
+
+
+@dataclass(frozen=True)
+class Around:
+    """A method that holds another one."""
+
+    inner: OfModules
+
+    def __call__(self, patches, k):
+        return self.inner(patches, k)
+
+
+@torch.no_grad()
+def test_other_weights_of_what_a_method_holds_forget_all():
+    model, call, reader = tiny.llava(), plain.inputs(ONE), torch.nn.Linear(tiny.PATCHES, 1)
+    method = Around(OfModules(reader, model))
+    with prune(model, 5, method=method, remember=9) as handle:
+        model(**dict(call))
+        first = handle.trace[0].index
+        model.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.5)
+        model(**dict(call))
+        assert handle.memory.hits == 1
+        reader.load_state_dict({"weight": -reader.weight, "bias": reader.bias})
+        model(**dict(call))
+        assert handle.memory.hits == 1
+        found = handle.trace[0].index
+    with prune(model, 5, method=method) as handle:
+        model(**dict(call))
+        assert torch.equal(found, handle.trace[0].index)
+        assert not torch.equal(found, first)
+
+
 @torch.no_grad()
 def test_weights_of_the_language_model_do_not_matter():
     model, call = tiny.llava(), plain.inputs(ONE)
@@ -214,6 +256,21 @@ def test_weights_of_the_language_model_do_not_matter():
         assert handle.memory.hits == 1
     with prune(model):
         assert torch.equal(model(**dict(call)).logits, logits)
+
+
+@torch.no_grad()
+def test_who_writes_to_a_trace_changes_nothing_that_is_remembered():
+    model, call = tiny.llava(), plain.inputs(ONE)
+    with prune(model, 5, remember=9) as handle:
+        model(**dict(call))
+        expected = handle.trace[0].scores.clone(), handle.trace[0].index.clone()
+        for _ in range(3):
+            model(**dict(call))
+            found = handle.trace[0].scores, handle.trace[0].index
+            assert all(map(torch.equal, found, expected))
+            for tensor in found:
+                tensor.mul_(2)
+        assert handle.memory.hits == 3
 
 
 def test_gradients_are_those_without():
