@@ -102,10 +102,11 @@ def _let_go(code: CodeType) -> None:
         return
     # Graphs with constants hold what they need; torch lists their modules for its profiler, and would so keep the constants.
     modules = codecache.PyCodeCache.modules
-    for module in [module for module in modules if any(isinstance(value, Tensor) for value in vars(module).values())]:
-        modules.remove(module)
+    held = [module for module in modules if any(isinstance(value, Tensor) for value in vars(module).values())]
+    modules[:] = [module for module in modules if module not in held]
+    for module in held:
         if sys.modules.get(module.__name__) is module:
-            del sys.modules[module.__name__]
+            sys.modules.pop(module.__name__, None)
 
 
 @contextmanager
