@@ -258,9 +258,10 @@ class PruneHandle(Handle):
         never called as a whole, so compiling it by itself (`model.model.vision_tower.compile()`) has no effect. Rounding may
         differ from what runs uncompiled, and so may the choice among patches that tie.
 
-        On a CPU torch packs the weights for its matrix products ("freezing"), and holds them once more for that. Weights that
-        change are packed anew, at the next call; a write through `weight.data` goes unseen, so call `compile` again after one.
-        Torch keeps graphs on disk for the next process (`TORCHINDUCTOR_CACHE_DIR`).
+        On a CPU torch packs the weights for its matrix products ("freezing"), and holds them once more for that. Where weights
+        change, the next call lets these graphs go and makes new ones; a write through `weight.data` goes unseen, so call
+        `compile` again after one. The next process makes such graphs anew too, of kernels that torch keeps on disk
+        (`TORCHINDUCTOR_CACHE_DIR`): a third of the work.
 
         Args:
             language_model: compile the language model too, where `generate` runs it with neither beams nor a cache of the

@@ -80,3 +80,18 @@ def test_it_learns_alone(batch, method):
         "vision_tower",
         "language_model",
     }
+
+
+@torch.no_grad()
+def test_what_is_remembered_is_forgotten_when_an_adapter_is_scaled(batch):
+    model = tiny_decoders.llava()
+    with_lora(model, "tower")
+    with fastervlm.prune(model, 5, remember=9):
+        first = model(**batch).logits
+        for module in model.modules():
+            if isinstance(module, peft.tuners.lora.LoraLayer):
+                module.set_scale("default", 3.0)
+        found = model(**batch).logits
+    with fastervlm.prune(model, 5):
+        assert torch.equal(model(**batch).logits, found)
+    assert not torch.equal(first, found)

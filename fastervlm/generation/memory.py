@@ -25,8 +25,9 @@ class Memory:
     """What the last pictures and clips were encoded to: kept and projected tokens (K, D) of each.
 
     A key is made of all pixels of a picture (SHA-256), of every setting and, for a method that reads it, of the question. What
-    was remembered is forgotten as soon as a weight in front of the language model has changed. Calls that record gradients,
-    and a model that trains, neither use it nor add to it. It may be used by several threads.
+    was remembered is forgotten as soon as a weight in front of the language model has changed, or one of a module that is in a
+    field of the method. Calls that record gradients, and a model that trains, neither use it nor add to it. It may be used by
+    several threads.
 
     Tokens are those of the call that showed a picture first. So answers are equal bit by bit where that call showed the same
     pictures; where it showed others beside it, they are equal within the rounding that the size of a batch brings.
@@ -71,7 +72,7 @@ class Memory:
         if torch.compiler.is_compiling() or model.training or _differentiable(model):
             return encode(model, pruning, call)
         family.check_questions(call)
-        weights = self._look_at(model, family)
+        weights = self._look_at(model, family, pruning)
         told, places = settings(model, pruning, call), rows(family, call)
         if places is None:
             key = (told, prompt(model, call), *whole(family, pruning, call))
@@ -107,13 +108,13 @@ class Memory:
             key: self._put(key, {kind: made[kind].shown([next(numbers[kind])])}, weights) for key, (kind, _) in missing.items()
         }
 
-    def _look_at(self, model: Any, family: Family) -> Weights:
+    def _look_at(self, model: Any, family: Family, pruning: Pruning) -> Weights:
         """What stands in front of the language model; if it has changed, all is forgotten."""
-        decoder = family.decoder(model)
+        read = model, family.decoder(model), pruning.method
         with self._lock:
-            if self._weights is None or not self._weights.still(model, decoder):
+            if self._weights is None or not self._weights.still(*read):
                 self._known.clear()
-                self._weights = Weights(model, decoder)
+                self._weights = Weights(*read)
             return self._weights
 
     def _get(self, key: Any) -> Shown | None:
@@ -124,7 +125,9 @@ class Memory:
                 return None
             self.hits += 1
             self._known.move_to_end(key)
-            return found
+        return {
+            kind: replace(each, trace=[_own_trace(x) for x in each.trace]) for kind, each in found.items()
+        }  # may be written to
 
     def _put(self, key: Any, shown: Shown, weights: Any) -> Shown:
         """Remember what was made by these weights, if they are the model's still, in tensors of its own, and give it back."""

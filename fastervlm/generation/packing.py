@@ -9,7 +9,7 @@ import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
 
-from fastervlm.reporting.provenance import processor
+from fastervlm.reporting.provenance import by_intel
 
 
 class PackByOneDNN(CustomGraphPass):
@@ -44,7 +44,7 @@ class PackByOneDNN(CustomGraphPass):
 def packing_pass() -> PackByOneDNN | None:
     """The pass, where it pays."""
     both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    return PackByOneDNN() if both and "intel" not in processor().lower() else None
+    return PackByOneDNN() if both and not by_intel() else None
 
 
 def _by_mkl(node: Node) -> bool:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def program() -> dict[str, Any]:
     """The command that runs and the versions it runs with, for the file its results go to."""
@@ -55,7 +57,15 @@ def _version(package: str) -> str:
 
 def processor() -> str:
     """The name of the CPU, as far as the system tells it."""
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return _of_cpu("model name") or platform.processor() or platform.machine()
+
+
+def by_intel() -> bool:
+    """Whether Intel made the CPU, by its vendor where that is told: a virtual machine may give it another name."""
+    return "intel" in (_of_cpu("vendor_id") or processor()).lower()
+
+
+def _of_cpu(name: str) -> str:
+    """What Linux tells of the first CPU; empty where it tells nothing."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

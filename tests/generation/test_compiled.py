@@ -1,6 +1,8 @@
 """What `handle.compile` makes graphs of: weights as constants that may change, and a language model over static caches."""
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -62,6 +64,71 @@ def test_weights_are_constants_that_are_made_anew_when_they_change(graphs):
             for parameter in model.model.vision_tower.parameters():
                 parameter.mul_(1.5)
     assert (graphs.freezing, config.freezing) == ({True}, False)
+
+
+def test_graphs_of_old_weights_are_let_go_however_often_they_change():
+    """As after each epoch of a training, whose own graph stays."""
+    made, layer, rows = [], torch.nn.Linear(4, 4), torch.randn(2, 4)
+
+    def backend(graph, _):
+        own = copy.deepcopy(graph)
+        made.append(weakref.ref(own))
+        return own.forward
+
+    graphs: Graphs | None = Graphs(layer.forward, layer, fullgraph=True, backend=backend)
+    for epoch in range(1, torch._dynamo.config.recompile_limit + 4):
+        assert graphs is not None
+        graphs(rows).sum().backward()
+        with torch.no_grad():
+            layer.weight.mul_(1.5)
+            for _ in range(2):
+                assert torch.equal(graphs(rows), layer(rows))
+        gc.collect()
+        assert len(made) == 1 + epoch
+        assert [each() is not None for each in made] == [True, *[False] * (epoch - 1), True]
+    graphs = None
+    gc.collect()
+    assert not any(each() for each in made)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@torch.no_grad()
+def test_packed_copies_of_old_weights_are_let_go(monkeypatch):
+    held: list[weakref.ref[Any]] = []
+
+    def packing_pass():
+        def followed(graph):
+            packing.PackByOneDNN()(graph)
+            constants = [getattr(graph.owning_module, node.target) for node in graph.nodes if node.op == "get_attr"]
+            held.extend(weakref.ref(each) for each in constants if each.is_mkldnn)
+
+        return followed
+
+    monkeypatch.setattr(packing, "packing_pass", packing_pass)
+    layer = torch.nn.Linear(24, 16)
+    graphs = Graphs(layer.forward, layer, fullgraph=True)
+    for size in (5, 3, 5):
+        rows = torch.randn(size, 24)
+        torch.testing.assert_close(graphs(rows), layer(rows))
+    assert [each() is not None for each in held] == [True, True]  # one for each number of rows
+    layer.weight.mul_(2)
+    torch.testing.assert_close(graphs(rows), layer(rows))
+    gc.collect()
+    assert [each() is not None for each in held] == [False, False, True]
+
+
+@torch.no_grad()
+def test_a_copy_takes_no_graphs_away(graphs):
+    layer, rows = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    compiled: Graphs | None = Graphs(torch.nn.Linear.forward, layer, fullgraph=True, backend=graphs)
+    compiled(layer, rows)
+    twin = copy.deepcopy(compiled)
+    assert torch.equal(compiled(layer, rows), twin(twin.module, rows))
+    compiled = None
+    gc.collect()
+    twin(twin.module, rows)
+    assert graphs.count == 2
 
 
 def test_weights_that_are_learned_are_no_constants(graphs):
@@ -143,12 +210,10 @@ def test_a_language_model_whose_forward_was_replaced_is_refused_and_methods_insi
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
-@pytest.mark.parametrize(
-    ("name", "product"), [("AMD EPYC", "mkldnn::_linear_pointwise"), ("Intel(R) Xeon(R)", "mkl::_mkl_linear")]
-)
+@pytest.mark.parametrize(("intel", "product"), [(False, "mkldnn::_linear_pointwise"), (True, "mkl::_mkl_linear")])
 @torch.no_grad()
-def test_float32_weights_are_packed_by_mkl_for_processors_by_intel_alone(monkeypatch, name, product):
-    monkeypatch.setattr(packing, "processor", lambda: name)
+def test_float32_weights_are_packed_by_mkl_for_processors_by_intel_alone(monkeypatch, intel, product):
+    monkeypatch.setattr(packing, "by_intel", lambda: intel)
     packing.packing_pass.cache_clear()
     torch.manual_seed(0)
     first, second = torch.nn.Linear(24, 24, bias=False), torch.nn.Linear(24, 16)
