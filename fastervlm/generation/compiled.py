@@ -85,9 +85,7 @@ def _compiled(function: Callable[..., Any], options: dict[str, Any]) -> Callable
     def apart(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
-    apart.__code__ = (
-        apart.__code__.replace()
-    )  # torch keeps, and limits, the graphs of a code object, so each has one of its own
+    apart.__code__ = apart.__code__.replace()  # torch keeps, and limits, the graphs of a code object: this one has its own
     weakref.finalize(apart, _let_go, apart.__code__).atexit = False
     return torch.compile(apart, **options)
 

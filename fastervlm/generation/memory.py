@@ -125,9 +125,8 @@ class Memory:
                 return None
             self.hits += 1
             self._known.move_to_end(key)
-        return {
-            kind: replace(each, trace=[_own_trace(x) for x in each.trace]) for kind, each in found.items()
-        }  # may be written to
+        # Traces may be written to.
+        return {kind: replace(each, trace=[_own_trace(x) for x in each.trace]) for kind, each in found.items()}
 
     def _put(self, key: Any, shown: Shown, weights: Any) -> Shown:
         """Remember what was made by these weights, if they are the model's still, in tensors of its own, and give it back."""
