@@ -177,6 +177,7 @@ class NextPlain(Plain):
         if self.budget != "overview":
             return [count if crop in [0, *read] else 0 for crop, count in zip(inside, given, strict=True)]
         left, found, limits = sum(given[1:]), {0: given[0]}, dict(zip(inside, map(len, best), strict=True))
+        share: dict[int, float] = {}
         waiting = [crop for crop in read if crop in limits and attended[crop] > 0]
         while waiting:
             share = {crop: left * attended[crop] / sum(attended[each] for each in waiting) for crop in waiting}
