@@ -4,8 +4,8 @@
 
 At a tenth of the tokens (58 of each crop's 576, 26 of each frame's 256). Accuracy is that of the tiny models on their mini
 benchmarks; their feature block is the third. Time is that to the first token of published shapes with a language model of 1.1
-billion parameters and random weights, a picture in an overview and 2 x 2 crops, a clip of 8 frames of which the last two repeat
-one almost; their feature block is the 23rd. A way says what stays in front of the first block (0, by how much pixels vary) and
+billion parameters and random weights, a picture in an overview and 2 x 2 crops, a clip of 8 frames of which the last two show
+the sixth in other light; their feature block is the 23rd. A way says what stays in front of the first block (0, by how much pixels vary) and
 behind two thirds of the tower (block 2 of the small, 15 of the large, by [CLS]); whether the overview says which crops are
 encoded, and how they share their tokens; and which frames, or patches of frames, count as unchanged. Times are taken in turns
 and told as ratios to the same K without any of that. What is done is written down at once; `--only` does one part and leaves
@@ -157,14 +157,15 @@ def shape_of(kind: str) -> Shape:
 
 
 def shown(model: Any, shape: Shape) -> dict[str, Any]:
-    """A prompt of words around one picture in crops, or a clip whose last third shows one frame, a little brighter."""
+    """A prompt of words around one picture in crops, or a clip whose last third shows one frame, but for its brightness."""
     prompt = asked(model, shape.parts * shape.num_visual_tokens + shape.separators)
     pixels = picture(model, shape.parts)[None]
     if shape.frames:
         ids = prompt["input_ids"]
         prompt["input_ids"] = ids.masked_fill(ids == TOKENS["image"], TOKENS["video"])
         new = shape.frames - shape.frames // 3
-        pixels[:, new:] = pixels[:, new - 1 : new] + (NOISE + LITTLE) / 2
+        for frame in range(new, shape.frames):  # in turns brighter and darker, so that they differ from each other too
+            pixels[:, frame] = pixels[:, new - 1] + (-1) ** frame * (NOISE + LITTLE) / 2
         return prompt | {"pixel_values_videos": pixels}
     side = 2 * model.config.vision_config.image_size
     return prompt | {"pixel_values": pixels, "image_sizes": torch.tensor([[side, side]])}
