@@ -5,11 +5,11 @@
 At a tenth of the tokens (58 of each crop's 576, 26 of each frame's 256). Accuracy is that of the tiny models on their mini
 benchmarks; their feature block is the third. Time is that to the first token of published shapes with a language model of 1.1
 billion parameters and random weights, a picture in an overview and 2 x 2 crops, a clip of 8 frames of which the last two show
-the sixth in other light; their feature block is the 23rd. A way says what stays in front of the first block (0, by how much pixels vary) and
-behind two thirds of the tower (block 2 of the small, 15 of the large, by [CLS]); whether the overview says which crops are
-encoded, and how they share their tokens; and which frames, or patches of frames, count as unchanged. Times are taken in turns
-and told as ratios to the same K without any of that. What is done is written down at once; `--only` does one part and leaves
-the other in the file as it is.
+the sixth in other light; their feature block is the 23rd. A way says what stays in front of the first block (0, by how much
+pixels vary) and behind two thirds of the tower (block 2 of the small, 15 of the large, by [CLS]); whether the overview says
+which crops are encoded, and how they share their tokens; and which frames, or patches of frames, count as unchanged. Times are
+taken in turns and told as ratios to the same K without any of that. What is done is written down at once; `--only` does one
+part and leaves the other in the file as it is.
 """
 
 from __future__ import annotations
