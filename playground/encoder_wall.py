@@ -232,7 +232,8 @@ def draw(told: dict[str, Any], path: Path) -> None:
             for label, group in groups.items()
             if group
         ]
-        title, floor = f"{BASE[kind]}, {KEEP[kind]} tokens of each part", ("a point lost", scores["none"]["value"] - POINT)
+        title = f"Tower of {BASE[kind]}, K = {KEEP[kind]}, a language model of 1.1 billion"
+        floor = "a point lost", scores["none"]["value"] - POINT
         panels.append(Panel(title, "times as fast to the first token", "%", curves, floor, log_x=False))
     if panels:
         draw_panels(panels, path)
