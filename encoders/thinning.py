@@ -54,7 +54,8 @@ class Survivors:
         """Scores of the survivors (B, S), none negative; below all others, in their own order, where `last` (B, N) is true."""
         if last is None:
             return scores
-        return torch.where(last.to(scores.device).gather(1, self.places.to(scores.device)), -1 / (1 + scores), scores)
+        scores = scores.double()  # in which -1 / x tells any two numbers of float32 apart
+        return torch.where(last.to(scores.device).gather(1, self.places.to(scores.device)), -1 / scores, scores)
 
 
 def finish_all_but(half: Any, prefix: int, index: Tensor) -> Tensor:

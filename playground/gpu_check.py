@@ -225,6 +225,10 @@ def main() -> None:
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here; give --device cpu and tiny shapes to try the script itself.")
+    try:  # those that are compiled later stay on the device, so they come last
+        shapes = sorted(args.shapes, key=lambda name: get_shape(name).family.one_graph)
+    except UserError as error:
+        parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "playground.gpu_check", *sys.argv[1:]])
     told = {"command": command, **program(), **machine(device), "dtype": args.dtype, "python": sys.version.split()[0]}
@@ -234,7 +238,7 @@ def main() -> None:
     with ExitStack() as stack:
         stack.callback(lambda: print(f"Written to {steps.file}.", file=sys.stderr))
         ready = []
-        for name in args.shapes:
+        for name in shapes:
             ready.append(of_shape(steps, args, name, device))
             release(device)
         for workload in filter(None, ready):

@@ -5,14 +5,15 @@
 #   bash scripts/gpu_check.sh           on the machine with the GPU: tests, speed, plans, compiled speed, as JSON
 #
 # Of WHEELS only what is missing there, or older there, is used. It is unpacked into a folder that is gone afterwards, and
-# nothing else is changed. The checkout and WHEELS have to fit into 64 MiB together, so WHEELS holds a new transformers and its
-# huggingface_hub, pytest and rich. These have to be there: torch, torchvision, numpy, Pillow, and what else transformers 5.17
-# needs (tokenizers, safetensors, regex, PyYAML, tqdm). Neither matplotlib nor typer is needed.
+# nothing else is changed. WHEELS holds a new transformers and its huggingface_hub, pytest and rich. These have to be there:
+# torch, torchvision, numpy, Pillow, and what else transformers 5.17 needs (tokenizers, safetensors, regex, PyYAML, tqdm, httpx).
+# Neither matplotlib nor typer is needed. Checkout and WHEELS together may have MOST MiB, so that they are quickly sent.
 #
 # From the environment:
 #   WHEELS          folder of wheels (wheels)
 #   PYTHON_VERSION  that they are for (3.12)
 #   OUT             where results go (playground/results/gpu)
+#   MOST            MiB that checkout and WHEELS may have together (64)
 #   LIMIT           seconds after which all is stopped; what was measured by then is in OUT (535)
 #   PYTHON          Python to use (.venv/bin/python of the checkout if it is there, else python3)
 set -euo pipefail
@@ -22,7 +23,7 @@ cd "$ROOT"
 WHEELS="${WHEELS:-$ROOT/wheels}"
 OUT="${OUT:-$ROOT/playground/results/gpu}"
 LIMIT="${LIMIT:-535}"
-MOST=$((64 << 20))
+MOST=$((${MOST:-64} << 20))
 
 bytes() { # of the files whose names are read, each ended by a zero
     { du -cb --files0-from=- 2>/dev/null || true; } | tail -n 1 | cut -f 1
@@ -45,7 +46,7 @@ if [[ "${1:-}" == wheels ]]; then
     fi
     exit
 fi
-NEEDS=torch
+FASTERVLM_NEEDS=torch
 source "$ROOT/scripts/_python.sh"
 if [[ -d "$WHEELS" ]]; then
     SITE=$(mktemp -d)
@@ -74,7 +75,7 @@ LEFT=$((LIMIT > SECONDS ? LIMIT - SECONDS : 1))
 CODE=0
 timeout --foreground --kill-after=3 "$LEFT" \
     "$PYTHON" -m playground.gpu_check --seconds "$((LEFT - 15))" --out "$OUT" "$@" || CODE=$?
-if ((CODE == 124 || CODE == 137)); then
+if ((CODE == 124 || (CODE == 137 && SECONDS >= LIMIT))); then
     echo "Stopped after $LIMIT s; what was measured by then is in $OUT." >&2
 fi
 exit "$CODE"

@@ -31,8 +31,13 @@ SPECS = {
 
 
 def known(model: str) -> str | None:
-    """The name of the GPU that torch calls `model`, by whole words (an L40S is no L4); None where it is none of `SPECS`."""
+    """The name of the GPU that torch calls `model`, by whole words (an L40S is no L4); None where it is none of `SPECS`.
+
+    A slice of a GPU (MIG) is none, nor is that of a laptop or the RTX 4090 D.
+    """
     words = re.split(r"[^a-z0-9]+", model.lower().replace("rtx ", "rtx"))
+    if {"mig", "laptop", "d"} & {*words}:
+        return None
     return next((name for name in SPECS if name in words), None)
 
 

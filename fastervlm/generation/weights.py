@@ -63,6 +63,6 @@ def _held(part: Any) -> Iterator[nn.Module]:
     """The modules in the fields of a dataclass, and in those of what it holds."""
     if isinstance(part, nn.Module):
         yield part
-    elif is_dataclass(part):
+    elif is_dataclass(part) and not isinstance(part, type):
         for field in fields(part):
             yield from _held(getattr(part, field.name))

@@ -33,7 +33,8 @@ class EncoderSchedule:
             encoded first, and those stay whose part of the picture its [CLS] attends to most; the others keep no token.
         still: of clips: a frame that differs from the last one that was encoded by no more than this, in the mean over the
             pixels of any patch, is not encoded, and shows the tokens of that one. Pixels are as the processor gives them; 0.0
-            finds frames that are equal, and is exact. In frames that are encoded, patches that differ no more leave first.
+            finds frames that are equal, and is exact without blocks. With blocks, patches that differ no more from when they
+            last changed leave before all others.
 
     Raises:
         UserError: the numbers do not fit together.

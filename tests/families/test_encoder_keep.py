@@ -7,6 +7,7 @@ import torch
 
 import fastervlm
 from encoders import wrap
+from encoders.thinning import Survivors
 from fastervlm import ClsAttention, EncoderSchedule, FastV, Mass, UserError, UserTypeError
 from tests.support import plain, plain_video, tiny, towers
 from tests.support.checks import close, one_sentence
@@ -364,6 +365,38 @@ def test_patches_that_did_not_change_leave_first(monkeypatch):
             assert entered == sorted(order[:left])
             assert [sum(same) == 0, sum(same) == N - 2, 0 < sum(same) < N - left][number]
     assert len(traces) == 2
+
+
+@torch.no_grad()
+def test_small_changes_add_up():
+    """One patch changes in each frame; another by less than counts each time, until it has changed by more."""
+    model = tiny.video_llava(vision_feature_layer=-1)
+    batch = plain_video.inputs(plain_video.PROMPTS["mixed"])
+    for clip in batch["pixel_values_videos"]:
+        clip[1:] = clip[:1]
+        for number in (1, 2):
+            clip[number, :, :8, :8] += number
+            clip[number, :, 8:16, :8] += 0.04 * number
+    for schedule in (EncoderSchedule([0], [2], still=0.05), EncoderSchedule(still=0.05)):
+        with prune(model, 2, encoder_keep=schedule) as handle:
+            model(**dict(batch))
+        for trace in handle.trace:
+            if isinstance(trace, fastervlm.ClipTrace):
+                assert trace.shown.tolist() == [0, 1, 2]
+                if schedule.blocks:
+                    assert (trace.scores[1:, 0] > 0).tolist() == [True, True]
+                    assert (trace.scores[1:, 4] > 0).tolist() == [False, True]
+
+
+def test_patches_that_leave_first_keep_their_order():
+    """Also where scores are all but equal, or as small as attention gets."""
+    torch.manual_seed(0)
+    scores = torch.cat([torch.tensor([1e-9, 4e-8, 2e-8, 0.0, 0.9]), 0.1 + 1e-7 * torch.rand(50), 1e5 * torch.rand(50)])[None]
+    everyone = Survivors.all(1, scores.shape[1], scores.device)
+    marked = everyone.marked(scores, torch.ones_like(scores, dtype=torch.bool))
+    assert torch.equal(marked.argsort(dim=1, stable=True), scores.argsort(dim=1, stable=True))
+    some = scores < 0.1
+    assert everyone.marked(scores, some)[some].max() < 0
 
 
 @pytest.mark.parametrize("keep_cls", [False, True])

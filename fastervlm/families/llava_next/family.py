@@ -44,7 +44,7 @@ class LlavaNext(Family):
         """Refuse a model whose tower or settings cannot be pruned, before anything is changed."""
         check_thinned(pruning, check_tower(model, model.model.vision_tower, pruning), crops=True)
         if pruning.encoder_keep is not None and pruning.settings.budget == "image":
-            raise UserError("budget='image' may give a crop more tokens than encoder_keep leaves; use budget='crop'.")
+            raise UserError("budget='image' may give a crop more tokens than encoder_keep leaves; use 'crop' or 'overview'.")
         if pruning.settings.budget == "overview" and pruning.budget.reads_scores:
             raise UserError(
                 "budget='overview' shares tokens before the crops are scored; give a count or fraction of tokens, or an AtMost "

@@ -223,21 +223,31 @@ def _still(pruning: Pruning, encoder: VisionEncoder, videos: Tensor) -> tuple[Te
     """What says nothing new in clips (B, F, 3, H, W); None where that is not asked.
 
     (B * F,) for each frame the number of the one whose tokens it shows, its own where it is encoded; and (B * F, N) bool, the
-    patches that differ no more than that from the last frame that was encoded.
+    patches that differ no more than that from when they last changed. Small changes thus add up.
     """
     schedule = pruning.encoder_keep
     if schedule is None or schedule.still is None:
         return None
     shown, unchanged = list[int](), list[Tensor]()
     for first, clip in zip(range(0, len(videos) * videos.shape[1], videos.shape[1]), videos.detach().float(), strict=True):
-        last = 0
+        last, seen = 0, clip[0]
         for number, frame in enumerate(clip):
-            change = F.avg_pool2d((frame - clip[last]).abs().mean(dim=0)[None, None], encoder.patch_size)
-            same = change.flatten() <= schedule.still  # NaN is no small change
-            unchanged.append(same)
-            last = last if bool(same.all()) else number
+            change = F.avg_pool2d((frame - seen).abs().mean(dim=0)[None, None], encoder.patch_size)
+            same = change[0, 0] <= schedule.still  # NaN is no small change
+            unchanged.append(same.flatten())
+            if not bool(same.all()):
+                last = number
+                # All of it is encoded where nothing leaves inside the tower, else what changed before the rest.
+                seen = torch.where(_pixels(same, frame, encoder.patch_size), seen, frame) if schedule.blocks else frame
             shown.append(first + last)
     return torch.tensor(shown, device=videos.device), torch.stack(unchanged)
+
+
+def _pixels(patches: Tensor, frame: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """(H, W) of a frame (3, H, W), for each pixel what `patches` (rows, columns) say of its patch; true beyond them."""
+    spread = patches.repeat_interleave(patch_size[0], dim=0).repeat_interleave(patch_size[1], dim=1)
+    missing = [size - here for size, here in zip(frame.shape[-2:], spread.shape, strict=True)]
+    return F.pad(spread, (0, missing[1], 0, missing[0]), value=True)
 
 
 def _chunk(
