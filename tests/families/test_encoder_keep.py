@@ -380,12 +380,12 @@ def test_small_changes_add_up():
     for schedule in (EncoderSchedule([0], [2], still=0.05), EncoderSchedule(still=0.05)):
         with prune(model, 2, encoder_keep=schedule) as handle:
             model(**dict(batch))
-        for trace in handle.trace:
-            if isinstance(trace, fastervlm.ClipTrace):
-                assert trace.shown.tolist() == [0, 1, 2]
-                if schedule.blocks:
-                    assert (trace.scores[1:, 0] > 0).tolist() == [True, True]
-                    assert (trace.scores[1:, 4] > 0).tolist() == [False, True]
+        clips: list[Any] = [trace for trace in handle.trace if isinstance(trace, fastervlm.ClipTrace)]
+        for trace in clips:
+            assert trace.shown.tolist() == [0, 1, 2]
+            if schedule.blocks:
+                assert (trace.scores[1:, 0] > 0).tolist() == [True, True]
+                assert (trace.scores[1:, 4] > 0).tolist() == [False, True]
 
 
 def test_patches_that_leave_first_keep_their_order():
