@@ -1,17 +1,16 @@
 """What exact changes to a CLIP ViT-L/14-336, and beside it, would save on a CPU, one by one, and so which of them are taken.
 
-    OMP_WAIT_POLICY=passive python -m playground.bench_levers --repeats 9
+    python -m playground.bench_levers --repeats 9
 
 Each lever is two or more ways to the same values (within rounding), of random weights, in turns on one thread. Told are
 medians of the processor's seconds, which other load on the machine hardly touches, and the ratio to the usual way, below 1
-where a way is faster. Threads of preprocessing are timed by the clock on the wall, so they need an idle machine with two cores,
-and threads that wait without work: on virtual machines others can take twenty times as long. Writes results/levers.json.
+where a way is faster. Threads of preprocessing are timed by the clock on the wall, so they need an idle machine with two cores:
+beside other load two threads took twenty times as long. Writes results/levers.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -177,8 +176,7 @@ def main() -> None:
         for way, row in ways.items()
     ]
     print_table(["dtype", "lever", "way", "ms", "ratio"], lines, keys=3)
-    waits = [f"OMP_WAIT_POLICY={policy}"] if (policy := os.environ.get("OMP_WAIT_POLICY")) else []
-    command = shlex.join([*waits, "python", "-m", "playground.bench_levers", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "playground.bench_levers", *sys.argv[1:]])
     told = {"command": command, **machine(torch.device("cpu")), "repeats": given.repeats, "by_the_wall": sorted(BY_THE_WALL)}
     write_json(given.out, {**told, "levers": found})
 
