@@ -51,11 +51,12 @@ class Survivors:
         return back.scatter(1, self.places, order).gather(1, index.to(self.places.device))
 
     def marked(self, scores: Tensor, last: Tensor | None) -> Tensor:
-        """Scores of the survivors (B, S), none negative; below all others, in their own order, where `last` (B, N) is true."""
+        """Ranks of the survivors by their scores (B, S), none negative; all below the others where `last` (B, N) is true."""
         if last is None:
             return scores
-        scores = scores.double()  # in which -1 / x tells any two numbers of float32 apart
-        return torch.where(last.to(scores.device).gather(1, self.places.to(scores.device)), -1 / scores, scores)
+        ranks = scores.abs().view(torch.int32)  # the bits of numbers from 0 up are in the order of the numbers
+        below = ranks + torch.iinfo(torch.int32).min
+        return torch.where(last.to(scores.device).gather(1, self.places.to(scores.device)), below, ranks)
 
 
 def finish_all_but(half: Any, prefix: int, index: Tensor) -> Tensor:

@@ -87,17 +87,15 @@ def prune(
             the reference's, (1 + crops) * K tokens, padding and all, with the processor of `load(..., anyres="paper")`.
         newline: which newline tokens stay: "kept" (all but those of rows that lost every patch), "all" or "none". It and
             `anyres` do not matter to models with one crop, nor with `budget` and `positions` inside the language model.
-        budget: "crop", or "frame" of clips, gives each its own tokens; "image", or "clip", shares their sum by score. With
-            "overview" the crops of a LLaVA-NeXT share theirs in proportion to the attention that the overview pays to what each
-            shows (HiRED, arXiv 2408.10945).
+        budget: "crop", or "frame" of clips, gives each its own tokens; "image", or "clip", shares their sum by score; and by
+            "overview" crops of a LLaVA-NeXT share theirs as its overview attends to what each shows (HiRED, arXiv 2408.10945).
         keep_cls: [CLS] of each frame stays too, in front of its patches and beside their budget, as in transformers.
         images: prune pictures beside clips too; the reference does not.
         positions: "compact" numbers the remaining tokens 0..n-1 as the reference does; "original" leaves the gaps.
         encoder_keep: let patches leave inside the tower already, an approximation; only where `EncoderSchedule` says.
         features: what methods compare: the "tower"'s features, so that only what is kept is projected, or "projected" ones,
             as authors mostly have it; all patches then go through the projector.
-        remember: of how many of the last pictures and clips the kept tokens are remembered, so that a second question about
-            one needs no tower (`fastervlm.generation.memory.Memory`).
+        remember: how many of the last pictures and clips need no tower when shown again (`fastervlm.generation.memory.Memory`).
 
     Returns:
         A handle; `handle.remove()` or leaving `with prune(...)` undoes it exactly.
@@ -261,7 +259,7 @@ class PruneHandle(Handle):
         On a CPU torch packs the weights for its matrix products ("freezing"), and holds them once more for that. Where weights
         change, the next call lets these graphs go and makes new ones; a write through `weight.data` goes unseen, so call
         `compile` again after one. The next process makes such graphs anew too, of kernels that torch keeps on disk
-        (`TORCHINDUCTOR_CACHE_DIR`): a third of the work.
+        (`TORCHINDUCTOR_CACHE_DIR`).
 
         Args:
             language_model: compile the language model too, where `generate` runs it with neither beams nor a cache of the

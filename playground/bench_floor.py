@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -31,6 +30,7 @@ from fastervlm.bench.shapes import SHAPES, TOKENS, get_shape
 from fastervlm.generation.shorten import shorten
 from fastervlm.reporting.files import write_json
 from fastervlm.reporting.measure import Spread, Stopwatch, peak_bytes
+from fastervlm.reporting.progress import track
 from fastervlm.reporting.provenance import machine
 from fastervlm.reporting.tables import print_table
 from fastervlm.selection.choice import choose
@@ -71,7 +71,7 @@ def in_turns(calls: dict[str, Callable[[], Any]], repeats: int, device: torch.de
     """Milliseconds of one of `inner` calls in a row, for each route, after a round that does not count."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     watch = Stopwatch(device)
-    for turn in track(range(repeats + 1), description=", ".join(calls)):
+    for turn in track(range(repeats + 1), "rounds", repeats + 1):
         for name, call in calls.items():
             watch.lap()
             for _ in range(inner):

@@ -29,6 +29,7 @@ from fastervlm.bench.build import random_model
 from fastervlm.bench.shapes import get_shape
 from fastervlm.reporting.files import write_json
 from fastervlm.reporting.measure import Spread
+from fastervlm.reporting.progress import track
 from fastervlm.reporting.provenance import machine
 from fastervlm.reporting.tables import print_table
 from playground.bench_floor import asked, patches, picture
@@ -78,7 +79,8 @@ def main() -> None:
     if given.once:
         print(json.dumps(compile_once(given.shape, given.blocks)))
         return
-    pairs = [pair(["--shape", given.shape, "--blocks", str(given.blocks)]) for _ in range(given.pairs)]
+    options = ["--shape", given.shape, "--blocks", str(given.blocks)]
+    pairs = [pair(options) for _ in track(range(given.pairs), "pairs of processes", given.pairs)]
     found: dict[str, dict[str, Any]] = {
         name: {what: Spread([each[number][what] for each in pairs]).summary() for what in pairs[0][0]}
         for number, name in enumerate(("first process", "second process"))

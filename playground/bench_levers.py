@@ -4,8 +4,8 @@
 
 Each lever is two or more ways to the same values (within rounding), of random weights, in turns on one thread. Told are
 medians of the processor's seconds, which other load on the machine hardly touches, and the ratio to the usual way, below 1
-where a way is faster. Threads of preprocessing are timed by the clock on the wall, so they need an idle machine with two cores:
-beside other load two threads took twenty times as long. Writes results/levers.json.
+where a way is faster. Threads of preprocessing are timed by the clock on the wall, so they need an idle machine with two cores.
+Writes results/levers.json.
 """
 
 from __future__ import annotations

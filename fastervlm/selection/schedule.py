@@ -29,12 +29,12 @@ class EncoderSchedule:
         blocks: numbers of blocks, counted from 1 and ascending, or 0; all before the feature block.
         keep: how many patches stay after each of them, descending: counts, or fractions of all N. At least as many stay as are
             kept in the end; where all are kept, nothing leaves.
-        crops: of pictures in crops: how many of them are encoded beside the overview, a count or a fraction. The overview is
-            encoded first, and those stay whose part of the picture its [CLS] attends to most; the others keep no token.
         still: of clips: a frame that differs from the last one that was encoded by no more than this, in the mean over the
             pixels of any patch, is not encoded, and shows the tokens of that one. Pixels are as the processor gives them; 0.0
             finds frames that are equal, and is exact without blocks. With blocks, patches that differ no more from when they
             last changed leave before all others.
+        crops: of pictures in crops: how many of them are encoded beside the overview, a count or a fraction. The overview is
+            encoded first, and those stay whose part of the picture its [CLS] attends to most; the others keep no token.
 
     Raises:
         UserError: the numbers do not fit together.
@@ -54,7 +54,11 @@ class EncoderSchedule:
         if self.still is not None and (type(self.still) not in (int, float) or not 0 <= self.still < math.inf):
             raise UserError(f"still={self.still!r} must be a number from 0, a difference between pixels.")
         if self.crops is not None:
-            TokenBudget(self.crops)  # refuses what is neither
+            try:
+                TokenBudget(self.crops)
+            except UserError as error:
+                wrong = f"crops={self.crops!r} must be a count of crops such as 3, or a fraction above 0 and up to 1.0."
+                raise type(error)(wrong) from None
         if (not self.blocks and self.still is None and self.crops is None) or len(self.blocks) != len(self.keep):
             raise UserError(
                 f"blocks={self.blocks} and keep={self.keep} do not fit together; give a number of patches for each block."

@@ -172,7 +172,7 @@ def test_so_is_a_budget_of_one_call(model, keep):
 
 @pytest.mark.parametrize(("crops", "kind"), [(0, UserError), (-1, UserError), (1.5, UserError), ("2", UserTypeError)])
 def test_crops_are_a_count_or_a_fraction(crops, kind):
-    with pytest.raises(kind) as caught:
+    with pytest.raises(kind, match=f"crops={crops!r} must be a count of crops") as caught:
         EncoderSchedule(crops=crops)
     one_sentence(caught.value)
     with pytest.raises(kind):

@@ -99,7 +99,11 @@ def test_wrong_inputs(model, what, spoil, sentence):
             {"budget": "image"},
             "budget='image' means nothing to a VideoLlava.*; choose one of frame, clip, crop.",
         ),
-        ("video_llava", {"budget": "frames"}, "budget='frames' is not known; choose one of crop, image, overview, frame, cl.*"),
+        (
+            "video_llava",
+            {"budget": "frames"},
+            "budget='frames' is not known; choose one of crop, image, overview, frame, clip.",
+        ),
         ("video_llava", {"keep_cls": "yes"}, "keep_cls='yes' must be True or False."),
         (
             "video_llava",
